@@ -1,0 +1,130 @@
+"""The workflow on SLURM: every stage goes through sbatch, and jobs or Snakemake itself may be killed at any time."""
+
+import hashlib
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+
+pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2700)]
+
+ON_GPU = {"finetune", "predict"}
+RESULT = "results/tiny/metrics.csv"
+WEIGHTS = "models/small/seed0/weights.json"
+TARGETS = {"finetune": WEIGHTS, "predict": "results/tiny/small/seed0/predict/part0of2.json"}
+
+
+@pytest.fixture(scope="module")
+def configfile(root, tmp_path_factory):
+    """The tiny configuration with one segmentation, two jobs that predict, and GPUs asked for, which the jobs lack."""
+    config = yaml.safe_load((root / "tests" / "config" / "tiny.yaml").read_text())
+    config["device"] = "auto"
+    config["resources"] = {**config.get("resources", {}), "predict": {"parts": 2}}
+    config["segmentations"] = {"waterz": config["segmentations"]["waterz"]}
+    path = tmp_path_factory.mktemp("config") / "slurm.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(submit, configfile, tmp_path_factory):
+    """Folder and Snakemake's output of a run that nothing disturbs."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    done = submit(RESULT, "--configfile", configfile, directory=folder)
+    return folder, done.stdout
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Path -> hash of everything that a run makes and promises to make again, to the byte."""
+    patterns = ("**/*.zarr/**/*", "results/**/*.npz", "results/*/metrics.csv", "models/**/*.safetensors")
+    files = {path: path.read_bytes() for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    for path in [*folder.glob("models/**/*.json"), *folder.glob("results/**/*.json")]:
+        if path not in files and path.parent.name != "locks":
+            files[path] = json.dumps(json.loads(path.read_text())["content"]).encode()
+    return {str(path.relative_to(folder)): hashlib.sha256(data).hexdigest() for path, data in files.items()}
+
+
+def differing(folder: Path, reference: Path) -> list[str]:
+    """Files of `folder` that are other than those of a run that made them and more."""
+    found, expected = fingerprint(folder), fingerprint(reference)
+    assert found
+    return [path for path, digest in found.items() if expected.get(path) != digest]
+
+
+def rule_of(job: dict[str, str]) -> str:
+    """The rule that the plugin wrote into a SLURM job's comment."""
+    return re.fullmatch(r"rule_(.+?)(_wildcards_.*)?", job["Comment"])[1]
+
+
+def wait_for_job(cluster, rule: str, folder: Path, snakemake: subprocess.Popen) -> dict[str, str]:
+    """The first running job of a rule, once its stage has begun to log."""
+    deadline = time.monotonic() + 600
+    while time.monotonic() < deadline and snakemake.poll() is None:
+        running = [job for job in cluster.jobs(WorkDir=str(folder), JobState="RUNNING") if rule_of(job) == rule]
+        if running and any(path.stat().st_size for path in (folder / "logs" / rule).glob("*.log")):
+            return running[0]
+        time.sleep(0.2)
+    raise AssertionError(f"no job of {rule} ran; snakemake ended with {snakemake.poll()}{cluster.logs()}")
+
+
+def test_every_rule_is_submitted(cluster, undisturbed):
+    folder, output = undisturbed
+    planned = Counter(re.findall(r"^rule (\w+):$", output, re.MULTILINE))
+    local = set(re.findall(r"^localrule (\w+):$", output, re.MULTILINE))
+    jobs = cluster.jobs(WorkDir=str(folder))
+    assert Counter(map(rule_of, jobs)) == planned
+    assert {job["JobState"] for job in jobs} == {"COMPLETED"}
+    assert output.count("has been submitted with SLURM jobid") == planned.total()
+    stages = {"download", "ingest", "finetune", "predict", "baseline", "fragments", "rag", "tune", "agglomerate"}
+    assert set(planned) == {*stages, "relabel", "evaluate"}
+    assert {rule for rule in local if not rule.startswith("prepare_")} == {"metrics"}
+
+
+def test_stages_that_run_a_network_get_a_gpu(cluster, undisturbed):
+    folder, _ = undisturbed
+    jobs = cluster.jobs(WorkDir=str(folder))
+    assert {rule_of(job) for job in jobs if job.get("TresPerJob") == "gres:gpu:1"} == ON_GPU
+    assert {rule_of(job) for job in jobs if "TresPerJob" not in job}.isdisjoint(ON_GPU)
+
+
+def test_memory_time_and_threads_are_requested(cluster, undisturbed):
+    folder, _ = undisturbed
+    finetune = next(job for job in cluster.jobs(WorkDir=str(folder)) if rule_of(job) == "finetune")
+    assert (finetune["MinMemoryNode"], finetune["TimeLimit"], finetune["NumCPUs"]) == ("16000M", "2-00:00:00", "2")
+
+
+def test_every_submitted_rule_leaves_its_log(undisturbed):
+    folder, output = undisturbed
+    for rule, number in Counter(re.findall(r"^rule (\w+):$", output, re.MULTILINE)).items():
+        logs = [path for path in (folder / "logs" / rule).glob("*.log") if path.stat().st_size]
+        assert len(logs) == number, rule
+
+
+def test_cancelled_job_is_tried_again(cluster, submit, configfile, undisturbed, tmp_path):
+    snakemake = submit(WEIGHTS, "--configfile", configfile, directory=tmp_path, background=True)
+    job = wait_for_job(cluster, "finetune", tmp_path, snakemake)
+    cluster.command("scancel", job["JobId"])
+    assert snakemake.wait(timeout=600) == 0, (tmp_path / "output.txt").read_text()
+    states = [j["JobState"] for j in cluster.jobs(WorkDir=str(tmp_path)) if rule_of(j) == "finetune"]
+    assert sorted(states) == ["CANCELLED", "COMPLETED"]
+    assert differing(tmp_path, undisturbed[0]) == []
+
+
+@pytest.mark.parametrize("rule", ["finetune", "predict"])
+def test_killed_snakemake_goes_on_to_the_same_bytes(rule, cluster, submit, configfile, undisturbed, tmp_path):
+    """Its jobs live on, and those of the second run take over from them."""
+    words = (TARGETS[rule], "--configfile", configfile)
+    snakemake = submit(*words, directory=tmp_path, background=True)
+    wait_for_job(cluster, rule, tmp_path, snakemake)
+    os.kill(snakemake.pid, signal.SIGKILL)
+    snakemake.wait()
+    submit(*words, "--unlock", directory=tmp_path)
+    submit(*words, directory=tmp_path)
+    assert differing(tmp_path, undisturbed[0]) == []

@@ -1,0 +1,277 @@
+"""The download stage against a server on this machine: resuming, retrying, checking, falling back."""
+
+import hashlib
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tokenunify import manifest, stages
+from tokenunify.data import download
+from tokenunify.errors import InputError
+
+DATA = np.random.default_rng(0).bytes(300_007)
+SHA256 = hashlib.sha256(DATA).hexdigest()
+WRONG = "0" * 64
+
+
+class Server(ThreadingHTTPServer):
+    """Serves `files`; `faults` are taken one per request: a status to answer with, or ("cut", bytes to send)."""
+
+    def __init__(self):
+        super().__init__(("127.0.0.1", 0), _Handler)
+        self.files: dict[str, bytes] = {"/em/raw.bin": DATA}
+        self.faults: list = []
+        self.ranges = True
+        self.requests: list[tuple[str, str | None, int]] = []
+        self.url = f"http://127.0.0.1:{self.server_address[1]}"
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server: Server
+
+    def do_GET(self):
+        fault = self.server.faults.pop(0) if self.server.faults else None
+        asked = self.headers["Range"]
+        if self.path == "/moved":
+            return self._head(302, self.server.requests, asked, Location=f"{self.server.url}/em/raw.bin")
+        data = self.server.files.get(self.path)
+        if isinstance(fault, int) or data is None:
+            return self._head(fault or 404, self.server.requests, asked)
+        tag = f'"{hashlib.md5(data).hexdigest()}"'
+        start = int(asked[6:-1]) if asked and self.server.ranges and self.headers["If-Range"] in (None, tag) else 0
+        body = data[start:]
+        self._head(206 if start else 200, self.server.requests, asked, **{"Content-Length": len(body), "ETag": tag})
+        self.wfile.write(body[: fault[1]] if fault else body)
+
+    def _head(self, status, log, asked, **headers):
+        log.append((self.path, asked, status))
+        self.send_response(status)
+        for name, value in headers.items():
+            self.send_header(name, str(value))
+        self.end_headers()
+
+    def log_message(self, *_args):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.001)
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """Run the stage on these sources; return the manifest."""
+
+    def run_stage(*sources: dict) -> dict:
+        text = json.dumps({"version": 1, "sources": sources})
+        output = tmp_path / "data" / "sources" / "v.json"
+        section, plain = stages.from_json("download", text)
+        download.run(section, plain, downloads=tmp_path / "downloads", output=output)
+        return manifest.read(output)
+
+    return run_stage
+
+
+def raw(**keys) -> dict:
+    return {"raw": {"format": "npy", **keys}}
+
+
+def downloads(folder) -> set[str]:
+    return {path.name.partition("-")[2] or path.name for path in (folder / "downloads").glob("[!.]*")}
+
+
+def test_a_url_is_fetched_and_verified(server, run, tmp_path):
+    made = run(raw(url=f"{server.url}/em/raw.bin", sha256=SHA256))
+    assert made["content"] == {"source": 0, "raw": {"sha256": SHA256, "format": "npy", "dataset": None}, "labels": None}
+    assert Path(made["run"]["raw"]).read_bytes() == DATA
+    assert downloads(tmp_path) == {"raw.bin", "raw.bin.sha256"}
+
+
+def test_content_holds_no_path_or_address(server, run, tmp_path):
+    (tmp_path / "labels.npy").write_bytes(b"ids")
+    labels = {"labels": {"format": "npy", "path": str(tmp_path / "labels.npy")}}
+    text = json.dumps(run(raw(url=f"{server.url}/em/raw.bin") | labels)["content"])
+    assert "127.0.0.1" not in text
+    assert str(tmp_path) not in text
+
+
+def test_a_second_run_does_not_ask_the_server(server, run):
+    first = run(raw(url=f"{server.url}/em/raw.bin", sha256=SHA256))
+    server.requests.clear()
+    assert run(raw(url=f"{server.url}/em/raw.bin", sha256=SHA256))["content"] == first["content"]
+    assert server.requests == []
+
+
+def test_a_cut_transfer_goes_on_where_it_ended(server, run):
+    server.faults = [("cut", 100_000), ("cut", 50_000)]
+    made = run(raw(url=f"{server.url}/em/raw.bin", sha256=SHA256))
+    assert Path(made["run"]["raw"]).read_bytes() == DATA
+    assert [status for *_, status in server.requests] == [200, 206, 206]
+    starts = [int(asked[6:-1]) for _, asked, _ in server.requests if asked]
+    assert 0 < starts[0] <= 100_000 < starts[1] <= 150_000
+
+
+def test_a_later_run_goes_on_with_what_an_earlier_one_got(server, run, monkeypatch):
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    server.faults = [("cut", 100_000)]
+    with pytest.raises(InputError, match="what has arrived is kept"):
+        run(raw(url=f"{server.url}/em/raw.bin"))
+    made = run(raw(url=f"{server.url}/em/raw.bin"))
+    assert Path(made["run"]["raw"]).read_bytes() == DATA
+    assert server.requests[-1][2] == 206
+
+
+def test_a_file_that_changed_on_the_server_is_fetched_anew(server, run, monkeypatch):
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    server.faults = [("cut", 100_000)]
+    with pytest.raises(InputError):
+        run(raw(url=f"{server.url}/em/raw.bin"))
+    server.files["/em/raw.bin"] = DATA[::-1]
+    made = run(raw(url=f"{server.url}/em/raw.bin"))
+    assert Path(made["run"]["raw"]).read_bytes() == DATA[::-1]
+
+
+def test_a_server_without_ranges_sends_it_all_again(server, run):
+    server.ranges, server.faults = False, [("cut", 100_000)]
+    made = run(raw(url=f"{server.url}/em/raw.bin", sha256=SHA256))
+    assert Path(made["run"]["raw"]).read_bytes() == DATA
+
+
+def test_redirects_are_followed_while_resuming(server, run):
+    server.faults = [None, ("cut", 100_000)]
+    made = run(raw(url=f"{server.url}/moved", sha256=SHA256))
+    assert Path(made["run"]["raw"]).read_bytes() == DATA
+    assert [status for *_, status in server.requests] == [302, 200, 302, 206]
+
+
+@pytest.mark.parametrize("status", [500, 503, 429, 416])
+def test_passing_faults_are_tried_again(server, run, status):
+    server.faults = [status, status]
+    assert run(raw(url=f"{server.url}/em/raw.bin"))["content"]["raw"]["sha256"] == SHA256
+    assert len(server.requests) == 3
+
+
+def test_a_missing_file_is_not_tried_again(server, run):
+    with pytest.raises(InputError, match=r"em/gone.bin cannot be fetched after 1 attempts \(404"):
+        run(raw(url=f"{server.url}/em/gone.bin"))
+    assert len(server.requests) == 1
+
+
+def test_it_gives_up_after_some_attempts(server, run, tmp_path):
+    server.faults = [500] * 100
+    with pytest.raises(InputError, match="after 5 attempts"):
+        run(raw(url=f"{server.url}/em/raw.bin"))
+    assert not (tmp_path / "data" / "sources" / "v.json").exists()
+
+
+def test_a_file_with_a_wrong_checksum_is_kept_aside(server, run, tmp_path):
+    with pytest.raises(InputError, match=f"expected sha256 {WRONG}, found {SHA256}.*wrong-sha256"):
+        run(raw(url=f"{server.url}/em/raw.bin", sha256=WRONG))
+    assert downloads(tmp_path) == {"raw.bin.wrong-sha256"}
+    assert not (tmp_path / "data" / "sources" / "v.json").exists()
+
+
+def test_a_file_kept_aside_is_used_once_its_checksum_is_given(server, run):
+    with pytest.raises(InputError):
+        run(raw(url=f"{server.url}/em/raw.bin", sha256=WRONG))
+    server.requests.clear()
+    assert run(raw(url=f"{server.url}/em/raw.bin", sha256=SHA256))["content"]["raw"]["sha256"] == SHA256
+    assert server.requests == []
+
+
+def test_the_first_checksum_found_holds_from_then_on(server, run, tmp_path):
+    made = run(raw(url=f"{server.url}/em/raw.bin"))
+    assert made["content"]["raw"]["sha256"] == SHA256
+    Path(made["run"]["raw"]).write_bytes(b"damage")
+    with pytest.raises(InputError, match=f"expected sha256 {SHA256}"):
+        run(raw(url=f"{server.url}/em/raw.bin"))
+    assert run(raw(url=f"{server.url}/em/raw.bin"))["content"] == made["content"]
+
+
+def test_equal_names_of_different_addresses_do_not_mix(server, run):
+    server.files["/other/raw.bin"] = b"other"
+    one, other = (run(raw(url=f"{server.url}/{folder}/raw.bin"))["content"] for folder in ("em", "other"))
+    assert one != other
+
+
+def test_two_volumes_that_want_one_file_fetch_it_once(server, tmp_path):
+    target, results = tmp_path / "raw.bin", []
+
+    def want():
+        results.append(download.fetch(f"{server.url}/em/raw.bin", target, SHA256, progress=False))
+
+    threads = [threading.Thread(target=want) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert results == [SHA256] * 4
+    assert len(server.requests) == 1
+
+
+def test_an_image_sequence_comes_into_one_folder(server, run):
+    server.files |= {f"/s/{index}.png": bytes([index]) * 9 for index in range(8, 13)}
+    source = {"raw": {"format": "images", "url": f"{server.url}/s/{{index}}.png", "indices": [8, 12]}}
+    made = run(source)
+    assert [(name.name, name.read_bytes()[0]) for name in download.sources.image_files(made["run"]["raw"])] == [
+        (f"{index:06d}.png", index) for index in range(8, 12)
+    ]
+    assert run(source)["content"] == made["content"]
+    del server.files["/s/9.png"]
+    with pytest.raises(InputError, match=r"s/9\.png"):
+        run({"raw": source["raw"] | {"indices": [9, 12]}})
+
+
+def test_a_local_file_is_verified_and_left_alone(run, tmp_path, monkeypatch):
+    (tmp_path / "raw.npy").write_bytes(DATA)
+    monkeypatch.setenv("EM_DATA", str(tmp_path))
+    made = run(raw(path="${EM_DATA}/raw.npy", sha256=SHA256))
+    assert made["content"]["raw"]["sha256"] == SHA256
+    assert made["run"]["raw"] == str(tmp_path / "raw.npy")
+    with pytest.raises(InputError, match=f"raw.npy.*not used: expected sha256 {WRONG}, found {SHA256}"):
+        run(raw(path="${EM_DATA}/raw.npy", sha256=WRONG))
+    assert (tmp_path / "raw.npy").read_bytes() == DATA
+
+
+def test_the_first_source_that_works_wins(server, run, tmp_path):
+    (tmp_path / "raw.npy").write_bytes(DATA)
+    made = run(
+        raw(path="${NOT_SET_ANYWHERE}/raw.npy"),
+        raw(path=str(tmp_path / "raw.npy"), sha256=WRONG),
+        raw(path=str(tmp_path / "raw.npy")),
+        raw(url=f"{server.url}/em/raw.bin"),
+    )
+    assert made["content"]["source"] == 2
+    assert server.requests == []
+
+
+def test_a_source_counts_only_with_its_labels(run, tmp_path):
+    (tmp_path / "raw.npy").write_bytes(DATA)
+    labels = {"labels": {"format": "npy", "path": str(tmp_path / "gone.npy")}}
+    with pytest.raises(InputError, match=r"source 0: .*gone\.npy does not exist"):
+        run(raw(path=str(tmp_path / "raw.npy")) | labels)
+
+
+def test_every_reason_is_listed_when_none_works(server, run):
+    with pytest.raises(InputError) as caught:
+        run(raw(path="${NOT_SET_ANYWHERE}/a"), raw(path="/nowhere/b"), raw(url=f"{server.url}/c"))
+    lines = str(caught.value).splitlines()
+    assert "none of the sources works" in lines[0]
+    for line, words in zip(lines[1:], ("NOT_SET_ANYWHERE is not set", "/nowhere/b does not exist", "404"), strict=True):
+        assert words in line
+
+
+def test_a_phantom_needs_no_file(run):
+    phantom = {"seed": 3, "shape": [4, 20, 30], "density": 1.5}
+    assert run({"phantom": phantom})["content"] == {"source": 0, "phantom": phantom, "labels": None}

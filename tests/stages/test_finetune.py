@@ -1,0 +1,247 @@
+"""Fine-tuning: it learns, it survives a kill without a trace, and it says what is wrong."""
+
+import csv
+import json
+import signal
+import subprocess
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tokenunify import arrays, manifest, stages
+from tokenunify import config as c
+from tokenunify.errors import InputError
+from tokenunify.learning import checkpoint, finetune, loop
+
+NETWORK = c.Superhuman(filters=(2, 3), norm_momentum=0.1)
+
+
+def write_volume(folder, name, *, shape=(9, 40, 52), labelled=True, seed=0):
+    """Cells in a brick pattern with dark membranes, (z, y, x) at 40 x 8 x 8 nm."""
+    rng = np.random.default_rng(seed)
+    z, y, x = np.indices(shape)
+    labels = (1 + (y + 3 * (z // 3)) // 10 + 100 * (x // 13) + 10_000 * (z // 6)).astype(np.uint64)
+    border = ((y + 3 * (z // 3) + 1) % 10 < 2) | ((x + 1) % 13 < 2)
+    raw = np.where(border, 60, 190) + rng.normal(0, 10, shape)
+    content = {
+        "raw": {"shape": shape, "dtype": "uint8"},
+        "labels": None,
+        "voxel_size_nm": [40, 8, 8],
+        "zero": "background",
+    }
+    grid = {"shape": shape, "chunk_shape": (4, 16, 16), "shard_shape": (8, 32, 32), "attributes": {}}
+    arrays.create(folder / f"{name}.zarr/raw/0", dtype="uint8", **grid)[:] = raw.clip(0, 255).astype(np.uint8)
+    if labelled:
+        arrays.create(folder / f"{name}.zarr/labels/0", dtype="uint64", **grid)[:] = labels
+        content["labels"] = {"shape": shape, "dtype": "uint64"}
+    manifest.write(folder / f"{name}.json", {**content, "offset_nm": [0, 0, 0]})
+    return folder / f"{name}.json"
+
+
+@pytest.fixture(scope="module")
+def volumes(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("volumes")
+    return {
+        "train": write_volume(folder, "train"),
+        "other": write_volume(folder, "other", shape=(12, 36, 48), seed=1),
+        "small": write_volume(folder, "small", shape=(3, 12, 20), seed=2),
+        "unlabelled": write_volume(folder, "unlabelled", labelled=False),
+    }
+
+
+def section(**given):
+    """A training of seconds; what travels on the command line, with its version."""
+    tiny = {
+        "network": NETWORK,
+        "sections": (None,),
+        "crop": (4, 16, 20),
+        "steps": 11,
+        "validate_every": 4,
+        "checkpoint_every": 3,
+        "validation_crops": 2,
+        "learning_rate": 1e-2,
+    }
+    return stages.to_json("finetune", stages.Finetune(**{**tiny, **given}))
+
+
+def train(volumes, output, text=None, *, train=("train",), validation=("other",), seed=0):
+    parsed, plain = stages.from_json("finetune", text or section(sections=(None,) * len(train)))
+    paths = {"train": [volumes[v] for v in train], "validation": [volumes[v] for v in validation]}
+    finetune.run(parsed, plain, **paths, output=output, seed=seed, threads=1, device="cpu")
+    return output
+
+
+def log_of(output):
+    with open(output.with_name("log.csv"), newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_outputs_rebuild_the_network(volumes, tmp_path):
+    output = train(volumes, tmp_path / "models/m/seed0/weights.json", train=("train", "other"), validation=("small",))
+    content = manifest.content(output)
+    assert content["parameters"] == sum(p.numel() for p in checkpoint.rebuild(output)[0].parameters())
+    assert content["weights"] == manifest.file_sha256(output.with_name("weights.safetensors"))
+    assert content["pretraining"] == "none" and content["seed"] == 0
+    assert set(content["inputs"]) == {"train", "other", "small"}
+    assert content["finetune"]["steps"] == 11 and content["network"]["filters"] == [2, 3]
+    with open(output.with_name("transfer.csv"), newline="") as file:
+        rows = list(csv.DictReader(file))
+    tensors = load_file(output.with_name("weights.safetensors"))
+    assert {row["name"] for row in rows} == set(tensors)
+    assert {(row["status"], row["reason"]) for row in rows} == {("new", "from scratch")}
+    assert [int(row["step"]) for row in log_of(output)] == [4, 8, 10, 11]
+    assert [bool(row["validation_loss"]) for row in log_of(output)] == [True, True, False, True]
+
+
+KILLER = """
+import os, signal, sys
+from tokenunify import cli
+from tokenunify.learning import checkpoint, loop
+where, step = sys.argv[1], int(sys.argv[2])
+def killing(function):
+    def wrapped(self, *arguments):
+        if self.progress.step == step and where == "step":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = function(self, *arguments)
+        if self.progress.step == step and where == "validate":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+    return wrapped
+name = {"step": "step", "validate": "validate"}[where]
+setattr(loop.Training, name, killing(getattr(loop.Training, name)))
+cli.main(sys.argv[3:])
+"""
+
+
+def test_killed_training_ends_with_the_same_bits(volumes, tmp_path, root):
+    """Killed at step 5, behind the state of step 3; then between the best weights of step 8 and the state of step 9."""
+    text = section(ema=0.9, checkpoint="best")
+    whole = train(volumes, tmp_path / "whole/weights.json", text)
+    output = tmp_path / "killed/weights.json"
+    words = ["finetune", "--config-json", text, "--train", volumes["train"], "--validation", volumes["other"]]
+    words += ["--output", output, "--seed", "0", "--threads", "1", "--device", "cpu"]
+    for where, step in (("step", 5), ("validate", 8)):
+        command = [sys.executable, "-c", KILLER, where, str(step), *map(str, words)]
+        assert subprocess.run(command, cwd=root, capture_output=True).returncode == -signal.SIGKILL
+        assert not output.exists()
+    train(volumes, output, text)
+    assert manifest.read(output)["run"]["attempts"] == 3
+    assert manifest.content(output) == manifest.content(whole)
+    for name in ("weights.safetensors", "transfer.csv"):
+        assert output.with_name(name).read_bytes() == whole.with_name(name).read_bytes()
+    for a, b in zip(log_of(output), log_of(whole), strict=True):
+        assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+def test_learning_lowers_the_loss(volumes, tmp_path):
+    text = section(steps=100, network=c.Superhuman(filters=(6, 8), norm_momentum=0.1), loss="mse", validate_every=20)
+    rows = log_of(train(volumes, tmp_path / "weights.json", text))
+    losses = [float(row["validation_loss"]) for row in rows if row["validation_loss"]]
+    samples = finetune.validation_samples(stages.from_json("finetune", text)[0], [volumes["other"]])
+    targets, mask = (np.stack([getattr(s, name) for s in samples]) for name in ("targets", "mask"))
+    constant = np.mean([targets[:, channel][mask[:, channel]].var() for channel in range(3)])
+    assert losses[-1] < 0.5 * constant
+
+
+def test_seed_decides_the_weights(volumes, tmp_path):
+    text = section(steps=2)
+    outputs = [train(volumes, tmp_path / f"{i}/weights.json", text, seed=seed) for i, seed in enumerate((0, 0, 1))]
+    first, same, other = (manifest.content(output)["weights"] for output in outputs)
+    assert first == same != other
+
+
+@pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"loss": "bce", "ema": 0.5, "checkpoint": "last"}])
+def test_options_run_to_the_end(volumes, tmp_path, options):
+    output = train(volumes, tmp_path / "weights.json", section(steps=3, warmup_steps=2, clip_norm=None, **options))
+    assert all(torch.isfinite(t.float()).all() for t in load_file(output.with_name("weights.safetensors")).values())
+
+
+def test_low_precision_is_used_in_training(volumes, tmp_path, monkeypatch):
+    forward, seen = loop.Logits.forward, []
+
+    def watched(self, raw):
+        logits = forward(self, raw)
+        seen.append(logits.dtype)
+        return logits
+
+    monkeypatch.setattr(loop.Logits, "forward", watched)
+    train(volumes, tmp_path / "weights.json", section(steps=1, precision="bf16-mixed"))
+    assert seen == [torch.bfloat16]
+
+
+def test_without_validation_the_last_weights_are_kept(volumes, tmp_path):
+    output = train(volumes, tmp_path / "weights.json", section(steps=3), validation=())
+    assert manifest.read(output)["run"]["best_validation_loss"] is None
+
+
+def test_validation_chooses_the_best_weights(volumes, tmp_path):
+    output = train(volumes, tmp_path / "weights.json", section(learning_rate=0.3))
+    rows = {int(r["step"]): float(r["validation_loss"]) for r in log_of(output) if r["validation_loss"]}
+    assert manifest.read(output)["run"]["best_step"] == min(rows, key=rows.get)
+
+
+def test_learning_rate_warms_up_and_falls():
+    config = c.Finetune(steps=12, warmup_steps=4, learning_rate=1.0, final_learning_rate=0.1)
+    rates = [loop.learning_rate(step, config) for step in range(12)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0 and rates[8] == pytest.approx(0.55)
+    assert all(a > b for a, b in pairwise(rates[4:]))
+
+
+def test_batches_keep_their_order_and_are_shared_between_ranks():
+    source = [
+        finetune.crops.Sample(np.full((1, 1, 1, 1), i, np.float32), np.zeros((3, 1, 1, 1)), np.ones((3, 1, 1, 1)))
+        for i in range(24)
+    ]
+    ranks = [
+        [raw.ravel().tolist() for raw, _, _ in loop.batches(source, 4, range(2, 6), threads=3, rank=r, world=2)]
+        for r in range(2)
+    ]
+    assert ranks[0] == [[8, 10], [12, 14], [16, 18], [20, 22]]
+    assert ranks[1] == [[9, 11], [13, 15], [17, 19], [21, 23]]
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "words"),
+    [
+        ({"crop": (4, 16, 60)}, ("train",), r"\[4, 16, 60\] does not fit into training volume train"),
+        ({"sections": ((20, 30),)}, ("train",), "sections of training volume train.*9 sections"),
+        ({}, ("unlabelled",), "volume unlabelled has no labels"),
+        ({"crop": (4, 16, 19)}, ("train",), "crop .4, 16, 19. does not suit the network"),
+    ],
+)
+def test_bad_input_is_explained(volumes, tmp_path, options, names, words):
+    with pytest.raises(InputError, match=words):
+        train(volumes, tmp_path / "weights.json", section(**options), train=names)
+
+
+def test_a_diverging_loss_stops_with_advice(volumes, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune.objectives, "affinity_loss", lambda logits, *_, **__: logits.sum() * float("nan"))
+    with pytest.raises(InputError, match=r"became nan at step 1: lower finetune\.learning_rate"):
+        train(volumes, tmp_path / "weights.json")
+
+
+def test_damaged_weights_are_named(volumes, tmp_path):
+    output = train(volumes, tmp_path / "weights.json", section(steps=1))
+    output.with_name("weights.safetensors").write_bytes(b"half")
+    with pytest.raises(InputError, match=r"weights.safetensors has SHA-256 .* expected .*snakemake"):
+        checkpoint.rebuild(output)
+    output.with_name("weights.safetensors").unlink()
+    with pytest.raises(InputError, match=r"weights.safetensors does not exist: delete"):
+        checkpoint.rebuild(output)
+
+
+def test_a_damaged_training_state_is_named(volumes, tmp_path):
+    train(volumes, tmp_path / "weights.json", section(steps=3))
+    (state,) = tmp_path.glob("training/*/last.ckpt")
+    state.write_bytes(state.read_bytes()[:100])
+    with pytest.raises(InputError, match=r"last.ckpt is damaged .*delete .*train again"):
+        train(volumes, tmp_path / "weights.json", section(steps=3))
+
+
+def test_config_json_holds_everything(volumes):
+    assert set(json.loads(section())) >= {"network", "crop", "offsets", "sections", "version"}

@@ -1,0 +1,353 @@
+"""The ingest stage: what it stores, what it refuses, and that a killed run ends with the same bytes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import dask
+import h5py
+import numpy as np
+import ome_zarr_models
+import pytest
+import zarr
+
+import tokenunify
+from tokenunify import arrays, manifest, stages
+from tokenunify.data import download, ingest
+from tokenunify.errors import InputError
+
+SHAPE = (11, 70, 150)
+SECTION = {
+    "version": 1,
+    "voxel_size_nm": [40, 4, 5],
+    "roi": None,
+    "zero": "unlabelled",
+    "chunk_shape": [4, 16, 32],
+    "shard_shape": [4, 48, 96],
+    "license": "CC-BY-4.0",
+    "citation": "Somebody et al.",
+}
+
+
+@pytest.fixture
+def raw() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8)
+
+
+@pytest.fixture
+def labels() -> np.ndarray:
+    blocks = np.random.default_rng(1).integers(0, 300, [-(-n // 5) for n in SHAPE])
+    return blocks.repeat(5, 0).repeat(5, 1).repeat(5, 2)[tuple(map(slice, SHAPE))].astype(np.uint32)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Write arrays to one HDF5 file, run download and ingest on it, and return the volume manifest's path."""
+
+    def run(raw=None, labels=None, attributes=None, threads=2, **changes) -> Path:
+        file = tmp_path / "source.h5"
+        if raw is not None:
+            write(file, raw, labels, attributes or {})
+        with h5py.File(file) as opened:
+            roles = sorted(opened, reverse=True)
+        source = {role: {"path": str(file), "format": "hdf5", "dataset": role} for role in roles}
+        fetched, output = tmp_path / "sources.json", tmp_path / "volumes" / "v.json"
+        section, plain = stages.from_json("download", json.dumps({"version": 1, "sources": [source]}))
+        download.run(section, plain, downloads=tmp_path / "downloads", output=fetched)
+        section, plain = stages.from_json("ingest", json.dumps(SECTION | changes))
+        ingest.run(section, plain, source=fetched, output=output, threads=threads)
+        return output
+
+    return run
+
+
+def write(path: Path, raw, labels, attributes) -> None:
+    path.unlink(missing_ok=True)
+    with h5py.File(path, "w") as file:
+        file["raw"] = raw
+        file["raw"].attrs.update(attributes)
+        if labels is not None:
+            file["labels"] = labels
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+# ------------------------------------------------------------------------------------------------ what is stored
+
+
+def test_what_comes_in_is_what_is_stored(store, raw, labels):
+    volume = arrays.open_volume(store(raw, labels))
+    np.testing.assert_array_equal(volume.raw[:], raw)
+    np.testing.assert_array_equal(volume.labels[:], labels)
+    assert (volume.raw.dtype, volume.labels.dtype) == (np.uint8, np.uint16)
+    assert (volume.voxel_size_nm, volume.zero) == ((40, 4, 5), "unlabelled")
+    assert (volume.raw.array.chunks, volume.raw.array.shards) == ((4, 16, 32), (4, 48, 96))
+
+
+def test_the_manifest_says_what_downstream_needs(store, raw, labels):
+    content = manifest.content(store(raw, labels))
+    assert content["raw"] == {"shape": list(SHAPE), "dtype": "uint8"}
+    assert content["labels"] == {"shape": list(SHAPE), "dtype": "uint16"}
+    assert (content["voxel_size_nm"], content["offset_nm"]) == ([40, 4, 5], [0, 0, 0])
+    assert (content["license"], content["citation"]) == (SECTION["license"], SECTION["citation"])
+    assert content["config"] == SECTION
+
+
+def test_only_the_volume_and_its_manifest_stay(store, raw, labels):
+    output = store(raw, labels)
+    assert {path.name for path in output.parent.iterdir()} == {"v.json", "v.zarr", ".v.locks"}
+
+
+def test_raw_alone(store, raw):
+    output = store(raw)
+    assert manifest.content(output)["labels"] is None
+    assert arrays.open_volume(output).labels is None
+
+
+def test_a_roi_is_cut_out_and_keeps_its_place(store, raw, labels):
+    offset, shape = [3, 9, 21], [7, 50, 101]
+    output = store(raw, labels, roi={"offset": offset, "shape": shape})
+    cut = tuple(slice(o, o + n) for o, n in zip(offset, shape, strict=True))
+    np.testing.assert_array_equal(arrays.open_volume(output).raw[:], raw[cut])
+    np.testing.assert_array_equal(arrays.open_volume(output).labels[:], labels[cut])
+    assert manifest.content(output)["offset_nm"] == [120, 36, 105]
+    datasets = zarr.open_group(str(output.with_suffix(".zarr")))["raw"].attrs["ome"]["multiscales"][0]["datasets"]
+    assert datasets[0]["coordinateTransformations"][1] == {"type": "translation", "translation": [120, 36, 105]}
+
+
+def test_the_pyramid(store, raw, labels):
+    root = zarr.open_group(str(store(raw, labels).with_suffix(".zarr")))
+    assert root["raw/1"].shape == (11, 35, 75)
+    assert sorted(root["raw"]) == ["0", "1"]
+    means = raw.reshape(11, 35, 2, 75, 2).mean(axis=(2, 4))
+    assert np.abs(root["raw/1"][:] - means).max() <= 0.5
+    small = root["labels/1"][:]
+    for z, y, x in np.random.default_rng(2).integers(0, (11, 35, 75), (200, 3)):
+        window = labels[z, 2 * y : 2 * y + 2, 2 * x : 2 * x + 2].ravel().tolist()
+        assert window.count(small[z, y, x]) == max(map(window.count, window))
+
+
+def test_other_readers_accept_the_metadata(store, raw, labels):
+    path = store(raw, labels).with_suffix(".zarr")
+    for role in ("raw", "labels"):
+        image = ome_zarr_models.open_ome_zarr(zarr.open_group(str(path / role), mode="r"))
+        multiscale = image.attributes.ome.multiscales[0]
+        assert [axis.name for axis in multiscale.axes] == ["z", "y", "x"]
+        assert {axis.unit for axis in multiscale.axes} == {"nanometer"}
+        scales = [data.coordinateTransformations[0].scale for data in multiscale.datasets]
+        shifts = [data.coordinateTransformations[1].translation for data in multiscale.datasets]
+        assert scales == [[40, 4, 5], [40, 8, 10]]
+        assert shifts == [[0, 0, 0], [0, 2, 2.5]]
+
+
+def test_the_store_says_where_it_comes_from(store, raw, labels, tmp_path):
+    output = store(raw, labels, roi={"offset": [0, 0, 0], "shape": [4, 40, 140]})
+    provenance = dict(zarr.open_group(str(output.with_suffix(".zarr"))).attrs)["tokenunify"]
+    assert provenance["source"]["raw"]["sha256"] == manifest.file_sha256(tmp_path / "source.h5")
+    assert provenance["roi"] == {"offset": [0, 0, 0], "shape": [4, 40, 140]}
+    assert (provenance["license"], provenance["citation"]) == (SECTION["license"], SECTION["citation"])
+    assert provenance["tokenunify_version"] == tokenunify.__version__
+    assert str(tmp_path) not in json.dumps(provenance)
+
+
+def test_threads_and_earlier_runs_do_not_change_a_byte(store, raw, labels):
+    first = store(raw, labels, threads=1)
+    before, content = tree(first.with_suffix(".zarr")), manifest.content(first)
+    second = store(raw, labels, threads=3)
+    assert tree(second.with_suffix(".zarr")) == before
+    assert manifest.content(second) == content
+
+
+def test_another_configuration_replaces_the_store(store, raw, labels):
+    store(raw, labels)
+    output = store(raw, labels, roi={"offset": [1, 2, 3], "shape": [5, 33, 66]})
+    assert arrays.open_volume(output).raw.shape == (5, 33, 66)
+    assert sorted(zarr.open_group(str(output.with_suffix(".zarr")))["raw"]) == ["0"]
+
+
+@pytest.mark.parametrize(
+    ("largest", "dtype"), [(255, "uint8"), (256, "uint16"), (2**32, "uint64"), (2**64 - 1, "uint64")]
+)
+def test_labels_take_the_smallest_type(store, raw, largest, dtype):
+    ids = np.zeros(SHAPE, np.uint64)
+    ids[5, 60, 149] = largest
+    stored = arrays.open_volume(store(raw, ids)).labels
+    assert stored.dtype == dtype
+    np.testing.assert_array_equal(stored[:], ids)
+
+
+def test_a_phantom(tmp_path):
+    phantom = {"seed": 3, "shape": [9, 40, 50], "density": 1.0}
+    manifest.write(tmp_path / "source.json", {"source": 0, "phantom": phantom, "labels": None})
+    section, plain = stages.from_json("ingest", json.dumps(SECTION | {"voxel_size_nm": [35, 8, 8]}))
+    ingest.run(section, plain, source=tmp_path / "source.json", output=tmp_path / "v.json", threads=1)
+    expected = ingest.synthetic.phantom((9, 40, 50), 3)
+    np.testing.assert_array_equal(arrays.open_volume(tmp_path / "v.json").raw[:], expected[0])
+    np.testing.assert_array_equal(arrays.open_volume(tmp_path / "v.json").labels[:], expected[1])
+
+
+# ------------------------------------------------------------------------------------------------ raw of other types
+
+
+def test_wider_raw_is_clipped_with_a_warning(store, raw, caplog):
+    wide = raw.astype(np.uint16)
+    wide[3, 4, 5] = 300
+    stored = arrays.open_volume(store(wide)).raw
+    np.testing.assert_array_equal(stored[:], np.minimum(wide, 255))
+    assert "clipped to 0..255" in caplog.text
+
+
+def test_float_raw_in_the_unit_interval_is_scaled(store, raw):
+    stored = arrays.open_volume(store(raw.astype(np.float32) / 255)).raw
+    np.testing.assert_array_equal(stored[:], raw)
+
+
+def test_float_raw_beyond_the_unit_interval_is_refused(store, raw):
+    with pytest.raises(InputError, match=r"float raw must lie in 0..1, found \d+..255"):
+        store(raw.astype(np.float32))
+
+
+def test_raw_with_nan_is_refused(store, raw):
+    broken = raw.astype(np.float32) / 255
+    broken[7, 8, 9] = np.nan
+    with pytest.raises(InputError, match=r"source\.h5: raw has values that are not finite"):
+        store(broken)
+
+
+def test_boolean_raw_is_refused(store, raw):
+    with pytest.raises(InputError, match="raw must be of an integer or float type, found bool"):
+        store(raw > 9)
+
+
+# ------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_float_labels_are_refused(store, raw, labels):
+    with pytest.raises(InputError, match="labels must be integers, found float64"):
+        store(raw, labels.astype(float))
+
+
+def test_negative_labels_are_refused(store, raw, labels):
+    with pytest.raises(InputError, match="labels must not be negative, found -1"):
+        store(raw, np.where(labels == 7, -1, labels.astype(np.int32)))
+
+
+def test_raw_and_labels_of_different_shape_are_refused(store, raw, labels):
+    with pytest.raises(InputError, match=r"one shape: .*\[11, 70, 150\].*\[11, 70, 149\]"):
+        store(raw, labels[:, :, 1:])
+
+
+def test_two_dimensional_raw_is_refused(store, raw):
+    with pytest.raises(InputError, match="expected an array of 3 axes z, y, x, found 2 axes"):
+        store(raw[0])
+
+
+def test_a_roi_outside_the_source_is_refused(store, raw):
+    with pytest.raises(
+        InputError, match=r"roi offset \[5, 0, 0\] shape \[7, 70, 9\] ends at \[12, 70, 9\].*\[11, 70, 150\]"
+    ):
+        store(raw, roi={"offset": [5, 0, 0], "shape": [7, 70, 9]})
+
+
+def test_another_voxel_size_than_the_file_states_is_refused(store, raw):
+    with pytest.raises(InputError, match=r"\[40.0, 4.0, 5.0\] in the configuration.*states \[40.0, 4.0, 4.0\]"):
+        store(raw, attributes={"resolution": (40, 4, 4)})
+    store(raw, attributes={"resolution": (40, 4, 5.00001)})
+
+
+def test_a_file_that_changed_since_the_download_is_refused(store, raw, tmp_path):
+    store(raw)
+    write(tmp_path / "source.h5", raw + 1, None, {})
+    section, plain = stages.from_json("ingest", json.dumps(SECTION))
+    with pytest.raises(InputError, match=r"source\.h5 changed since the download.*forcerun download"):
+        ingest.run(section, plain, source=tmp_path / "sources.json", output=tmp_path / "v.json", threads=1)
+
+
+def test_a_refused_source_leaves_the_old_volume(store, raw):
+    before = tree(store(raw).with_suffix(".zarr"))
+    with pytest.raises(InputError):
+        output = store(raw.astype(np.float32))
+    output = store(raw)
+    assert tree(output.with_suffix(".zarr")) == before
+
+
+# ------------------------------------------------------------------------------------------------ killed and resumed
+
+KILLED = """
+import sys
+from tokenunify import cli
+from tokenunify.data import ingest
+ingest.BLOCK_VOXELS = 4 * 48 * 96
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(store, raw, labels, tmp_path, monkeypatch, caplog):
+    expected = tree(store(raw, labels).with_suffix(".zarr"))
+    output = tmp_path / "again" / "v.json"
+    words = ["--config-json", json.dumps(SECTION), "--threads", "1"]
+    words += ["--source", str(tmp_path / "sources.json"), "--output", str(output)]
+    process = subprocess.Popen([sys.executable, "-c", KILLED, "ingest", *words], stderr=subprocess.DEVNULL)
+    while not (ledgers := list(output.parent.glob(".v.*.progress/*/*/ledger/*.jsonl"))) and process.poll() is None:
+        time.sleep(0.001)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
+    assert ledgers
+    assert not output.exists()
+    assert not output.with_suffix(".zarr").exists()
+
+    caplog.set_level("INFO")
+    monkeypatch.setattr(ingest, "BLOCK_VOXELS", 4 * 48 * 96)
+    section, plain = stages.from_json("ingest", json.dumps(SECTION))
+    ingest.run(section, plain, source=tmp_path / "sources.json", output=output, threads=2)
+    assert tree(output.with_suffix(".zarr")) == expected
+    assert any(record.args and len(record.args) == 4 and record.args[3] < record.args[2] for record in caplog.records)
+
+
+def test_a_kill_after_the_store_is_placed_writes_nothing_twice(store, raw, labels, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    write_manifest = manifest.write
+
+    def die(path, *arguments):
+        if Path(path).name == "v.json":
+            raise Killed
+        write_manifest(path, *arguments)
+
+    monkeypatch.setattr(manifest, "write", die)
+    with pytest.raises(Killed):
+        store(raw, labels)
+    monkeypatch.setattr(manifest, "write", write_manifest)
+    monkeypatch.setattr(ingest, "_write_image", lambda *_: pytest.fail("written again"))
+    np.testing.assert_array_equal(arrays.open_volume(store()).raw[:], raw)
+
+
+def test_stray_files_of_a_kill_do_not_stay(store, raw, labels, monkeypatch):
+    replace = ingest._replace
+
+    def with_stray(final, partial):
+        (partial / "raw" / "0" / "c" / "0" / "0" / "0.1234.partial").write_bytes(b"half a shard")
+        replace(final, partial)
+
+    expected = tree(store(raw, labels).with_suffix(".zarr"))
+    monkeypatch.setattr(ingest, "_replace", with_stray)
+    assert tree(store(raw, labels).with_suffix(".zarr")) == expected
+
+
+def test_threads_are_those_that_were_given(store, raw, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def look(*_):
+        raise Seen(dask.config.get("scheduler"), dask.config.get("num_workers"))
+
+    monkeypatch.setattr(ingest, "_write_image", look)
+    with pytest.raises(Seen) as seen:
+        store(raw, threads=3)
+    assert seen.value.args == ("threads", 3)

@@ -1,0 +1,173 @@
+"""Block-wise prediction equals a slow whole-volume loop, for any blocks and parts, killed or not."""
+
+import numpy as np
+import pytest
+import torch
+
+from tokenunify import arrays, manifest, prepare, stages
+from tokenunify import config as c
+from tokenunify.errors import InputError
+from tokenunify.learning import checkpoint, networks, predict
+from tokenunify.learning.tiling import Tiling, blending_weight
+
+SHAPE = (7, 37, 45)
+GRID = {"chunk_shape": (4, 8, 8), "shard_shape": (4, 8, 16)}
+BLOCKS = [(8, 40, 48), (4, 16, 16), (8, 8, 48)]
+
+
+@pytest.fixture
+def workplace(tmp_path):
+    """A volume and a network of random weights with five output channels: data/v.json, models/weights.json."""
+    raw = np.random.default_rng(0).integers(0, 256, SHAPE, np.uint8)
+    arrays.create(tmp_path / "data/v.zarr/raw/0", shape=SHAPE, dtype="uint8", **GRID, attributes={})[:] = raw
+    content = {"raw": {"shape": SHAPE, "dtype": "uint8"}, "labels": None, "zero": "background"}
+    manifest.write(tmp_path / "data/v.json", {**content, "voxel_size_nm": [40, 8, 8], "offset_nm": [0, 0, 0]})
+    write_weights(tmp_path / "models/weights.json")
+    return tmp_path
+
+
+def write_weights(path, **network):
+    torch.manual_seed(1)
+    description = c.Superhuman(filters=(3, 4), normalisation="instance", **network).model_dump(mode="json")
+    offsets = [*c.NEAREST, (0, -3, 0), (0, 0, -3)]
+    checkpoint.save_weights(path.with_name("weights.safetensors"), networks.build(description, 5).state_dict())
+    weights = manifest.file_sha256(path.with_name("weights.safetensors"))
+    manifest.write(path, {"weights": weights, "network": description, "finetune": {"offsets": offsets}})
+
+
+def section(**given):
+    usual = {"crop": (4, 16, 20), "stride": (3, 9, 11), "padding": (1, 3, 4), "block_shape": BLOCKS[0]}
+    return stages.Predict(**{**usual, **GRID, **given})
+
+
+def run(place, settings, parts=1, folder="results"):
+    """Prepare and predict all parts; the affinities and the parts' manifests."""
+    text = stages.to_json("predict", settings)
+    parsed, plain = stages.from_json("predict", text)
+    raw, weights, prepared = place / "data/v.json", place / "models/weights.json", place / folder / "prepared.json"
+    prepare.run("predict", text, [raw, weights], prepared)
+    files = {"raw": raw, "weights": weights, "prepared": prepared}
+    outputs = [place / folder / f"part{i}of{parts}.json" for i in range(parts)]
+    for i, output in enumerate(outputs):
+        predict.run(parsed, plain, **files, output=output, part=(i, parts), threads=1, device="cpu")
+    return arrays.open_prepared(prepared)[:], [manifest.read(output) for output in outputs]
+
+
+def reference(place, settings):
+    """Every crop of the mirrored whole volume, in raster order, one by one."""
+    raw = np.pad(arrays.open_volume(place / "data/v.json").raw[:], 40, mode="reflect").astype(np.float32) / 255
+    network, _ = checkpoint.rebuild(place / "models/weights.json")
+    weight = blending_weight(settings.crop, settings.sigma)
+    sums, total = np.zeros((3, *raw.shape), np.float32), np.zeros(raw.shape, np.float32)
+    tiling = Tiling(SHAPE, settings.crop, settings.stride, settings.padding)
+    for number in range(len(tiling)):
+        box = tuple(slice(s + 40, s + 40 + n) for s, n in zip(tiling.start(number), settings.crop, strict=True))
+        with torch.no_grad():
+            affinities = network(torch.from_numpy(raw[box])[None, None])[0, :3].numpy()
+        sums[(slice(None), *box)] += weight * affinities
+        total[box] += weight
+    inside = tuple(slice(40, 40 + n) for n in SHAPE)
+    return sums[(slice(None), *inside)] / total[inside]
+
+
+def test_any_blocks_and_parts_give_the_whole_volumes_bytes(workplace):
+    results = [
+        run(workplace, section(block_shape=block), parts, f"results/{'x'.join(map(str, block))}/{parts}")[0]
+        for block in BLOCKS
+        for parts in (1, 2)
+    ]
+    assert results[0].shape == (3, *SHAPE) and results[0].dtype == np.uint8
+    for result in results[1:]:
+        np.testing.assert_array_equal(result, results[0])
+    exact = reference(workplace, section()) * 255
+    assert np.abs(results[0] - exact).max() <= 0.501
+    assert results[0].std() > 5
+
+
+def test_crops_are_computed_once_while_the_cache_lasts(workplace, monkeypatch):
+    settings = section(block_shape=(4, 16, 16))
+    result, (whole,) = run(workplace, settings)
+    tiling = Tiling(SHAPE, settings.crop, settings.stride, settings.padding)
+    assert whole["run"]["crops_computed"] == whole["run"]["crops_unique"] == len(tiling)
+    monkeypatch.setattr(predict, "CACHE_BYTES", 0)
+    again, (uncached,) = run(workplace, settings, folder="uncached")
+    assert uncached["run"]["crops_computed"] > len(tiling)
+    np.testing.assert_array_equal(again, result)
+
+
+def test_killed_prediction_goes_on_at_the_next_block(workplace, monkeypatch):
+    settings = section(block_shape=(4, 16, 16))
+    expected, _ = run(workplace, settings, folder="whole")
+    blend, calls = predict.blend, []
+
+    def dying(*arguments):
+        calls.append(arguments)
+        if len(calls) == 8:
+            raise KeyboardInterrupt
+        return blend(*arguments)
+
+    monkeypatch.setattr(predict, "blend", dying)
+    with pytest.raises(KeyboardInterrupt):
+        run(workplace, settings)
+    result, (part,) = run(workplace, settings)
+    assert part["run"]["blocks"] == 18 and part["run"]["blocks_computed_now"] == 18 - 7
+    np.testing.assert_array_equal(result, expected)
+
+
+def test_a_volume_smaller_than_the_crop_is_mirrored(workplace):
+    settings = section(crop=(20, 16, 48), stride=(10, 9, 20), padding=(4, 3, 1))
+    result, _ = run(workplace, settings)
+    assert np.abs(result - reference(workplace, settings) * 255).max() <= 0.501
+
+
+def test_flips_average_the_same_pairs_of_voxels():
+    """A network that knows only the difference of the pair must be its own flipped average."""
+
+    def forward(raw):
+        axes = [(raw - raw.roll(1, axis)).abs() for axis in (2, 3, 4)]
+        return torch.cat(axes, dim=1)
+
+    raw = torch.rand(2, 1, 4, 5, 6)
+    averaged, plain = predict.average_flips(forward, raw), forward(raw)
+    for channel in range(3):
+        inner = [slice(None)] * 3
+        inner[channel] = slice(1, None)
+        torch.testing.assert_close(averaged[(slice(None), channel, *inner)], plain[(slice(None), channel, *inner)])
+
+
+def test_flips_average_eight_predictions(workplace):
+    plain, _ = run(workplace, section(), folder="plain")
+    flipped, (part,) = run(workplace, section(flips=True), folder="flipped")
+    assert (plain != flipped).any()
+    assert plain.astype(float).std() > flipped.astype(float).std()
+    assert part["run"]["crops_computed"] == part["run"]["crops_unique"]
+
+
+def test_batches_do_not_change_a_crops_result(workplace):
+    network, _ = checkpoint.rebuild(workplace / "models/weights.json")
+    single = predict.CropPredictor(network, section(), torch.device("cpu"), threads=1)
+    batched = predict.CropPredictor(network, section(), torch.device("cpu"), threads=1)
+    batched.batch_size = 3
+    crops = list(np.random.default_rng(0).random((4, 4, 16, 20), np.float32))
+    together, alone = batched(crops), single(crops)
+    assert len(together) == 4
+    for a, b in zip(together, alone, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_low_precision_stays_close(workplace):
+    exact, _ = run(workplace, section(), folder="exact")
+    mixed, _ = run(workplace, section(precision="bf16-mixed"), folder="mixed")
+    assert 0 < np.abs(exact.astype(int) - mixed).max() < 40
+
+
+def test_crop_that_does_not_suit_the_network_is_explained(workplace):
+    with pytest.raises(InputError, match=r"multiples of .1, 2, 2.; change.*predict.crop"):
+        run(workplace, section(crop=(4, 15, 20)))
+
+
+def test_missing_gpu_is_explained():
+    if torch.cuda.is_available():
+        pytest.skip("a GPU is visible here")
+    with pytest.raises(InputError, match="no GPU is visible"):
+        predict.choose_device("cuda")

@@ -1,0 +1,122 @@
+"""Ledger, parts and locks."""
+
+import json
+import multiprocessing
+import os
+import socket
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pytest
+
+from tokenunify import arrays, blockwise
+from tokenunify.errors import InputError
+from tokenunify.geometry import Blocks, Roi
+
+BLOCKS = Blocks((5, 12, 9), (2, 4, 8))
+
+
+def test_each_block_once_over_parts(tmp_path: Path):
+    seen: list[int] = []
+    runs = [
+        blockwise.run_part(tmp_path, BLOCKS, lambda i, _: seen.append(i), part=part, num_parts=3) for part in range(3)
+    ]
+    assert seen == list(range(len(BLOCKS)))
+    assert sum(run["voxels"] for run in runs) == 5 * 12 * 9
+    assert sum(run["blocks"] for run in runs) == len(BLOCKS)
+
+
+def test_resumes_at_the_next_block_with_other_parts(tmp_path: Path):
+    seen: list[int] = []
+
+    def dies_at_four(index: int, _: Roi) -> None:
+        if index == 4:
+            raise KeyboardInterrupt
+        seen.append(index)
+
+    with pytest.raises(KeyboardInterrupt):
+        blockwise.run_part(tmp_path, BLOCKS, dies_at_four)
+    (ledger,) = (tmp_path / "ledger").iterdir()
+    with open(ledger, "a") as file:
+        file.write('{"block": 4, "vox')  # the line being written when the process was killed
+    run = blockwise.run_part(tmp_path, BLOCKS, lambda i, _: seen.append(i), part=0, num_parts=2)
+    blockwise.run_part(tmp_path, BLOCKS, lambda i, _: seen.append(i), part=1, num_parts=2)
+    assert seen == list(range(len(BLOCKS)))
+    assert run["blocks_computed_now"] == len(BLOCKS.part(0, 2)) - 4
+    assert blockwise.finished_blocks(tmp_path) == set(range(len(BLOCKS)))
+
+
+def test_a_vanished_shard_is_written_again(tmp_path: Path):
+    array = arrays.create(
+        tmp_path / "a.zarr",
+        shape=BLOCKS.volume_shape,
+        dtype="uint8",
+        chunk_shape=(2, 4, 4),
+        shard_shape=(2, 4, 8),
+        attributes={},
+    )
+
+    def write(index: int, roi: Roi) -> None:
+        array[roi.slices] = np.full(roi.shape, index, np.uint8)
+
+    blockwise.run_part(tmp_path, BLOCKS, write, written=array)
+    (tmp_path / "a.zarr/c/1/2/0").unlink()
+    with pytest.raises(InputError, match=r"lacks 1 of its shard files, the first is c/1/2/0; mend it"):
+        arrays.open_complete(tmp_path / "a.zarr", "mend it")
+    seen: list[int] = []
+    blockwise.run_part(tmp_path, BLOCKS, lambda i, roi: seen.append(i) or write(i, roi), written=array)
+    assert [BLOCKS.roi(i).offset for i in seen] == [(2, 8, 0)]
+
+
+def test_a_flipped_byte_is_named(tmp_path: Path):
+    path = tmp_path / "a.zarr"
+    array = arrays.create(
+        path, shape=(4, 8, 8), dtype="uint8", chunk_shape=(2, 4, 4), shard_shape=(4, 8, 8), attributes={}
+    )
+    array[:] = np.random.default_rng(0).integers(0, 255, array.shape, np.uint8)
+    shard = path / "c/0/0/0"
+    damaged = bytearray(shard.read_bytes())
+    damaged[10] ^= 1
+    shard.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"a\.zarr is damaged .*; run it again"):
+        arrays.Store(path, "run it again")[:]
+
+
+def _hold(folder: Path, started, seconds: float) -> None:
+    with blockwise.lock(folder, range(0, 4)):
+        started.set()
+        time.sleep(seconds)
+        (folder.parent / "done").touch()
+
+
+def test_waits_for_a_living_holder(tmp_path: Path):
+    started = multiprocessing.Event()
+    holder = multiprocessing.Process(target=_hold, args=(tmp_path / "locks", started, 1.0))
+    holder.start()
+    started.wait()
+    with blockwise.lock(tmp_path / "locks", range(4, 8)):
+        assert not (tmp_path / "done").exists(), "other blocks are free"
+    with blockwise.lock(tmp_path / "locks", range(3, 5)):
+        assert (tmp_path / "done").exists()
+    holder.join()
+    assert list((tmp_path / "locks").glob("*.json")) == []
+
+
+@pytest.mark.parametrize("host", [socket.gethostname(), "another-node"])
+def test_a_dead_holder_is_forgotten(tmp_path: Path, host: str):
+    folder = tmp_path / "locks"
+    folder.mkdir()
+    stale = folder / "0-4.old.json"
+    stale.write_text(json.dumps({"host": host, "pid": 2**22 - 1, "created": 1.0, "start": 0, "stop": 4}))
+    os.utime(stale, (1, 1))
+    assert not psutil.pid_exists(2**22 - 1)
+    with blockwise.lock(folder, range(0, 4)):
+        assert not stale.exists()
+
+
+@pytest.mark.parametrize("text", ["4/4", "-1/2", "1", "a/b"])
+def test_bad_part(text: str):
+    with pytest.raises(InputError, match="--part must be i/n"):
+        blockwise.parse_part(text)

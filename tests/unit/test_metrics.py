@@ -1,0 +1,76 @@
+import numpy as np
+import pytest
+import zarr
+from skimage.metrics import adapted_rand_error, variation_of_information
+
+from tokenunify.errors import InputError
+from tokenunify.evaluation import metrics
+from tokenunify.geometry import Blocks
+
+SHAPE = (4, 9, 13)
+
+
+def volumes(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Segmentation and labels that agree in part; both have a 0."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 6, (4, 5, 5)).repeat(2, axis=1).repeat(3, axis=2)[:, :9, :13]
+    noise = random.integers(0, 9, SHAPE)
+    return np.where(random.random(SHAPE) < 0.2, noise, labels * (1 + seed % 2)), labels
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("ignore", [0, 2])
+def test_scores_equal_scikit_images(seed, ignore):
+    segmentation, labels = volumes(seed)
+    split, merge = variation_of_information(labels, segmentation, ignore_labels=(ignore,))
+    expected = {
+        "voi_split": split,
+        "voi_merge": merge,
+        "voi": split + merge,
+        "arand": adapted_rand_error(labels, segmentation, ignore_labels=(ignore,))[0],
+    }
+    found = metrics.scores(segmentation.astype(np.uint64), labels.astype(np.uint64), ignore)
+    assert found == pytest.approx(expected, rel=0, abs=1e-12)
+
+
+def test_splitting_and_merging_are_told_apart():
+    labels = np.repeat([1, 2], 8).reshape(1, 2, 8)
+    halves = np.tile(np.repeat([5, 6], 4), 2).reshape(1, 2, 8) + labels * 10
+    apart = metrics.scores(halves, labels)
+    assert (apart["voi_split"], apart["voi_merge"]) == (1, 0)
+    assert apart["arand"] == pytest.approx(1 - 2 * 4 * 12 / (4 * 12 + 2 * 56))
+    together = metrics.scores(np.full_like(labels, 3), labels)
+    assert (together["voi_split"], together["voi_merge"]) == (0, 1)
+
+
+def test_tables_of_blocks_add_up_exactly():
+    segmentation, labels = volumes(1)
+    blocks = Blocks(SHAPE, (3, 4, 5))
+    parts = [metrics.contingency(segmentation[b.slices], labels[b.slices]) for b in map(blocks.roi, range(len(blocks)))]
+    whole = metrics.contingency(segmentation, labels)
+    for found, expected in zip(metrics.merge(parts[::-1]), whole, strict=True):
+        np.testing.assert_array_equal(found, expected)
+    assert whole.counts.sum() == labels.size
+
+
+def test_zarr_arrays_are_read_in_slabs(tmp_path):
+    segmentation, labels = volumes(2)
+    stored = []
+    for name, values in {"segmentation": segmentation, "labels": labels}.items():
+        array = zarr.create_array(tmp_path / name, shape=SHAPE, dtype="uint64", chunks=(1, 5, 4), shards=(3, 5, 8))
+        array[:] = values
+        stored.append(array)
+    assert metrics.scores(*stored) == metrics.scores(segmentation, labels)
+
+
+def test_large_ids_stay_apart():
+    labels = np.array([[[2**63, 2**63 + 1, 2**64 - 2]]], np.uint64)
+    assert metrics.scores(labels, labels) == {"voi_split": 0, "voi_merge": 0, "voi": 0, "arand": 0}
+
+
+def test_different_shapes_and_nothing_to_score_are_refused():
+    segmentation, labels = volumes(3)
+    with pytest.raises(InputError, match=r"segmentation has shape \[4, 9, 12\], expected that of labels, \[4, 9, 13\]"):
+        metrics.scores(segmentation[..., 1:], labels)
+    with pytest.raises(InputError, match="no voxel has another label than 0"):
+        metrics.scores(segmentation, labels * 0)

@@ -1,0 +1,69 @@
+from itertools import product
+
+import numpy as np
+import pytest
+from elf.segmentation.multicut import compute_edge_costs
+
+from tokenunify.evaluation import metrics
+from tokenunify.segmentation import multicut, rag
+
+SOLVERS = ["kernighan-lin", "greedy-additive"]
+
+
+@pytest.fixture
+def graph():
+    random = np.random.default_rng(3)
+    fragments = np.arange(1, 28).reshape(3, 3, 3).repeat(2, axis=1).repeat(3, axis=2).astype(np.uint64) * 10
+    return rag.from_arrays(random.integers(0, 256, (3, *fragments.shape)).astype(np.uint8), fragments)
+
+
+@pytest.mark.parametrize("beta", [0.2, 0.5, 0.8])
+def test_costs_equal_elfs_and_rise_with_the_affinity(graph, beta):
+    boundary = 0.998 * (1 - graph.mean_affinities()) + 0.001
+    expected = compute_edge_costs(boundary, edge_sizes=graph.counts.astype(float), weighting_scheme="all", beta=beta)
+    found = multicut.costs(graph, beta)
+    np.testing.assert_allclose(found, expected, rtol=0.01, atol=2e-3)  # elf clips the probabilities once more
+    assert found[np.argmax(graph.mean_affinities())] > 0 or beta > 0.5
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_best_partition_of_a_small_graph_is_found(solver):
+    edges = np.array([(0, 1), (0, 2), (0, 4), (1, 2), (1, 3), (2, 4), (3, 4)], np.uint64)
+    costs = np.array([2.0, 1.0, -1.0, -0.5, -3.0, 0.5, 1.5])
+    groupings = (np.array(groups) for groups in product(range(5), repeat=5))
+    best = min(multicut.energy(edges, costs, groups) for groups in groupings)
+    assert multicut.energy(edges, costs, multicut.solve(5, edges, costs, solver)) == pytest.approx(best)
+
+
+def test_kernighan_lin_is_never_worse_than_its_start(graph):
+    pairs = np.searchsorted(graph.nodes, graph.edges).astype(np.uint64)
+    costs = multicut.costs(graph)
+    energies = [multicut.energy(pairs, costs, multicut.solve(graph.nodes.size, pairs, costs, s)) for s in SOLVERS]
+    assert energies[0] <= energies[1] < 0 or energies[0] == energies[1] == 0
+
+
+def test_segments_are_named_after_their_smallest_fragment_and_beta_cuts(graph):
+    tables = [multicut.agglomerate(graph, beta) for beta in (0.05, 0.5, 0.95)]
+    for table in tables:
+        for segment in np.unique(table.segments):
+            assert table.fragments[table.segments == segment].min() == segment
+    numbers = [np.unique(table.segments).size for table in tables]
+    assert numbers[0] < numbers[1] < numbers[2]
+
+
+def test_a_graph_without_edges_stays_as_it_is():
+    graph = rag.from_arrays(np.ones((3, 2, 3, 4), np.float32), np.full((2, 3, 4), 9, np.uint64))
+    assert multicut.agglomerate(graph).segments.tolist() == [9]
+
+
+@pytest.mark.parametrize("name", ["post_a.npz", "post_b.npz"])
+def test_costs_and_partition_of_real_labels_equal_the_stored_ones(golden, name):
+    stored = golden(name)
+    fragments = stored["lmc_fragments"].astype(np.uint64)
+    graph = rag.from_arrays(stored["affs_u8"], fragments)
+    np.testing.assert_array_equal(graph.edges, stored["lmc_uv"])
+    np.testing.assert_array_equal(graph.counts, stored["lmc_edge_size"])
+    np.testing.assert_allclose(1 - graph.mean_affinities(), stored["lmc_edge_prob"], atol=1e-6)
+    np.testing.assert_allclose(multicut.costs(graph), stored["lmc_costs"], atol=1e-6)
+    found = multicut.agglomerate(graph).apply(fragments)
+    assert metrics.scores(found, stored["seg_lmc"] + 1)["voi"] == 0

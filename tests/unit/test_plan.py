@@ -1,0 +1,73 @@
+"""What the workflow asks of the configuration."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tokenunify import config, stages
+from tokenunify.errors import InputError
+from tokenunify.plan import Plan
+from tokenunify.versions import STAGES
+
+
+@pytest.fixture(scope="module")
+def plan(root: Path) -> Plan:
+    return Plan(config.load(root / "config/config.yaml"))
+
+
+def test_runs_of_the_test_volume(plan: Plan):
+    runs = plan.runs("wafer36-2")
+    assert {(run.dataset, run.split) for run in runs} == {("mec", "test")}
+    assert [run.model for run in runs].count("superhuman") == 3 * len(plan.config.segmentations)
+    assert (runs[-1].model, runs[-1].segmentation) == ("raw-watershed", "raw-watershed-mec")
+
+
+def test_validation_volume_has_a_table_and_training_volumes_have_none(plan: Plan):
+    assert {run.split for run in plan.runs("wafer4")} == {"validation"}
+    with pytest.raises(InputError, match="volumes with a table: wafer36-2, wafer4"):
+        plan.runs("wafer25")
+
+
+def test_equal_fragments_settings_share_a_folder(plan: Plan):
+    assert plan.fragments_name("waterz") == plan.fragments_name("waterz-tuned") != plan.fragments_name("multicut")
+
+
+def test_sections_carry_the_version_and_sorted_keys(plan: Plan):
+    texts = {
+        "download": plan.download("wafer4"),
+        "ingest": plan.ingest("wafer4"),
+        "finetune": plan.finetune("superhuman"),
+        "predict": plan.predict("superhuman"),
+        "baseline": plan.baseline(),
+        "fragments": plan.fragments(plan.fragments_name("multicut")),
+        "rag": plan.rag(),
+        "tune": plan.tune("waterz-tuned"),
+        "agglomerate": plan.agglomerate("waterz"),
+        "relabel": plan.relabel(),
+        "evaluate": plan.evaluate(),
+        "metrics": plan.metrics("wafer36-2"),
+        "report": plan.report(),
+    }
+    assert texts.keys() == STAGES.keys() == stages.SECTIONS.keys()
+    for stage, text in texts.items():
+        plain = json.loads(text)
+        assert plain["version"] == STAGES[stage]
+        assert list(plain) == sorted(plain)
+        section, again = stages.from_json(stage, text)
+        assert stages.to_json(stage, section) == text
+        assert again == plain
+
+
+def test_agglomerate_does_not_see_the_fragments_setting(root: Path):
+    """Fragments are an input: their setting must not make the agglomeration stale by itself."""
+    value = config.load(root / "config/config.yaml")
+    other = value.segmentations["waterz"].model_copy(update={"fragments": config.Fragments(min_size=7)})
+    changed = value.model_copy(update={"segmentations": {**value.segmentations, "waterz": other}})
+    assert Plan(changed).agglomerate("waterz") == Plan(value).agglomerate("waterz")
+    assert Plan(changed).fragments_name("waterz") != Plan(value).fragments_name("waterz")
+
+
+def test_default_crop_and_stride(root: Path):
+    value = json.loads(Plan(config.load(root / "tests/config/tiny.yaml")).predict("small"))
+    assert (value["crop"], value["stride"]) == ([4, 24, 24], [2, 12, 12])

@@ -1,0 +1,244 @@
+"""Every format gives the same array, whole and in boxes, and says what is wrong with a bad file."""
+
+import errno
+import gzip
+import shutil
+from pathlib import Path
+
+import h5py
+import imageio.v3 as imageio
+import numpy as np
+import pytest
+import tifffile
+import zarr
+
+from tokenunify.data.readers import open_array
+from tokenunify.errors import InputError
+
+SHAPE = (5, 7, 11)
+BOX = (slice(1, 4), slice(0, 5), slice(6, 11))
+
+
+@pytest.fixture
+def volume() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8)
+
+
+def _hdf5(folder: Path, volume: np.ndarray) -> tuple[Path, str | None]:
+    with h5py.File(folder / "v.h5", "w") as file:
+        file["volumes/raw"] = volume
+    return folder / "v.h5", "volumes/raw"
+
+
+def _npy(folder, volume):
+    np.save(folder / "v.npy", volume)
+    return folder / "v.npy", None
+
+
+def _tiff(folder, volume):
+    tifffile.imwrite(folder / "v.tif", volume, photometric="minisblack")
+    return folder / "v.tif", None
+
+
+def _tiff_pages(folder, volume):
+    tifffile.imwrite(folder / "v.tif", volume, photometric="minisblack", compression="zlib", metadata=None)
+    return folder / "v.tif", None
+
+
+def _images(folder, volume):
+    for z, section in enumerate(volume):
+        imageio.imwrite(folder / f"s{z + 8}.png", section)  # s8, s9, s10: natural order
+    return folder, None
+
+
+def _tiff_images(folder, volume):
+    for z, section in enumerate(volume):
+        tifffile.imwrite(folder / f"s{z + 8}.tif", section)
+    return folder / "s*.tif", None
+
+
+def _zarr(folder, volume):
+    zarr.create_array(str(folder / "v.zarr"), data=volume, chunks=(2, 3, 4))
+    return folder / "v.zarr", None
+
+
+def _zarr_group(folder, volume):
+    zarr.open_group(str(folder / "v.zarr")).create_array("em/raw", data=volume)
+    return folder / "v.zarr", "em/raw"
+
+
+def _ome_zarr(folder, volume):
+    group = zarr.open_group(str(folder / "v.zarr"))
+    group.create_array("s0", data=volume)
+    group.create_array("s1", data=volume[:, ::2, ::2])
+    group.attrs["ome"] = {"version": "0.5", "multiscales": [_multiscales("nanometer", [35, 8, 8])]}
+    return folder / "v.zarr", None
+
+
+def _multiscales(unit: str, scale: list[float]) -> dict:
+    axes = [{"name": axis, "type": "space", "unit": unit} for axis in "zyx"]
+    datasets = [
+        {
+            "path": f"s{i}",
+            "coordinateTransformations": [{"type": "scale", "scale": [scale[0], scale[1] * f, scale[2] * f]}],
+        }
+        for i, f in enumerate((1, 2))
+    ]
+    return {"axes": axes, "datasets": datasets}
+
+
+def _packed(write):
+    def pack(folder, volume):
+        path, dataset = write(folder, volume)
+        with open(path, "rb") as file, gzip.open(f"{path}.gz", "wb") as packed:
+            shutil.copyfileobj(file, packed)
+        path.unlink()
+        return f"{path}.gz", dataset
+
+    return pack
+
+
+WRITERS = {
+    "hdf5": ("hdf5", _hdf5),
+    "hdf5.gz": ("hdf5", _packed(_hdf5)),
+    "npy": ("npy", _npy),
+    "npy.gz": ("npy", _packed(_npy)),
+    "tiff": ("tiff", _tiff),
+    "tiff.gz": ("tiff", _packed(_tiff)),
+    "tiff compressed pages": ("tiff", _tiff_pages),
+    "images": ("images", _images),
+    "tiff images": ("images", _tiff_images),
+    "zarr": ("zarr", _zarr),
+    "zarr group": ("zarr", _zarr_group),
+    "ome-zarr": ("zarr", _ome_zarr),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_reads_the_same(tmp_path, volume, name):
+    format, write = WRITERS[name]
+    (tmp_path / "in").mkdir()
+    path, dataset = write(tmp_path / "in", volume)
+    array = open_array(path, format, dataset, tmp_path / "scratch")
+    assert (array.shape, array.dtype) == (SHAPE, np.uint8)
+    np.testing.assert_array_equal(array[BOX], volume[BOX])
+    np.testing.assert_array_equal(array[:], volume)
+    np.testing.assert_array_equal(array[2], volume[2])
+
+
+def test_neuroproof_passes_the_stack_through_its_table(tmp_path):
+    stack = np.random.default_rng(1).choice([0, 3, 5, 900], SHAPE).astype(np.int32)
+    bodies = {900: 7, 0: 0, 5: 7, 3: 2**40}
+    with h5py.File(tmp_path / "gt.h5", "w") as file:
+        file["stack"], file["transforms"] = stack, np.array(list(bodies.items()))
+    expected = np.vectorize(bodies.get)(stack)
+    np.testing.assert_array_equal(open_array(tmp_path / "gt.h5", "neuroproof")[BOX], expected[BOX])
+
+
+def test_neuroproof_refuses_an_id_without_a_body(tmp_path):
+    with h5py.File(tmp_path / "gt.h5", "w") as file:
+        file["stack"], file["transforms"] = np.full(SHAPE, 4), np.array([[3, 1], [5, 2]])
+    with pytest.raises(InputError, match=r"gt\.h5: supervoxel 4 is not in `transforms`"):
+        open_array(tmp_path / "gt.h5", "neuroproof")[:]
+
+
+def test_neuroproof_on_fib25(tmp_path, real_data):
+    folder = real_data / "fib25"
+    truth = open_array(folder / "groundtruth.h5.gz", "neuroproof", None, tmp_path)
+    labels = open_array(folder / "training_sample2.h5", "hdf5", "labels")
+    assert truth.shape == labels.shape == (250, 250, 250)
+    np.testing.assert_array_equal(truth[:], labels[:])
+
+
+def test_dtypes_are_kept(tmp_path):
+    ids = np.array([0, 1, 2**64 - 1], np.uint64).reshape(1, 1, 3).repeat(4, axis=1)
+    np.save(tmp_path / "ids.npy", ids)
+    np.testing.assert_array_equal(open_array(tmp_path / "ids.npy", "npy")[:], ids)
+
+
+@pytest.mark.parametrize("attribute", ["resolution", "voxel_size_nm", "voxel_size_nm_zyx"])
+def test_hdf5_states_its_voxel_size(tmp_path, volume, attribute):
+    path, dataset = _hdf5(tmp_path, volume)
+    assert open_array(path, "hdf5", dataset).voxel_size_nm is None
+    with h5py.File(path, "r+") as file:
+        file[dataset].attrs[attribute] = (40, 4, 4)
+    assert open_array(path, "hdf5", dataset).voxel_size_nm == (40, 4, 4)
+
+
+def test_ome_zarr_states_its_voxel_size_in_any_unit(tmp_path, volume):
+    path, _ = _ome_zarr(tmp_path, volume)
+    assert open_array(path, "zarr").voxel_size_nm == (35, 8, 8)
+    zarr.open_group(str(path)).attrs["ome"] = {"multiscales": [_multiscales("micrometer", [0.04, 0.004, 0.004])]}
+    assert open_array(path, "zarr").voxel_size_nm == pytest.approx((40, 4, 4))
+
+
+def test_imagej_states_its_voxel_size(tmp_path, volume):
+    metadata = {"axes": "ZYX", "spacing": 0.05, "unit": "um"}
+    tifffile.imwrite(tmp_path / "v.tif", volume, imagej=True, resolution=(1 / 0.004, 1 / 0.004), metadata=metadata)
+    assert open_array(tmp_path / "v.tif", "tiff").voxel_size_nm == pytest.approx((50, 4, 4), rel=1e-3)
+
+
+def test_a_missing_dataset_lists_those_that_are_there(tmp_path, volume):
+    path, _ = _hdf5(tmp_path, volume)
+    for wrong in ("main", "volumes"):
+        with pytest.raises(InputError, match=rf"v.h5 has no dataset '{wrong}'; it has \['volumes/raw'\]"):
+            open_array(path, "hdf5", wrong)
+
+
+def test_a_missing_zarr_node_lists_those_that_are_there(tmp_path, volume):
+    path, _ = _zarr_group(tmp_path, volume)
+    with pytest.raises(InputError, match=r"v.zarr has no 'raw'; it has \['em'\]"):
+        open_array(path, "zarr", "raw")
+    with pytest.raises(InputError, match="group without multiscales"):
+        open_array(path, "zarr")
+
+
+@pytest.mark.parametrize("shape", [(7, 11), (2, 5, 7, 11)])
+def test_other_than_three_axes_are_refused(tmp_path, shape):
+    np.save(tmp_path / "v.npy", np.zeros(shape, np.uint8))
+    with pytest.raises(InputError, match=f"v.npy: expected an array of 3 axes z, y, x, found {len(shape)} axes"):
+        open_array(tmp_path / "v.npy", "npy")
+
+
+def test_colour_images_are_refused(tmp_path):
+    imageio.imwrite(tmp_path / "1.png", np.zeros((6, 9, 3), np.uint8))
+    with pytest.raises(InputError, match=r"expected grey images of 2 axes y, x, found shape \[6, 9, 3\]"):
+        open_array(tmp_path, "images")
+
+
+def test_sections_of_different_size_are_refused(tmp_path):
+    imageio.imwrite(tmp_path / "1.png", np.zeros((6, 9), np.uint8))
+    imageio.imwrite(tmp_path / "2.png", np.zeros((6, 8), np.uint8))
+    with pytest.raises(InputError, match=r"sections differ.*\[6, 9\].*\[6, 8\]"):
+        open_array(tmp_path, "images")[:]
+
+
+def test_a_full_disk_is_not_blamed_on_the_file(tmp_path, volume, monkeypatch):
+    path, dataset = _packed(_hdf5)(tmp_path, volume)
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(shutil, "copyfileobj", full)
+    with pytest.raises(OSError, match="No space left") as caught:
+        open_array(path, "hdf5", dataset, tmp_path / "scratch")
+    assert not isinstance(caught.value, InputError)
+
+
+@pytest.mark.parametrize("name", ["hdf5", "npy", "tiff", "hdf5.gz", "zarr"])
+def test_a_file_that_is_something_else_is_named(tmp_path, name):
+    format, suffix = WRITERS[name][0], ".gz" if name.endswith(".gz") else ""
+    bad = tmp_path / f"bad{suffix}"
+    bad.write_bytes(b"<html>not found</html>")
+    with pytest.raises(InputError, match=f"{bad.name} cannot be read"):
+        open_array(bad, format, "main" if format == "hdf5" else None, tmp_path / "scratch")
+
+
+@pytest.mark.parametrize("name", ["hdf5", "npy", "tiff compressed pages", "hdf5.gz"])
+def test_a_truncated_file_is_named(tmp_path, name):
+    volume = np.random.default_rng(0).integers(0, 256, (9, 60, 70)).astype(np.uint8)
+    path, dataset = WRITERS[name][1](tmp_path, volume)
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[: len(data) // 2])
+    with pytest.raises(InputError, match=f"{Path(path).name}.* cannot be read"):
+        open_array(path, WRITERS[name][0], dataset, tmp_path / "scratch")[:]

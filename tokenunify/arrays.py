@@ -1,0 +1,170 @@
+"""Sharded zarr 3 arrays with checksums: create, open only when whole, convert affinities."""
+
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import product
+from math import ceil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec, ZstdCodec
+
+from tokenunify import manifest
+from tokenunify.errors import InputError
+from tokenunify.geometry import Coordinate
+
+
+@dataclass(frozen=True)
+class Volume:
+    """An ingested EM volume: raw (z, y, x), labels (z, y, x) or None, and what its manifest says."""
+
+    name: str
+    raw: "Store"
+    labels: "Store | None"
+    voxel_size_nm: tuple[float, float, float]
+    zero: str
+
+
+def create(
+    path: str | Path,
+    *,
+    shape: tuple[int, ...],
+    dtype: str,
+    chunk_shape: Coordinate,
+    shard_shape: Coordinate,
+    attributes: dict[str, Any],
+) -> zarr.Array:
+    """Make an empty array; leading (channel) axes are held whole in every chunk.
+
+    Every shard is written, zeros too, so that a missing file is damage and never data; each inner chunk has a CRC.
+    """
+    lead = shape[: len(shape) - 3]
+    return zarr.create_array(
+        str(path),
+        shape=shape,
+        dtype=dtype,
+        chunks=(*lead, *chunk_shape),
+        shards=(*lead, *shard_shape),
+        compressors=[ZstdCodec(level=3), Crc32cCodec()],
+        fill_value=0,
+        attributes=attributes,
+        dimension_names=[*["channel"] * len(lead), "z", "y", "x"],
+        config={"write_empty_chunks": True},
+    )
+
+
+def open_complete(path: str | Path, remake: str) -> zarr.Array:
+    """Open an array for reading after checking that every shard file exists.
+
+    `remake` is the advice that ends the InputError about a missing or damaged store.
+    """
+    try:
+        array = zarr.open_array(str(path), mode="r")
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a readable zarr array ({error}); {remake}") from None
+    missing = [shard for shard in shard_paths(array) if not (Path(path) / shard).exists()]
+    if missing:
+        raise InputError(f"{path} lacks {len(missing)} of its shard files, the first is {missing[0]}; {remake}")
+    return array
+
+
+def shard_paths(array: zarr.Array, roi_slices: tuple[slice, ...] | None = None) -> list[str]:
+    """Relative paths of the shard files, of the whole array or of those that a box of the last three axes touches."""
+    shards = array.shards or array.chunks
+    full = [range(ceil(n / s)) for n, s in zip(array.shape, shards, strict=True)]
+    if roi_slices is not None:
+        for axis, (cut, size) in enumerate(zip(roi_slices, shards[-3:], strict=True), start=len(full) - 3):
+            full[axis] = range(cut.start // size, ceil(cut.stop / size))
+    return ["/".join(["c", *map(str, index)]) for index in product(*full)]
+
+
+@contextmanager
+def naming_damage(path: str | Path, remake: str) -> Iterator[None]:
+    """Turn a checksum or decoding failure while reading `path` into an InputError with advice."""
+    try:
+        yield
+    except (ValueError, RuntimeError, OSError) as error:
+        if isinstance(error, InputError) or getattr(error, "errno", None) is not None:
+            raise
+        raise InputError(f"{path} is damaged ({error}); {remake}") from error
+
+
+class Store:
+    """A finished array that is read in boxes; damage is reported with the advice to mend it."""
+
+    def __init__(self, path: str | Path, remake: str):
+        self.path, self.remake = Path(path), remake
+        self.array = open_complete(path, remake)
+        self.shape = self.array.shape
+        self.dtype = self.array.dtype
+        self.attrs = self.array.attrs
+
+    def __getitem__(self, index) -> np.ndarray:
+        with naming_damage(self.path, self.remake):
+            return np.asarray(self.array[index])
+
+
+def open_prepared(path: str | Path) -> Store:
+    """The finished store that belongs to a `prepared.json`."""
+    folder = Path(path).parent
+    return Store(prepared_store(path), f"delete {folder} and run snakemake again")
+
+
+def prepared_store(path: str | Path) -> Path:
+    """Where the store of a `prepared.json` is."""
+    return Path(path).parent / manifest.content(path)["store"]
+
+
+def open_volume(path: str | Path) -> Volume:
+    """Open the volume that belongs to an ingest manifest `data/volumes/{volume}.json`."""
+    path = Path(path)
+    content = manifest.content(path)
+    root = path.with_suffix(".zarr")
+    remake = f"delete {path} and {root} and run snakemake again"
+    labels = Store(root / "labels" / "0", remake) if content["labels"] else None
+    return Volume(
+        name=path.stem,
+        raw=Store(root / "raw" / "0", remake),
+        labels=labels,
+        voxel_size_nm=tuple(content["voxel_size_nm"]),
+        zero=content["zero"],
+    )
+
+
+def to_uint8(affinities: np.ndarray) -> np.ndarray:
+    """Float affinities in [0, 1] as the 256 grey levels of the store, rounded to the nearest."""
+    return np.rint(np.clip(affinities, 0, 1) * 255).astype(np.uint8)
+
+
+def to_float(affinities: np.ndarray) -> np.ndarray:
+    """Stored affinities as float32 in [0, 1]."""
+    return affinities.astype(np.float32) / np.float32(255)
+
+
+def write_npz(path: str | Path, **tables: np.ndarray) -> None:
+    """Write small tables to one file in one step; equal tables give equal bytes."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "wb") as file:
+        np.savez(file, allow_pickle=False, **tables)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read_npz(path: str | Path, remake: str) -> dict[str, np.ndarray]:
+    """Read the tables of a file; a missing or damaged one is reported with the advice to mend it."""
+    try:
+        with np.load(path, allow_pickle=False) as tables:
+            return dict(tables)
+    except FileNotFoundError:
+        raise InputError(f"{path} is missing; {remake}") from None
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+        raise InputError(f"{path} is damaged ({error}); {remake}") from error

@@ -1,0 +1,189 @@
+"""Run one part of a block-wise stage: lock, ledger of finished blocks, resume at the next one."""
+
+import json
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from filelock import FileLock
+from tqdm import tqdm
+
+from tokenunify import arrays, manifest
+from tokenunify.errors import InputError
+from tokenunify.geometry import Blocks, Roi
+
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 10
+STALE_SECONDS = 120  # a lock of another host that was not touched for so long has no living owner
+
+
+def parse_part(text: str) -> tuple[int, int]:
+    """`i/n` as (i, n) with 0 <= i < n."""
+    try:
+        part, num_parts = (int(word) for word in text.split("/"))
+    except ValueError:
+        raise InputError(f"--part must be i/n such as 0/4, got {text!r}") from None
+    if not 0 <= part < num_parts:
+        raise InputError(f"--part must be i/n with 0 <= i < n, got {text!r}")
+    return part, num_parts
+
+
+def store_folder(output: str | Path, stage: str, config: dict, inputs: dict[str, str]) -> Path:
+    """Folder beside `output` named by the hash of stage, config (with its version) and inputs' content hashes."""
+    return Path(output).parent / manifest.digest({"stage": stage, "config": config, "inputs": inputs})
+
+
+def run_part(
+    folder: Path,
+    blocks: Blocks,
+    process: Callable[[int, Roi], None],
+    *,
+    part: int = 0,
+    num_parts: int = 1,
+    written: arrays.zarr.Array | None = None,
+) -> dict:
+    """Call `process(index, roi)` for each block of the part that no ledger of this folder lists as finished.
+
+    `process` returns when the block's file or shards are on disk; only then is the block recorded. Blocks whose
+    shards of `written` have vanished are processed again. Returns the manifest's `run`: voxels, blocks and
+    seconds, added up over the attempts.
+    """
+    mine = blocks.part(part, num_parts)
+    with lock(folder / "locks", mine):
+        ledger = folder / "ledger" / f"part{part}of{num_parts}.jsonl"
+        done = {i for i in finished_blocks(folder) if written is None or _shards_exist(written, blocks.roi(i))}
+        todo = [index for index in mine if index not in done]
+        logger.info("part %d of %d: %d blocks, %d already finished", part, num_parts, len(mine), len(mine) - len(todo))
+        for index in tqdm(todo, unit="block", mininterval=5):
+            started = time.perf_counter()
+            roi = blocks.roi(index)
+            process(index, roi)
+            _record(ledger, {"block": index, "voxels": roi.num_voxels, "seconds": time.perf_counter() - started})
+        return _summary(ledger, computed_now=len(todo))
+
+
+def fill(prepared: Path, output: Path, part: tuple[int, int], compute: Callable[[Roi], arrays.np.ndarray]) -> None:
+    """Write `compute(roi)` into the prepared array for each block of the part, then the part's manifest."""
+    content = manifest.content(prepared)
+    path = arrays.prepared_store(prepared)
+    array = arrays.zarr.open_array(str(path), mode="r+")
+    z, y, x = content["shape"][-3:]
+
+    def process(_index: int, roi: Roi) -> None:
+        array[(..., *roi.slices)] = compute(roi)
+
+    blocks = Blocks((z, y, x), tuple(content["block_shape"]))
+    run = run_part(path.parent, blocks, process, part=part[0], num_parts=part[1], written=array)
+    manifest.write(output, {"prepared": manifest.digest(content), "part": part[0], "num_parts": part[1]}, run)
+
+
+def finished_blocks(folder: Path) -> set[int]:
+    """Block numbers recorded by any part of any attempt."""
+    return {entry["block"] for path in (folder / "ledger").glob("*.jsonl") for entry in _entries(path)}
+
+
+def _entries(ledger: Path) -> Iterator[dict]:
+    for line in ledger.read_text().splitlines() if ledger.exists() else []:
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the line that was being written when the process was killed
+
+
+def _record(ledger: Path, entry: dict) -> None:
+    ledger.parent.mkdir(parents=True, exist_ok=True)
+    with open(ledger, "a+b") as file:
+        # A killed writer may have left half a line: end it, so that this entry stands on its own.
+        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END) or True) and file.read(1) != b"\n":
+            file.write(b"\n")
+        file.write(json.dumps(entry).encode() + b"\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _summary(ledger: Path, computed_now: int) -> dict:
+    entries = {entry["block"]: entry for entry in _entries(ledger)}.values()
+    seconds = sum(entry["seconds"] for entry in entries)
+    voxels = sum(entry["voxels"] for entry in entries)
+    return {
+        "blocks": len(entries),
+        "blocks_computed_now": computed_now,
+        "voxels": voxels,
+        "seconds": round(seconds, 3),
+        "voxels_per_second": round(voxels / seconds) if seconds else None,
+    }
+
+
+def _shards_exist(array: arrays.zarr.Array, roi: Roi) -> bool:
+    root = Path(str(array.store_path.store.root)) / array.store_path.path
+    return all((root / shard).exists() for shard in arrays.shard_paths(array, roi.slices))
+
+
+@contextmanager
+def lock(folder: Path, claimed: range) -> Iterator[None]:
+    """Hold the blocks `claimed`: wait while a living process, of an earlier attempt perhaps, works on any of them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{claimed.start}-{claimed.stop}.{socket.gethostname()}.{os.getpid()}.json"
+    warned = False
+    while holder := _claim(folder, path, claimed):
+        if not warned:
+            logger.warning("blocks are held by process %s on %s: waiting for it to end", holder["pid"], holder["host"])
+        warned = True
+        time.sleep(0.5)
+    ended = threading.Event()
+    threading.Thread(target=_heartbeat, args=(path, ended), daemon=True).start()
+    try:
+        yield
+    finally:
+        ended.set()
+        path.unlink(missing_ok=True)
+
+
+def _heartbeat(path: Path, ended: threading.Event) -> None:
+    while not ended.wait(HEARTBEAT_SECONDS) and path.exists():
+        os.utime(path)
+
+
+def _claim(folder: Path, path: Path, claimed: range) -> dict | None:
+    """Write the lock file, or return who holds some of the blocks; one process at a time looks and writes."""
+    with FileLock(folder / ".claim"):
+        for other in sorted(folder.glob("*.json")):
+            try:
+                holder, age = json.loads(other.read_text()), time.time() - other.stat().st_mtime
+            except FileNotFoundError:
+                continue  # its owner has just ended
+            if not _alive(holder, age):
+                other.unlink(missing_ok=True)
+            elif holder["start"] < claimed.stop and claimed.start < holder["stop"]:
+                return holder
+        owner = {"host": socket.gethostname(), "pid": os.getpid(), "created": psutil.Process().create_time()}
+        manifest.write_text(path, json.dumps({**owner, "start": claimed.start, "stop": claimed.stop}))
+        return None
+
+
+def in_use(folder: Path) -> bool:
+    """Whether a living process holds a lock in `folder`."""
+    for path in folder.glob("*.json"):
+        try:
+            if _alive(json.loads(path.read_text()), time.time() - path.stat().st_mtime):
+                return True
+        except FileNotFoundError:
+            continue  # its owner has just ended
+    return False
+
+
+def _alive(holder: dict, age: float) -> bool:
+    if holder["host"] != socket.gethostname():
+        return age < STALE_SECONDS
+    try:
+        process = psutil.Process(holder["pid"])
+        return abs(process.create_time() - holder["created"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

@@ -1,0 +1,186 @@
+"""The command line: `python -m tokenunify <stage>` runs one stage of the workflow."""
+
+import argparse
+import importlib
+import json
+import logging
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from tokenunify import config, stages
+from tokenunify.blockwise import parse_part
+from tokenunify.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Command:
+    """A stage: the module whose `run(section, plain, **arguments)` does it, and its arguments."""
+
+    module: str
+    help: str
+    paths: tuple[str, ...] = ()
+    """Arguments with one path."""
+    lists: tuple[str, ...] = ()
+    """Arguments with any number of paths, none included."""
+    numbers: tuple[str, ...] = ()
+    blockwise: bool = False
+    device: bool = False
+
+
+COMMANDS = {
+    "download": Command("data.download", "fetch and verify a volume's source files", ("downloads", "output")),
+    "ingest": Command(
+        "data.ingest", "turn source files into an OME-Zarr volume", ("source", "output"), (), ("threads",)
+    ),
+    "finetune": Command(
+        "learning.finetune",
+        "train a network to predict affinities",
+        ("output",),
+        ("train", "validation"),
+        ("seed", "threads"),
+        device=True,
+    ),
+    "predict": Command(
+        "learning.predict",
+        "predict the affinities of a part of the blocks",
+        ("raw", "weights", "prepared", "output"),
+        (),
+        ("threads",),
+        blockwise=True,
+        device=True,
+    ),
+    "baseline": Command(
+        "segmentation.baseline",
+        "smoothed raw intensities in place of affinities",
+        ("raw", "prepared", "output"),
+        blockwise=True,
+    ),
+    "fragments": Command(
+        "segmentation.fragments",
+        "seeded watershed of a part of the blocks",
+        ("affinities", "prepared", "output"),
+        blockwise=True,
+    ),
+    "rag": Command(
+        "segmentation.rag",
+        "region adjacency graph of a part of the blocks",
+        ("affinities", "fragments", "output"),
+        blockwise=True,
+    ),
+    "tune": Command(
+        "tune", "choose threshold or beta on validation volumes", ("output",), ("rags", "fragments", "volumes")
+    ),
+    "agglomerate": Command(
+        "segmentation.agglomerate", "fragments to segments, on the graph", ("rag", "output"), ("tuned",)
+    ),
+    "relabel": Command(
+        "segmentation.relabel",
+        "write the segmentation of a part of the blocks",
+        ("fragments", "lut", "prepared", "output"),
+        blockwise=True,
+    ),
+    "evaluate": Command("evaluation.evaluate", "score a segmentation", ("segmentation", "volume", "output")),
+    "metrics": Command(
+        "evaluation.tables",
+        "collect a volume's scores in one table",
+        ("output",),
+        ("scores", "luts", "predictions", "weights"),
+    ),
+    "report": Command(
+        "evaluation.report",
+        "one self-contained page of tables, curves and pictures",
+        ("output",),
+        ("metrics", "manifests"),
+    ),
+}
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser of all subcommands."""
+    top = argparse.ArgumentParser(prog="tokenunify", description=__doc__)
+    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    for stage, command in COMMANDS.items():
+        schema = json.dumps(stages.SECTIONS[stage].model_json_schema(), indent=1)
+        sub = _add(commands, stage, command.help, epilog=f"schema of --config-json:\n{schema}")
+        sub.add_argument("--config-json", required=True, help="the stage's section, as Snakemake prints it")
+        _add_arguments(sub, command)
+    prepare = _add(commands, "prepare", "make the empty store of a block-wise stage")
+    prepare.add_argument("--stage", required=True, choices=["predict", "baseline", "fragments", "relabel"])
+    prepare.add_argument("--config-json", required=True)
+    prepare.add_argument("--inputs", type=Path, nargs="+", required=True, help="the input that gives the shape first")
+    prepare.add_argument("--output", type=Path, required=True)
+    clean = _add(commands, "clean", "remove stores and training states that no manifest refers to")
+    clean.add_argument("folders", type=Path, nargs="+", help="results, models, data: searched for stale stores")
+    clean.add_argument("--dry-run", action="store_true", help="only list them")
+    _add(commands, "schema", "print the JSON schema of the configuration file")
+    return top
+
+
+def _add(commands, name: str, help: str, epilog: str | None = None) -> argparse.ArgumentParser:
+    form = argparse.RawDescriptionHelpFormatter
+    return commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=form)
+
+
+def _add_arguments(sub: argparse.ArgumentParser, command: Command) -> None:
+    for name in command.paths:
+        sub.add_argument(f"--{name}", type=Path, required=True)
+    for name in command.lists:
+        sub.add_argument(f"--{name}", type=Path, nargs="*", default=[])
+    for name in command.numbers:
+        sub.add_argument(f"--{name}", type=int, required=True)
+    if command.blockwise:
+        sub.add_argument("--part", type=parse_part, default=(0, 1), help="i/n: the i-th (from 0) of n ranges of blocks")
+    if command.device:
+        sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Run the chosen subcommand."""
+    given = {key: value for key, value in vars(arguments).items() if key != "command"}
+    if arguments.command == "schema":
+        sys.stdout.write(config.schema_text())
+    elif arguments.command in ("prepare", "clean"):
+        importlib.import_module(f"tokenunify.{arguments.command}").run(**given)
+    else:
+        section, plain = stages.from_json(arguments.command, given.pop("config_json"))
+        module = importlib.import_module(f"tokenunify.{COMMANDS[arguments.command].module}")
+        module.run(section, plain, **given)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Entry point; 0 on success, 1 on bad input or a full disk (message only), a traceback on a defect."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    arguments = parser().parse_args(argv)
+    started = time.monotonic()
+    try:
+        run(arguments)
+    except InputError as error:
+        logger.error("%s", error)
+        return 1
+    except OSError as error:
+        if error.errno is None:
+            raise
+        logger.error("%s", _os_advice(error))
+        return 1
+    if arguments.command not in ("schema", "clean"):
+        logger.info("%s finished in %.1f s", arguments.command, time.monotonic() - started)
+    return 0
+
+
+def _os_advice(error: OSError) -> str:
+    import errno
+
+    advice = {
+        errno.ENOSPC: "the disk is full: free space and run snakemake again, finished blocks are kept",
+        errno.EACCES: "no permission to write here: make the folder writable or choose another with --directory",
+        errno.EROFS: "the file system is read-only: choose another folder with --directory",
+    }
+    return f"{error}; {advice.get(error.errno or 0, 'see the file system, then run snakemake again')}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

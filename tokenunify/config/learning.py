@@ -1,0 +1,117 @@
+"""Networks, training and prediction."""
+
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from tokenunify.config.base import Count, Fraction, Padding, PositiveInt, Shape, Strict
+from tokenunify.geometry import Coordinate
+
+NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
+
+
+class Superhuman(Strict):
+    """The residual symmetric U-Net of Lee et al. 2017; the defaults are the published network (1.478 M parameters)."""
+
+    name: Literal["superhuman"] = "superhuman"
+    filters: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (28, 36, 48, 64, 80)
+    """Feature maps per level, from full resolution to the bottleneck."""
+    embed_kernel: Shape = (1, 5, 5)
+    """Kernel of the first and the last but one convolution."""
+    embed_stride: Shape = (1, 1, 1)
+    """Stride of the first convolution; where it is coarser than 1 the log-odds are interpolated to full resolution."""
+    first_kernel: Shape = (1, 3, 3)
+    """Kernel of the first convolution of each block."""
+    block_kernel: Shape = (3, 3, 3)
+    """Kernel of the residual pair of each block."""
+    pooling: Shape = (1, 2, 2)
+    """Max-pooling between levels."""
+    merge: Literal["add", "cat"] = "add"
+    upsampling: Literal["trilinear", "transpose"] = "trilinear"
+    normalisation: Literal["batch", "instance"] = "batch"
+    norm_momentum: Fraction = 0.001
+    """Momentum of the batch normalisation's running statistics."""
+
+    @property
+    def unit(self) -> Coordinate:
+        """Crops must be multiples of this: strides and poolings divide them without a rest."""
+        z, y, x = (s * p ** (len(self.filters) - 1) for s, p in zip(self.embed_stride, self.pooling, strict=True))
+        return z, y, x
+
+
+Network = Superhuman
+"""A network's description; one class per architecture."""
+
+
+class Augment(Strict):
+    """Probability of each augmentation; anisotropic volumes are rotated in the section plane only."""
+
+    flip: Fraction = 0.5
+    """Each axis."""
+    rotate: Fraction = 0.5
+    """Exchange of y and x; of all three axes where the voxels are isotropic."""
+    intensity: Fraction = 0.5
+    """Contrast, brightness and gamma of the whole crop, and of each section."""
+    noise: Fraction = 0.2
+    blur: Fraction = 0.1
+    missing: Fraction = 0.05
+    """A black or absent section."""
+    misalign: Fraction = 0.05
+    """A shift of all sections behind a random one."""
+    elastic: Fraction = 0.1
+
+
+class Finetune(Strict):
+    """Supervised training of an affinity network."""
+
+    offsets: Annotated[tuple[tuple[int, int, int], ...], Field(min_length=3)] = NEAREST
+    """Affinity channels; the first three are the nearest neighbours, more only help training."""
+    crop: Shape = (16, 160, 160)
+    batch_size: PositiveInt = 1
+    steps: PositiveInt = 1000
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    warmup_steps: Count = 0
+    schedule: Literal["constant", "cosine"] = "cosine"
+    final_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    loss: Literal["mse", "weighted_mse", "bce"] = "weighted_mse"
+    max_weight: Annotated[float, Field(ge=1)] = 20.0
+    """Cap of the class-balance weight."""
+    balance: Literal["joint", "channel"] = "joint"
+    """Class balance over all channels of a crop, or of each channel by itself."""
+    erode_labels: bool | Literal["3d"] = False
+    """Turn voxels at the borders between labels into background: in each section, or (3d) across sections too."""
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the running average of the weights that is validated and saved; null saves the weights themselves."""
+    augment: Augment = Augment()
+    validate_every: PositiveInt = 100
+    validation_crops: PositiveInt = 8
+    checkpoint_every: PositiveInt = 100
+    checkpoint: Literal["best", "last"] = "best"
+    """Weights handed on: those with the lowest validation loss, or the last."""
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+
+    @model_validator(mode="after")
+    def _nearest_first(self) -> Self:
+        if tuple(self.offsets[:3]) != NEAREST:
+            raise ValueError(f"offsets must begin with {[list(o) for o in NEAREST]}: agglomeration reads them")
+        return self
+
+
+class Predict(Strict):
+    """Block-wise prediction from overlapping crops."""
+
+    crop: Shape | None = None
+    """Null: the training crop, which is what normalisation has seen."""
+    stride: Shape | None = None
+    """Null: half the crop."""
+    padding: Padding = (4, 15, 15)
+    """Reflected voxels beyond the volume's faces."""
+    sigma: Annotated[float, Field(gt=0)] = 0.2
+    """Width of the Gaussian blending weight, in half crops."""
+    flips: bool = False
+    """Average over the eight flips of each crop."""
+    batch_size: PositiveInt = 1
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"

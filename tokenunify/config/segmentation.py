@@ -1,0 +1,87 @@
+"""Fragments, agglomeration and the baseline."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from tokenunify.config.base import Count, Fraction, Padding, Shape, Strict
+
+
+class Fragments(Strict):
+    """Seeded watershed of the boundary map."""
+
+    dimensions: Literal[2, 3] = 2
+    """2: section by section (anisotropic); 3: isotropic."""
+    boundary: Literal["mean", "max"] = "mean"
+    """Boundary = 1 - affinity, mean (waterz) or maximum (multicut) over y and x, over z too in 3D."""
+    threshold: Fraction = 0.5
+    """Boundary values from here on are boundary for the distance transform."""
+    sigma_seeds: Annotated[float, Field(ge=0)] = 0.0
+    """Smoothing, in voxels, of the distance transform before its maxima are taken."""
+    sigma_weights: Annotated[float, Field(ge=0)] = 0.0
+    """Smoothing, in voxels, of the boundary map that is flooded."""
+    distance_weight: Fraction = 0.0
+    """Share of the inverted distances, scaled to [0, 1], in the map that is flooded."""
+    diagonal_seeds: bool = False
+    """Whether a maximum of the distances is compared with its diagonal neighbours too."""
+    min_size: Count = 0
+    """Fragments of fewer voxels are given to their neighbours."""
+    halo: Padding = (0, 32, 32)
+    """Context read around a block; distances are capped at its largest value (all 0: not capped)."""
+    block_shape: Shape | None = None
+    """Null: storage.block_shape."""
+
+
+class Tuned(Strict):
+    """Candidates, of which the validation volumes choose the one with the lowest VOI."""
+
+    tune: Annotated[tuple[Fraction, ...], Field(min_length=1)]
+
+
+class Waterz(Strict):
+    """Hierarchical merging of the rag as in waterz."""
+
+    method: Literal["waterz"]
+    fragments: Fragments = Fragments()
+    score: Literal["max50", "mean"] = "max50"
+    """max50: HistogramQuantileAffinity<50, 256 bins, InitWithMax>, the paper's; mean: MeanAffinity."""
+    threshold: Fraction | Tuned = 0.5
+
+
+class Multicut(Strict):
+    """Multicut of the rag with size-weighted log-odds costs."""
+
+    method: Literal["multicut"]
+    fragments: Fragments = Fragments(
+        boundary="max",
+        threshold=0.25,
+        sigma_seeds=2.0,
+        sigma_weights=2.0,
+        distance_weight=0.1,
+        diagonal_seeds=True,
+        min_size=100,
+    )
+    beta: Annotated[float, Field(gt=0, lt=1)] | Tuned = 0.5
+    """Boundary bias: higher values cut more."""
+    solver: Literal["kernighan-lin", "greedy-additive"] = "kernighan-lin"
+
+
+Segmentation = Annotated[Waterz | Multicut, Field(discriminator="method")]
+
+
+class Baseline(Strict):
+    """The `raw-watershed` baseline: smoothed raw intensities stand for affinities."""
+
+    sigma_nm: Annotated[float, Field(ge=0)] = 16.0
+    """Smoothing of the raw; bright is inside."""
+    segmentation: Waterz = Waterz(
+        method="waterz",
+        score="mean",
+        threshold=Tuned(tune=(0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)),
+    )
+
+
+def is_tuned(segmentation: Waterz | Multicut) -> bool:
+    """Whether the threshold or beta is chosen on validation volumes."""
+    value = segmentation.threshold if isinstance(segmentation, Waterz) else segmentation.beta
+    return isinstance(value, Tuned)

@@ -1,0 +1,170 @@
+"""Fetch and verify a volume's source files; the first of its sources that works is used."""
+
+import logging
+import os
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path, PurePosixPath
+from urllib.parse import unquote, urlparse
+
+import pooch
+import requests
+from filelock import FileLock
+from tqdm import tqdm
+
+from tokenunify import manifest, stages
+from tokenunify.config import FileSource, Source
+from tokenunify.data import sources
+from tokenunify.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+ATTEMPTS = 5
+BACKOFF_SECONDS = 2.0
+"""Pause after the first failed attempt; it doubles each time."""
+TIMEOUT_SECONDS = 60
+CHUNK_BYTES = 2**14
+PARALLEL = 8
+"""Files of an image sequence fetched at a time."""
+LASTING = (400, 401, 403, 404, 405, 410)
+"""Answers of a server that trying again does not change."""
+
+
+def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path) -> None:
+    """Write the manifest of the first source that works; InputError lists why none did."""
+    reasons = []
+    for index, source in enumerate(section.sources):
+        try:
+            content, paths = obtain(source, downloads)
+        except InputError as error:
+            logger.warning("source %d cannot be used: %s", index, error)
+            reasons.append(f"  source {index}: {error}")
+            continue
+        manifest.write(output, {"source": index, **content}, paths)
+        return
+    raise InputError("none of the sources works:\n" + "\n".join(reasons))
+
+
+def obtain(source: Source, downloads: Path) -> tuple[dict, dict]:
+    """What the files of a source are (hashed downstream), and where they are on this machine."""
+    if source.phantom is not None:
+        return {"phantom": source.phantom.model_dump(mode="json"), "labels": None}, {}
+    content: dict = {"labels": None}
+    paths: dict = {}
+    for role, file in (("raw", source.raw), ("labels", source.labels)):
+        if file is not None:
+            paths[role], sha256 = _obtain_file(file, downloads)
+            content[role] = {"sha256": sha256, "format": file.format, "dataset": file.dataset}
+    return content, paths
+
+
+def _obtain_file(file: FileSource, downloads: Path) -> tuple[str, str]:
+    if file.path is not None:
+        path = sources.find(file.path, file.format)
+        return path, sources.verify(path, file.format, file.sha256)
+    assert file.url is not None
+    if file.indices is not None:
+        folder = _sequence(file.url, file.indices, downloads)
+        return str(folder), sources.verify(folder, "images", file.sha256)
+    target = downloads / f"{manifest.digest(file.url)[:8]}-{_name(file.url)}"
+    return str(target), fetch(file.url, target, file.sha256)
+
+
+def _name(url: str) -> str:
+    return PurePosixPath(unquote(urlparse(url).path)).name or "index"
+
+
+def _sequence(url: str, indices: tuple[int, int], downloads: Path) -> Path:
+    """Fetch one file per index into one folder; a file is named by its index."""
+    suffix = PurePosixPath(_name(url)).suffix
+    folder = downloads / f"{manifest.digest([url, indices])[:8]}-sequence"
+    with ThreadPoolExecutor(PARALLEL) as pool:
+
+        def one(index: int) -> str:
+            return fetch(url.replace("{index}", str(index)), folder / f"{index:06d}{suffix}", None, progress=False)
+
+        for _ in tqdm(pool.map(one, range(*indices)), total=indices[1] - indices[0], unit="file", mininterval=5):
+            pass
+    return folder
+
+
+def fetch(url: str, target: Path, sha256: str | None, *, progress: bool = True) -> str:
+    """Fetch `url` to `target` unless it is there, and return its SHA-256.
+
+    Several processes may ask for the same file: one fetches it. Without `sha256` the first download's value is kept
+    beside the file and holds from then on. A file with another checksum is moved aside and never used.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    record = target.with_name(target.name + ".sha256")
+    aside = target.with_name(target.name + ".wrong-sha256")
+    with FileLock(target.with_name(f".{target.name}.lock")):
+        expected = sha256 or (record.read_text().split()[0] if record.exists() else None)
+        if not target.exists() and aside.exists() and manifest.file_sha256(aside) == expected:
+            os.replace(aside, target)
+        if not target.exists():
+            _fetch(url, target, expected is not None, progress)
+        found = manifest.file_sha256(target)
+        if expected is not None and found != expected:
+            os.replace(target, aside)
+            raise InputError(
+                f"{url} is not the expected file: expected sha256 {expected}, found {found}; the file is kept aside as "
+                f"{aside} and not used; correct the url or sha256 and run snakemake again"
+            )
+        manifest.write_text(record, f"{found}  {target.name}\n")
+        return found
+
+
+def _fetch(url: str, target: Path, verified: bool, progress: bool) -> None:
+    part = target.with_name(target.name + ".part")
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            _transfer(url, part, verified, progress)
+            os.replace(part, target)
+            return
+        except requests.RequestException as error:
+            answer = getattr(error.response, "status_code", None)
+            if answer in LASTING or attempt == ATTEMPTS:
+                raise InputError(
+                    f"{url} cannot be fetched after {attempt} attempts ({error}); check the address and the network, "
+                    "then run snakemake again: what has arrived is kept"
+                ) from None
+            pause = BACKOFF_SECONDS * 2 ** (attempt - 1)
+            logger.warning("%s: attempt %d failed (%s), again in %g s", url, attempt, error, pause)
+            time.sleep(pause)
+
+
+def _transfer(url: str, part: Path, verified: bool, progress: bool) -> None:
+    """Append what is missing to `part`; start anew where the server cannot continue the same file."""
+    validator = part.with_name(part.name + ".validator")
+    known = validator.read_text() if validator.exists() else ""
+    start = part.stat().st_size if part.exists() and (known or verified) else 0
+    headers = {"Accept-Encoding": "identity"}
+    if start:
+        headers |= {"Range": f"bytes={start}-"} | ({"If-Range": known} if known else {})
+    expected = 0
+    with open(part, "r+b" if start else "wb") as file:
+        file.seek(start)
+
+        def answered(response: requests.Response, *_args, **_kwargs) -> None:
+            nonlocal expected
+            if response.is_redirect or not (response.ok or response.status_code == 416):
+                return
+            if response.status_code != 206:
+                file.seek(0)
+                file.truncate()
+            tag = response.headers.get("ETag", "")
+            validator.write_text("" if tag.startswith("W/") else tag)
+            expected = file.tell() + int(response.headers.get("Content-Length", 0))
+
+        fetcher = pooch.HTTPDownloader(
+            progressbar=progress,
+            chunk_size=CHUNK_BYTES,
+            timeout=TIMEOUT_SECONDS,
+            headers=headers,
+            hooks={"response": answered},
+        )
+        fetcher(url, file, None)
+        arrived = file.tell()
+    if arrived < expected:
+        raise requests.ConnectionError(f"the connection ended after {arrived} of {expected} bytes")
+    validator.unlink()

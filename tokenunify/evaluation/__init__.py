@@ -1,0 +1,1 @@
+"""Scores of segmentations, tables and figures."""

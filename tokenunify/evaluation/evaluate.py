@@ -1,0 +1,66 @@
+"""Stage evaluate: score a segmentation against the labels of its volume, with one table per block, summed exactly."""
+
+from pathlib import Path
+
+import numpy as np
+
+from tokenunify import affinities, arrays, blockwise, manifest
+from tokenunify.errors import InputError
+from tokenunify.evaluation import metrics
+from tokenunify.geometry import Blocks, Roi
+from tokenunify.stages import Evaluate
+
+
+def labels_of(volume: arrays.Volume) -> arrays.Store:
+    """The volume's labels; without any it cannot be scored."""
+    if volume.labels is None:
+        raise InputError(f"volume {volume.name} has no labels to score against: give it labels, or do not evaluate it")
+    return volume.labels
+
+
+def read_labels(labels: arrays.Store, roi: Roi, *, erode: bool, ignore_label: int) -> np.ndarray:
+    """Labels of a box as they are scored: eroded in each section if wanted, unknown ones (2^64-1) ignored."""
+    z, y, x = labels.shape
+    outer = roi.grow((0, 1, 1), (0, 1, 1), (z, y, x)) if erode else roi
+    read = labels[outer.slices]
+    scored = affinities.erode_labels(read)[roi.within(outer)] if erode else read
+    return np.where(scored == affinities.IGNORE, ignore_label, scored).astype(np.uint64)
+
+
+def overlaps(
+    segmentation: arrays.Store, labels: arrays.Store, roi: Roi, *, erode: bool, ignore_label: int
+) -> metrics.Contingency:
+    """Table of a box of a segmentation (or of fragments) and the labels as they are scored."""
+    scored = read_labels(labels, roi, erode=erode, ignore_label=ignore_label)
+    return metrics.contingency(segmentation[roi.slices], scored)
+
+
+def run(section: Evaluate, plain: dict, *, segmentation: Path, volume: Path, output: Path) -> None:
+    """Write the scores; the blocks' tables are kept in a folder beside, and a rerun continues with those missing."""
+    labels, segments = labels_of(arrays.open_volume(volume)), arrays.open_prepared(segmentation)
+    metrics.check_shapes(str(segmentation), segments.shape, f"the labels of {volume}", labels.shape)
+    inputs = {"segmentation": manifest.content_hash(segmentation), "volume": manifest.content_hash(volume)}
+    folder = blockwise.store_folder(output, "evaluate", plain, inputs)
+    blocks = Blocks(segments.shape, section.block_shape)
+
+    def process(index: int, roi: Roi) -> None:
+        table = overlaps(segments, labels, roi, erode=section.erode_labels, ignore_label=section.ignore_label)
+        arrays.write_npz(folder / "blocks" / f"{index}.npz", **table._asdict())
+
+    run = blockwise.run_part(folder, blocks, process)
+    remake = f"delete {folder} and run snakemake again"
+    files = [folder / "blocks" / f"{index}.npz" for index in range(len(blocks))]
+    table = metrics.merge(metrics.Contingency(**arrays.read_npz(path, remake)) for path in files)
+    manifest.write(output, {**summary(table, section), "inputs": inputs}, {**run, "store": folder.name})
+
+
+def summary(table: metrics.Contingency, section: Evaluate) -> dict:
+    """Scores, numbers of segments and labels among the scored voxels, and how they were scored."""
+    scored = metrics.without(table, section.ignore_label)
+    return {
+        **metrics.scores_of(table, section.ignore_label),
+        "num_segments": int(np.unique(scored.segments).size),
+        "num_labels": int(np.unique(scored.labels).size),
+        "erode_labels": section.erode_labels,
+        "ignore_label": section.ignore_label,
+    }

@@ -1,0 +1,104 @@
+"""Scores of a segmentation from the table of its overlaps with the labels; both equal scikit-image's.
+
+voi_split = H(segmentation | labels), voi_merge = H(labels | segmentation), in bits; voi is their sum. arand = 1 - F,
+F = 2 Σ n_ij (n_ij - 1) / (Σ a_i (a_i - 1) + Σ b_j (b_j - 1)), n_ij voxels in common, a_i of a label, b_j of a segment.
+"""
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tokenunify import ids
+from tokenunify.errors import InputError
+
+
+class Contingency(NamedTuple):
+    """Overlaps of labels and segments, sorted by (label, segment)."""
+
+    labels: np.ndarray
+    """Label of each overlap (n,), uint64."""
+    segments: np.ndarray
+    """Segment of each overlap (n,), uint64."""
+    counts: np.ndarray
+    """Voxels of each overlap (n,), uint64."""
+
+
+def scores(segmentation: Any, labels: Any, ignore_label: int = 0) -> dict[str, float]:
+    """voi_split, voi_merge, voi and arand of a segmentation against labels, where these are not `ignore_label`.
+
+    Both are numpy or zarr arrays (z, y, x) of integers; they are read in slabs.
+    """
+    check_shapes("segmentation", segmentation.shape, "labels", labels.shape)
+    depth = (getattr(labels, "shards", None) or getattr(labels, "chunks", None) or labels.shape)[0]
+    slabs = (slice(start, start + depth) for start in range(0, labels.shape[0], depth))
+    table = merge(contingency(np.asarray(segmentation[slab]), np.asarray(labels[slab])) for slab in slabs)
+    return scores_of(table, ignore_label)
+
+
+def check_shapes(first: str, first_shape: tuple[int, ...], second: str, second_shape: tuple[int, ...]) -> None:
+    """Refuse arrays of different shapes."""
+    if tuple(first_shape) != tuple(second_shape):
+        raise InputError(
+            f"{first} has shape {list(first_shape)}, expected that of {second}, {list(second_shape)}: "
+            "give arrays of the same volume"
+        )
+
+
+def contingency(segmentation: np.ndarray, labels: np.ndarray) -> Contingency:
+    """Table of two integer arrays of one shape."""
+    truth, found = labels.ravel(), segmentation.ravel()
+    starts = ids.run_starts(truth, found)
+    lengths = np.diff(starts, append=truth.size).astype(np.uint64)
+    return _sum(truth[starts].astype(np.uint64), found[starts].astype(np.uint64), lengths)
+
+
+def merge(tables: Iterable[Contingency]) -> Contingency:
+    """The sum of tables over parts of a volume."""
+    columns = [np.concatenate(column) for column in zip(*tables, strict=True)]
+    labels, segments, counts = columns or np.zeros((3, 0), np.uint64)
+    return _sum(labels, segments, counts)
+
+
+def _sum(labels: np.ndarray, segments: np.ndarray, counts: np.ndarray) -> Contingency:
+    pairs, order, starts = ids.group_pairs(np.stack([labels, segments], axis=1))
+    sums = np.add.reduceat(counts[order], starts) if starts.size else counts
+    return Contingency(pairs[:, 0], pairs[:, 1], sums)
+
+
+def without(table: Contingency, ignore_label: int) -> Contingency:
+    """The table without the overlaps of the ignored label.
+
+    Raises InputError if nothing is left.
+    """
+    keep = table.labels != ignore_label
+    if not keep.any():
+        raise InputError(f"no voxel has another label than {ignore_label}: nothing can be scored; give labels")
+    return Contingency(*(column[keep] for column in table))
+
+
+def scores_of(table: Contingency, ignore_label: int = 0) -> dict[str, float]:
+    """The scores from a table."""
+    labels, segments, counts = without(table, ignore_label)
+    joint = counts.astype(np.float64)
+    label_sizes, label_index = _marginal(labels, joint)
+    segment_sizes, segment_index = _marginal(segments, joint)
+    split = _conditional_entropy(joint, label_sizes[label_index])
+    merge = _conditional_entropy(joint, segment_sizes[segment_index])
+    common, of_labels, of_segments = (_pairs(sizes) for sizes in (joint, label_sizes, segment_sizes))
+    total = of_labels + of_segments
+    arand = 1 - 2 * common / total if total else 0.0
+    return {"voi_split": split, "voi_merge": merge, "voi": split + merge, "arand": float(arand)}
+
+
+def _marginal(names: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    _, index = np.unique(names, return_inverse=True)
+    return np.bincount(index, counts), index
+
+
+def _conditional_entropy(joint: np.ndarray, given: np.ndarray) -> float:
+    return float(np.sum(joint * np.log2(given / joint)) / joint.sum())
+
+
+def _pairs(sizes: np.ndarray) -> float:
+    return float(np.sum(sizes * (sizes - 1)))

@@ -1,0 +1,241 @@
+"""Stage report: one page, without anything outside it, of scores, pictures, curves, times and sources.
+
+It is made of the tables and of whatever manifests are given; a section whose manifests are not there is left out.
+"""
+
+import base64
+import logging
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jinja2
+import numpy as np
+import pandas as pd
+
+import tokenunify
+from tokenunify import arrays, manifest
+from tokenunify.affinities import IGNORE
+from tokenunify.config import BASELINE
+from tokenunify.errors import InputError
+from tokenunify.evaluation import figures, tables
+from tokenunify.stages import Report
+
+logger = logging.getLogger(__name__)
+
+TEMPLATE = Path(__file__).with_name("report.html.jinja")
+MODEL = r"(?P<model>[^/]+)/seed(?P<seed>\d+)"
+PLACES = (
+    r"data/volumes/(?P<volume>[^/]+)",
+    rf"models/{MODEL}/(?P<stage>weights)",
+    rf"models/{MODEL}/(?P<stage>tune)/(?P<name>[^/]+)",
+    rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<stage>predict)/(?P<file>[^/]+)",
+    rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<stage>fragments|rag)/(?P<name>[^/]+)/(?P<file>[^/]+)",
+    rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<name>[^/]+)/(?P<stage>relabel)/(?P<file>[^/]+)",
+    rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<name>[^/]+)/(?P<stage>scores|agglomerate)",
+)
+"""Where each stage puts its manifest, without the ending .json."""
+TIMED = {"predict": "affinities", "fragments": "fragments", "rag": "rag", "relabel": "relabel", "scores": "evaluate"}
+"""Stages of a volume with times in their manifests, and their names on the page."""
+
+
+class Made(NamedTuple):
+    """A manifest, and what its path says about it."""
+
+    path: Path
+    stage: str
+    volume: str
+    model: str
+    seed: int
+    name: str
+    """Segmentation or fragments; empty where a stage has one."""
+    file: str
+
+    @property
+    def read(self) -> dict:
+        """Content and run."""
+        return manifest.read(self.path)
+
+
+def locate(path: Path) -> Made:
+    """What the place of a manifest says about it.
+
+    Raises InputError for a path that no stage writes.
+    """
+    for pattern in PLACES:
+        if found := re.search(rf"/{pattern}\.json$", path.absolute().as_posix()):
+            parts = found.groupdict()
+            given = {key: parts.get(key) or "" for key in ("volume", "model", "name", "file")}
+            return Made(path, parts.get("stage") or "ingest", seed=int(parts.get("seed") or 0), **given)
+    raise InputError(f"report: {path} is not the manifest of a stage; give manifests in the folders the workflow uses")
+
+
+def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], manifests: list[Path]) -> None:
+    """Write the page from tables of scores and from manifests, whose places say what they are."""
+    if not metrics:
+        raise InputError(
+            "report needs at least one metrics.csv as --metrics; make one with `snakemake results/.../metrics.csv`"
+        )
+    rows = pd.concat([tables.read(path) for path in metrics], ignore_index=True)
+    made = sorted(map(locate, dict.fromkeys(manifests)), key=lambda m: m.model == BASELINE)
+    page = {
+        "title": section.title,
+        "version": tokenunify.__version__,
+        "commit": tables.commit(),
+        "commits": sorted(set(rows["commit"])),
+        "tables": [tables.summary(part) for _, part in rows.groupby(["volume", "dataset", "split"], sort=False)],
+        "pictures": {volume: list(pictures(volume, made)) for volume in dict.fromkeys(rows["volume"])},
+        "files": [str(path) for path in metrics],
+        "models": models(made),
+        "training": training_curves(made),
+        "tuning": tuning_curves(made),
+        "stages": list(TIMED.values()),
+        "times": times(made),
+        "volumes": volumes(made),
+    }
+    manifest.write_text(output, template().render(page))
+
+
+def template() -> jinja2.Template:
+    """The page's template with the filters that write numbers and pictures."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.filters |= {"duration": duration, "rate": rate, "png": lambda data: _uri(data, "image/png")}
+    environment.filters["svg"] = lambda data: _uri(data, "image/svg+xml")
+    return environment.from_string(TEMPLATE.read_text())
+
+
+def _uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def duration(seconds: float) -> str:
+    """A time with its unit: 8.3 s, 2 min 05 s, 3 h 20 min."""
+    if seconds < 99.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def rate(voxels_per_second: float) -> str:
+    """Voxels per second with three digits: 604 voxel/s, 12.4 kvoxel/s, 1.30 Mvoxel/s."""
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if voxels_per_second >= 0.9995 * size:
+            value = voxels_per_second / size
+            return f"{value:.{max(0, 2 - len(str(int(value))) + 1)}f} {unit}voxel/s"
+    return f"{voxels_per_second:.0f} voxel/s"
+
+
+# ------------------------------------------------------------------------------------------------ pictures
+
+
+def pictures(volume: str, made: list[Made]) -> Iterator[dict]:
+    """One row of pictures per cut: raw, labels, then each model's affinities and segmentations (its first seed)."""
+    source = next((m.path for m in made if m.stage == "ingest" and m.volume == volume), None)
+    if source is None:
+        return
+    mine = [m for m in made if m.volume == volume and m.file == "prepared" and m.stage in ("predict", "relabel")]
+    first = [m for m in mine if m.seed == min(other.seed for other in mine if other.model == m.model)]
+    names = [m.model for m in first]
+    shown = sorted(first, key=lambda m: (names.index(m.model), m.stage))  # predict before relabel
+    opened = arrays.open_volume(source)
+    for plane in figures.planes(opened.raw.shape, opened.voxel_size_nm):
+        height, width = ((s.stop - s.start) for a, s in enumerate(plane.slices) if a != plane.axis)
+        size = (height * plane.pixel_nm[0] / 1000, width * plane.pixel_nm[1] / 1000)
+        yield {
+            "plane": plane.name,
+            "index": plane.slices[plane.axis].start,
+            "across": "zyx"[plane.axis],
+            "size_um": size,
+            "bar_nm": figures.bar_nm(size[1] * 1000),
+            "panels": list(_panels(opened, plane, shown)),
+        }
+
+
+def _panels(volume: arrays.Volume, plane: figures.Plane, shown: list[Made]) -> Iterator[dict]:
+    raw = plane.cut(volume.raw) / 255
+    yield {"title": "raw", "detail": "", "png": figures.picture(raw, plane.pixel_nm)}
+    labels = None if volume.labels is None else _neurons(plane.cut(volume.labels))
+    if labels is not None:
+        image = figures.overlay(raw, figures.coloured(labels))
+        yield {"title": "ground truth", "detail": "", "png": figures.picture(image, plane.pixel_nm)}
+    for made in shown:
+        try:
+            cut = plane.cut(arrays.open_prepared(made.path))
+        except InputError as error:
+            logger.warning("a picture is left out: %s", error)
+            continue
+        yield _panel(made, cut, raw, labels, plane)
+
+
+def _panel(made: Made, cut: np.ndarray, raw: np.ndarray, labels: np.ndarray | None, plane: figures.Plane) -> dict:
+    if made.stage == "relabel":
+        image, title = figures.overlay(raw, figures.coloured(cut, labels)), made.name
+    else:
+        in_plane = [axis for axis in range(3) if axis != plane.axis]
+        image, title = cut[in_plane].mean(axis=0) / 255, f"affinities {', '.join('zyx'[axis] for axis in in_plane)}"
+        title = "smoothed raw" if made.model == BASELINE else title
+    return {"title": title, "detail": f"{made.model}, seed {made.seed}", "png": figures.picture(image, plane.pixel_nm)}
+
+
+def _neurons(labels: np.ndarray) -> np.ndarray:
+    """Labels with 0 for those that are unknown (2^64-1)."""
+    return np.where(labels == IGNORE, 0, labels)
+
+
+# ------------------------------------------------------------------------------------------------ curves, times, data
+
+
+def _of(made: Iterable[Made], stage: str) -> list[Made]:
+    return [m for m in made if m.stage == stage]
+
+
+def models(made: list[Made]) -> list[dict]:
+    """What was trained, on what, for how long."""
+    rows = []
+    for m in _of(made, "weights"):
+        content, run = m.read.values()
+        kept = run["best_step"] if content["finetune"]["checkpoint"] == "best" else 0
+        named = {"model": m.model, "kept_step": kept or run["steps"], "trained_on": ", ".join(content["inputs"])}
+        rows.append({**content, **named, "run": run})
+    return rows
+
+
+def training_curves(made: list[Made]) -> bytes | None:
+    """Losses from the log.csv beside each weights.json."""
+    logs = [(m, m.path.with_name("log.csv")) for m in _of(made, "weights")]
+    runs = [figures.Training(m.model, m.seed, pd.read_csv(log)) for m, log in logs if log.exists()]
+    return figures.training(runs) if runs else None
+
+
+def tuning_curves(made: list[Made]) -> bytes | None:
+    """Scores on the validation volumes over the candidates."""
+    runs = []
+    for m in _of(made, "tune"):
+        content = m.read["content"]
+        name = m.name if m.model == BASELINE else f"{m.model}, {m.name}"
+        runs.append(figures.Tuning(name, m.seed, content["curve"], content["value"]))
+    return figures.tuning(runs) if runs else None
+
+
+def times(made: list[Made]) -> list[dict]:
+    """Seconds and voxels of each stage, per volume and model, added up over parts, seeds and segmentations."""
+    sums: dict[tuple[str, str], Any] = defaultdict(lambda: defaultdict(lambda: {"seconds": 0.0, "voxels": 0}))
+    for m in made:
+        run = m.read["run"] if m.stage in TIMED else {}
+        if "seconds" in run:
+            total = sums[m.volume, m.model][TIMED[m.stage]]
+            total["seconds"] += run["seconds"]
+            total["voxels"] += run["voxels"]
+    return [
+        {"volume": volume, "model": model, "baseline": model == BASELINE, "stages": dict(by)}
+        for (volume, model), by in sums.items()
+    ]
+
+
+def volumes(made: list[Made]) -> list[dict]:
+    """Size, licence and citation of every volume."""
+    return [{"name": m.volume, **m.read["content"]} for m in _of(made, "ingest")]

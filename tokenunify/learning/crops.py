@@ -1,0 +1,132 @@
+"""Training samples: sample i is a function of (seed, i) alone, whatever was drawn before it and on which machine."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+
+import numpy as np
+
+from tokenunify import affinities, arrays
+from tokenunify.config import Augment
+from tokenunify.errors import InputError
+from tokenunify.geometry import Coordinate
+from tokenunify.learning import augment
+
+CACHE_BYTES = 2**31  # volumes are held in memory up to this size together, larger ones are read crop by crop
+ATTEMPTS = 10  # draws of a position before a crop without any known affinity is accepted
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """A labelled volume, or a range of its sections, to take crops from."""
+
+    name: str
+    raw: arrays.Store | np.ndarray
+    labels: arrays.Store | np.ndarray
+    first: int
+    """First section used."""
+    shape: Coordinate
+    """Extent of the part that is used."""
+    voxel_size_nm: tuple[float, float, float]
+    zero: str
+
+
+def open_labelled(volume: arrays.Volume, sections: tuple[int, int] | None = None) -> Labelled:
+    """The labelled part of a volume; `sections` is the first and one past the last section used, None takes all."""
+    if volume.labels is None:
+        raise InputError(
+            f"volume {volume.name} has no labels, which training and validation need: give its labels source"
+        )
+    depth, height, width = volume.raw.shape
+    first, last = sections or (0, depth)
+    if first >= min(last, depth):
+        raise InputError(
+            f"sections of training volume {volume.name} must lie within its {depth} sections, "
+            f"got {list(sections or ())}; correct datasets.*.train"
+        )
+    shape = (min(last, depth) - first, height, width)
+    return Labelled(volume.name, volume.raw, volume.labels, first, shape, volume.voxel_size_nm, volume.zero)
+
+
+def cached(volumes: Sequence[Labelled]) -> list[Labelled]:
+    """The volumes, those that fit into the cache held in memory."""
+    result, room = [], CACHE_BYTES
+    for v in volumes:
+        size = prod(v.shape) * (v.raw.dtype.itemsize + v.labels.dtype.itemsize)
+        if size <= room:
+            room -= size
+            sections = slice(v.first, v.first + v.shape[0])
+            v = Labelled(v.name, v.raw[sections], v.labels[sections], 0, v.shape, v.voxel_size_nm, v.zero)
+        result.append(v)
+    return result
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One training example: raw (1, z, y, x) float32 in [0, 1]; targets and mask (c, z, y, x), float32 and bool."""
+
+    raw: np.ndarray
+    targets: np.ndarray
+    mask: np.ndarray
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Random crops of labelled volumes, uniform over their voxels."""
+
+    volumes: Sequence[Labelled]
+    crop: Coordinate
+    offsets: Sequence[Coordinate]
+    erode: bool | str
+    augment: Augment | None
+    """None: crops as they are."""
+    seed: int
+    must_fit: bool = True
+    """Refuse a crop that is larger than its volume; else the volume is mirrored at its faces."""
+
+    def __post_init__(self) -> None:
+        for v in self.volumes if self.must_fit else ():
+            if any(c > n for c, n in zip(self.crop, v.shape, strict=True)):
+                raise InputError(
+                    f"finetune.crop {list(self.crop)} does not fit into training volume {v.name}, "
+                    f"of which {list(v.shape)} voxels are used; use a smaller crop or more sections"
+                )
+
+    def __getitem__(self, index: int) -> Sample:
+        """Sample number `index`."""
+        rng = np.random.default_rng((self.seed, index))
+        sizes = np.array([prod(v.shape) for v in self.volumes], float)
+        volume = self.volumes[rng.choice(len(sizes), p=sizes / sizes.sum())]
+        for _ in range(ATTEMPTS):
+            sample = self._draw(rng, volume)
+            if sample.mask.any():
+                break
+        return sample
+
+    def _draw(self, rng: np.random.Generator, v: Labelled) -> Sample:
+        order, steps = augment.choose_axes(rng, self.augment or NO_AUGMENTATION, v.voxel_size_nm)
+        extent = augment.shape_before(self.crop, order)
+        if any(e > n for e, n in zip(extent, v.shape, strict=True)):
+            order, extent = (0, 1, 2), self.crop
+        start = [int(rng.integers(max(0, n - e) + 1)) for n, e in zip(v.shape, extent, strict=True)]
+        raw, labels = (augment.reorient(a, order, steps) for a in read(v, start, extent))
+        raw = raw.astype(np.float32) / np.float32(np.iinfo(raw.dtype).max)
+        if self.augment:
+            raw, labels = augment.deform(rng, self.augment, raw, labels, v.voxel_size_nm)
+            raw = augment.degrade(rng, self.augment, raw, v.voxel_size_nm)
+        targets, mask = affinities.targets(labels, self.offsets, v.zero, erode=self.erode)
+        return Sample(np.ascontiguousarray(raw, np.float32)[None], targets, mask)
+
+
+NO_AUGMENTATION = Augment(**dict.fromkeys(Augment.model_fields, 0.0))
+
+
+def read(v: Labelled, start: Sequence[int], extent: Coordinate) -> tuple[np.ndarray, np.ndarray]:
+    """Raw and labels of a box of the used part; what the part lacks at its far faces is mirrored."""
+    z, y, x = (slice(s, min(s + e, n)) for s, e, n in zip(start, extent, v.shape, strict=True))
+    box = (slice(z.start + v.first, z.stop + v.first), y, x)
+    lacking = [(0, s + e - min(s + e, n)) for s, e, n in zip(start, extent, v.shape, strict=True)]
+    raw, labels = v.raw[box], v.labels[box]
+    if any(after for _, after in lacking):
+        raw, labels = np.pad(raw, lacking, mode="reflect"), np.pad(labels, lacking, mode="reflect")
+    return raw, labels

@@ -1,0 +1,82 @@
+"""Losses on affinities; every one is told by a mask where the target is known.
+
+Shapes: (b, c, z, y, x), or (c, z, y, x) for one crop.
+"""
+
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+Array = Tensor | np.ndarray
+LOWEST, HIGHEST = 0.05, 0.99
+"""The fraction of ones is clipped to this range before weights are made of it, as in the published code."""
+
+
+def class_weights(
+    targets: Array, mask: Array | None = None, *, max_weight: float | None = None, balance: str = "joint"
+) -> Tensor:
+    """Weights that give ones and zeros of a crop the same total; the more frequent class has weight 1.
+
+    With p the fraction of ones: zeros weigh p / (1 - p) where p > 0.5, else ones weigh (1 - p) / p. It is taken over
+    all channels of a crop (balance="joint", as published) or over each channel by itself (balance="channel").
+    Where all targets are equal every weight is 1.
+    """
+    targets = _float(targets)
+    known = torch.ones_like(targets) if mask is None else _float(mask)
+    axes = (-4, -3, -2, -1) if balance == "joint" else (-3, -2, -1)
+    total = known.sum(axes, keepdim=True)
+    fraction = (targets * known).sum(axes, keepdim=True) / total.clamp(min=1)
+    p = fraction.clamp(LOWEST, HIGHEST)
+    ones, zeros = ((1 - p) / p).clamp(min=1), (p / (1 - p)).clamp(min=1)
+    weights = torch.where(targets > 0.5, ones, zeros)
+    weights = torch.where((fraction == 0) | (fraction == 1), torch.ones_like(weights), weights)
+    return weights if max_weight is None else weights.clamp(max=max_weight)
+
+
+def weighted_mse(prediction: Array, targets: Array, weights: Array | None = None, mask: Array | None = None) -> Tensor:
+    """Sum of w (p - t)^2 over all channels, per known voxel: the sum over channels is not divided by their number."""
+    error = (_float(prediction) - _float(targets)) ** 2
+    weighted = error if weights is None else error * _float(weights)
+    return _masked_mean(weighted, mask) * error.shape[-4]
+
+
+def mse(prediction: Array, targets: Array, mask: Array | None = None) -> Tensor:
+    """Mean squared error where the mask is set."""
+    return _masked_mean((_float(prediction) - _float(targets)) ** 2, mask)
+
+
+def bce(logits: Array, targets: Array, mask: Array | None = None) -> Tensor:
+    """Mean binary cross-entropy, in nats, where the mask is set."""
+    return _masked_mean(F.binary_cross_entropy_with_logits(_float(logits), _float(targets), reduction="none"), mask)
+
+
+def affinity_loss(
+    logits: Tensor,
+    targets: Tensor,
+    mask: Tensor,
+    *,
+    loss: Literal["mse", "weighted_mse", "bce"],
+    max_weight: float,
+    balance: str,
+) -> Tensor:
+    """The loss that fine-tuning minimises, from the network's logits."""
+    if loss == "bce":
+        return bce(logits, targets, mask)
+    affinities = torch.sigmoid(logits.float())
+    if loss == "mse":
+        return mse(affinities, targets, mask)
+    return weighted_mse(affinities, targets, class_weights(targets, mask, max_weight=max_weight, balance=balance), mask)
+
+
+def _masked_mean(values: Tensor, mask: Array | None) -> Tensor:
+    if mask is None:
+        return values.mean()
+    known = _float(mask)
+    return (values * known).sum() / known.sum().clamp(min=1)
+
+
+def _float(values: Array) -> Tensor:
+    return torch.as_tensor(values).float()

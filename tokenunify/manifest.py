@@ -1,0 +1,66 @@
+"""Manifests: what a stage made (`content`, hashed downstream) and how it went (`run`, never hashed)."""
+
+import hashlib
+import json
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from tokenunify.errors import InputError
+
+
+def digest(value: Any) -> str:
+    """First 16 hex digits of the SHA-256 of a JSON value with sorted keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def file_sha256(path: str | Path) -> str:
+    """SHA-256 of a file, read in pieces."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write(path: str | Path, content: dict, run: dict | None = None) -> None:
+    """Write a manifest in one step: a reader sees all of it or nothing."""
+    run = {"host": platform.node(), **(run or {})}
+    write_text(path, json.dumps({"content": content, "run": run}, indent=1, sort_keys=True) + "\n")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Replace a text file in one step, on disk before the name appears."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    with open(temporary, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def read(path: str | Path) -> dict:
+    """Read a manifest: {"content": ..., "run": ...}.
+
+    Raises InputError that names the file and how to make it.
+    """
+    try:
+        manifest = json.loads(Path(path).read_text())
+        return {"content": manifest["content"], "run": manifest["run"]}
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist: make it with `snakemake {path}`") from None
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not a manifest ({error}): delete it and make it again with `snakemake {path}`"
+        ) from None
+
+
+def content(path: str | Path) -> dict:
+    """The hashed half of a manifest."""
+    return read(path)["content"]
+
+
+def content_hash(path: str | Path) -> str:
+    """What downstream stages put into their store's name for this input."""
+    return digest(content(path))

@@ -1,0 +1,181 @@
+"""What the workflow asks of the configuration: who is evaluated on which volume, and each job's --config-json."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from tokenunify import config as c
+from tokenunify import manifest, stages
+from tokenunify.config import BASELINE, Config
+from tokenunify.errors import InputError
+from tokenunify.geometry import Coordinate
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of a metrics table: a model's seed, segmented one way, on one volume."""
+
+    volume: str
+    dataset: str
+    split: str
+    model: str
+    seed: int
+    segmentation: str
+
+
+class Plan:
+    """The configuration seen from the rules; every method is a pure function of it."""
+
+    def __init__(self, config: Config):
+        self.config = config
+
+    @cached_property
+    def segmentations(self) -> dict[str, c.Waterz | c.Multicut]:
+        """Segmentations by folder name: the configured ones, and the baseline's, tuned per dataset."""
+        baseline = self.config.evaluation.baseline
+        tuned = {f"{BASELINE}-{d}": baseline.segmentation for d in self.config.datasets} if baseline else {}
+        return {**self.config.segmentations, **tuned}
+
+    def runs(self, volume: str) -> list[Run]:
+        """The rows of a volume's table, in the order of the configuration, the baseline last.
+
+        Raises InputError, with the names of the volumes that have a table, for any other.
+        """
+        found = [
+            Run(volume, dataset, split, model, seed, segmentation)
+            for dataset, split in self._roles(volume)
+            for model, seeds, segmentations in self._models(dataset)
+            for seed in seeds
+            for segmentation in segmentations
+        ]
+        if not found:
+            known = ", ".join(sorted(v for v in self.config.volumes if self._roles(v)))
+            raise InputError(
+                f"results/{volume}/metrics.csv: no model is evaluated on volume {volume!r}; "
+                f"volumes with a table: {known}. Correct the name, or list the volume as a validation or test volume "
+                "of a dataset"
+            )
+        return found
+
+    @property
+    def test_volumes(self) -> list[str]:
+        """The volumes that the report shows: every test volume of a dataset with models."""
+        return list(dict.fromkeys(v for name, d in self.config.datasets.items() if self._models(name) for v in d.test))
+
+    def validation_volumes(self, model: str, segmentation: str) -> tuple[str, ...]:
+        """The volumes that choose a tuned value."""
+        if model == BASELINE:
+            return self.config.datasets[segmentation.removeprefix(f"{BASELINE}-")].validation
+        return self.config.datasets[self.config.models[model].dataset].validation
+
+    def _roles(self, volume: str) -> list[tuple[str, str]]:
+        splits = ("validation", "test")
+        return [
+            (name, split) for name, d in self.config.datasets.items() for split in splits if volume in getattr(d, split)
+        ]
+
+    def _models(self, dataset: str) -> list[tuple[str, tuple[int, ...], list[str]]]:
+        reported = (self.config.evaluation.models or {}).get(dataset)
+        models = [
+            (name, model.seeds, list(self.config.segmentations))
+            for name, model in self.config.models.items()
+            if model.dataset == dataset and (reported is None or name in reported)
+        ]
+        baseline = f"{BASELINE}-{dataset}"
+        return [*models, (BASELINE, (0,), [baseline])] if models and baseline in self.segmentations else models
+
+    def fragments_name(self, segmentation: str) -> str:
+        """Folder name of a segmentation's fragments: equal settings share it."""
+        settings = self.segmentations[segmentation].fragments
+        return f"{settings.dimensions}d-{manifest.digest(settings.model_dump(mode='json'))[:8]}"
+
+    def is_tuned(self, segmentation: str) -> bool:
+        """Whether the validation volumes choose this segmentation's threshold or beta."""
+        return c.is_tuned(self.segmentations[segmentation])
+
+    # ---------------------------------------------------------------------------- --config-json of each stage
+
+    def download(self, volume: str) -> str:
+        return stages.to_json("download", stages.Download(sources=self.config.volumes[volume].sources))
+
+    def ingest(self, volume: str) -> str:
+        v, storage = self.config.volumes[volume], self.config.storage
+        section = stages.Ingest(
+            voxel_size_nm=v.voxel_size_nm,
+            roi=v.roi,
+            zero=v.zero,
+            chunk_shape=storage.chunk_shape,
+            shard_shape=storage.shard_shape,
+            license=v.license,
+            citation=v.citation,
+        )
+        return stages.to_json("ingest", section)
+
+    def finetune(self, model: str) -> str:
+        m = self.config.models[model]
+        sections = tuple(t.sections for t in self.config.datasets[m.dataset].train)
+        return stages.to_json("finetune", stages.Finetune(**dict(m.finetune), network=m.network, sections=sections))
+
+    def predict(self, model: str) -> str:
+        m = self.config.models[model]
+        crop = m.predict.crop or m.finetune.crop
+        stride = m.predict.stride or tuple(max(1, n // 2) for n in crop)
+        given = {**dict(m.predict), "crop": crop, "stride": stride}
+        return stages.to_json("predict", stages.Predict(**given, **self._grid()))
+
+    def baseline(self) -> str:
+        assert self.config.evaluation.baseline is not None
+        section = stages.Baseline(sigma_nm=self.config.evaluation.baseline.sigma_nm, **self._grid())
+        return stages.to_json("baseline", section)
+
+    def fragments(self, name: str) -> str:
+        segmentation = next(s for s in self.segmentations if self.fragments_name(s) == name)
+        settings = self.segmentations[segmentation].fragments
+        grid = self._grid()
+        grid["block_shape"] = settings.block_shape or grid["block_shape"]
+        return stages.to_json("fragments", stages.Fragments(**{**dict(settings), **grid}))
+
+    def rag(self) -> str:
+        return stages.to_json("rag", stages.Rag(block_shape=self.config.storage.block_shape))
+
+    def tune(self, segmentation: str) -> str:
+        evaluation = self.config.evaluation
+        section = stages.Tune(
+            segmentation=self._without_fragments(segmentation),
+            erode_labels=evaluation.erode_labels,
+            ignore_label=evaluation.ignore_label,
+        )
+        return stages.to_json("tune", section)
+
+    def agglomerate(self, segmentation: str) -> str:
+        return stages.to_json("agglomerate", stages.Agglomerate(segmentation=self._without_fragments(segmentation)))
+
+    def relabel(self) -> str:
+        return stages.to_json("relabel", stages.Relabel(**self._grid()))
+
+    def evaluate(self) -> str:
+        evaluation = self.config.evaluation
+        section = stages.Evaluate(
+            block_shape=self.config.storage.block_shape,
+            erode_labels=evaluation.erode_labels,
+            ignore_label=evaluation.ignore_label,
+        )
+        return stages.to_json("evaluate", section)
+
+    def metrics(self, volume: str) -> str:
+        return stages.to_json("metrics", stages.Metrics(rows=tuple(self._row(run) for run in self.runs(volume))))
+
+    def report(self) -> str:
+        return stages.to_json("report", stages.Report(title=", ".join(self.test_volumes)))
+
+    def _row(self, run: Run) -> stages.Row:
+        network = "none" if run.model == BASELINE else self.config.models[run.model].network.name
+        method = self.segmentations[run.segmentation].method
+        return stages.Row(**vars(run), network=network, pretraining="none", method=method)
+
+    def _grid(self) -> dict[str, Coordinate]:
+        storage = self.config.storage
+        return {key: getattr(storage, key) for key in ("chunk_shape", "shard_shape", "block_shape")}
+
+    def _without_fragments(self, segmentation: str) -> c.Waterz | c.Multicut:
+        settings = self.segmentations[segmentation]
+        return settings.model_copy(update={"fragments": c.Fragments()})

@@ -1,0 +1,1 @@
+"""From affinities to segmentations: fragments, their adjacency graph, agglomeration, relabelling."""

@@ -1,0 +1,59 @@
+"""Stage agglomerate: fragments to segments on the graph, at a given or tuned threshold or beta."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from tokenunify import manifest
+from tokenunify.config import Multicut, Tuned, Waterz
+from tokenunify.errors import InputError
+from tokenunify.segmentation import lut, multicut, waterz
+from tokenunify.segmentation.rag import Rag, load
+from tokenunify.stages import Agglomerate
+
+
+def parameter(segmentation: Waterz | Multicut) -> float | Tuned:
+    """What is tuned or given: waterz's threshold, the multicut's beta."""
+    return segmentation.threshold if isinstance(segmentation, Waterz) else segmentation.beta
+
+
+def luts(graph: Rag, segmentation: Waterz | Multicut, values: Sequence[float]) -> dict[float, lut.Lut]:
+    """Table at each threshold or beta."""
+    if isinstance(segmentation, Waterz):
+        return waterz.agglomerate(graph, values, segmentation.score)
+    return {beta: multicut.agglomerate(graph, beta, segmentation.solver) for beta in values}
+
+
+def chosen(segmentation: Waterz | Multicut, tuned: Sequence[Path]) -> tuple[float, Literal["fixed", "validation"]]:
+    """The threshold or beta to use, and where it comes from: the config, or tune's manifest."""
+    value = parameter(segmentation)
+    if not isinstance(value, Tuned):
+        return value, "fixed"
+    if len(tuned) != 1:
+        raise InputError(f"agglomerate: a tuned value needs one manifest of tune as --tuned, got {len(tuned)}; add it")
+    found = manifest.content(tuned[0])["value"]
+    if found not in value.tune:
+        raise InputError(f"{tuned[0]}: value {found} is not among the candidates {list(value.tune)}; run tune again")
+    return found, "validation"
+
+
+def run(section: Agglomerate, plain: dict, *, rag: Path, output: Path, tuned: list[Path]) -> None:
+    """Write `lut.npz` and then the manifest beside it."""
+    value, source = chosen(section.segmentation, tuned)
+    graph = load(rag)
+    inputs = {"rag": manifest.content_hash(rag)}
+    if source == "validation":
+        inputs["tuned"] = manifest.content_hash(tuned[0])
+    table = luts(graph, section.segmentation, [value])[value]
+    path = output.with_name("lut.npz")
+    lut.write(path, table)
+    content = {
+        "method": section.segmentation.method,
+        "value": value,
+        "source": source,
+        "lut": manifest.file_sha256(path),
+        "num_fragments": table.fragments.size,
+        "num_segments": len(set(table.segments.tolist())),
+        "inputs": inputs,
+    }
+    manifest.write(output, content, {"num_edges": len(graph.edges)})

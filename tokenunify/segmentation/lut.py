@@ -1,0 +1,51 @@
+"""Look-up table from fragments to segments."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from tokenunify import arrays, ids
+from tokenunify.errors import InputError
+
+
+class Lut(NamedTuple):
+    """Segment of each fragment; a segment's id is its smallest fragment's. Id 0 (no fragment) is never listed."""
+
+    fragments: np.ndarray
+    """Sorted fragment ids, uint64."""
+    segments: np.ndarray
+    """Their segments' ids, uint64."""
+
+    def apply(self, fragments: np.ndarray) -> np.ndarray:
+        """Segmentation (any shape, uint64) of an array of fragment ids; 0 stays 0.
+
+        Raises InputError for a fragment that the table lacks.
+        """
+        values, index = ids.compact(fragments.astype(np.uint64, copy=False))
+        position, known = ids.find(values, self.fragments)
+        if lacking := values[~known & (values != 0)].tolist():
+            raise InputError(
+                f"the lut lacks {len(lacking)} fragments, the first is {lacking[0]}: it belongs to other fragments; "
+                "delete it and run snakemake again"
+            )
+        segments = np.zeros(values.size, np.uint64)
+        segments[known] = self.segments[position[known]]
+        return segments[index]
+
+
+def from_groups(fragments: np.ndarray, groups: np.ndarray) -> Lut:
+    """The table of sorted fragments of which those with the same number in `groups` are one segment."""
+    _, firsts, index = np.unique(groups, return_index=True, return_inverse=True)
+    return Lut(fragments, fragments[firsts][index] if fragments.size else fragments)
+
+
+def write(path: Path, lut: Lut) -> None:
+    """Write the table as `.npz` in one step."""
+    arrays.write_npz(path, fragments=lut.fragments, segments=lut.segments)
+
+
+def read(path: Path) -> Lut:
+    """Read a table; damage raises InputError naming the file."""
+    tables = arrays.read_npz(path, f"make it again with `snakemake --forcerun agglomerate {path}`")
+    return Lut(tables["fragments"], tables["segments"])

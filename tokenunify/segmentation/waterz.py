@@ -1,0 +1,217 @@
+"""Agglomeration of the graph with the exact rules of waterz 0.10 (256-bin queue): equal partitions, equal ids.
+
+score "max50" is waterz's `OneMinus<HistogramQuantileAffinity<RegionGraphType, 50, ScoreValue, 256>>`: every edge starts
+with its highest affinity alone, merged edges pool theirs and are scored with the median. score "mean" is
+`OneMinus<MeanAffinity<RegionGraphType, ScoreValue>>`, from exact sums in place of waterz's running float32 mean.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from numba import njit, types
+from numba.typed import Dict
+
+from tokenunify.segmentation.lut import Lut
+from tokenunify.segmentation.rag import Rag
+
+NUM_BINS = 256
+
+
+class State(NamedTuple):
+    """The graph while it is contracted: e is an edge, half-edge 2e + side its end at node ends[e, side]."""
+
+    ends: np.ndarray
+    first: np.ndarray
+    """First half-edge of each node, -1 if it has none; the others follow through `after`."""
+    after: np.ndarray
+    edge_of: Any
+    """Edge between two living nodes, by the key of the pair."""
+    mean: bool
+    sums: np.ndarray
+    """Sum of the affinities of each edge."""
+    counts: np.ndarray
+    entries: np.ndarray
+    """First of the pooled (bin, amount) entries of each edge, rising in bin; the others follow through `following`."""
+    following: np.ndarray
+    bins: np.ndarray
+    amounts: np.ndarray
+    scores: np.ndarray
+    dead: np.ndarray
+    stale: np.ndarray
+    """Whether an edge has changed since it was scored."""
+    heads: np.ndarray
+    """First edge of each bin of the queue, -1 if it is empty, others stand `behind`; an edge is in one bin at most."""
+    tails: np.ndarray
+    behind: np.ndarray
+    lowest: np.ndarray
+    """One number: no bin below it holds an edge."""
+
+
+def agglomerate(rag: Rag, thresholds: Sequence[float], score: Literal["max50", "mean"] = "max50") -> dict[float, Lut]:
+    """Merge edges in the order of their score (1 - affinity) while it is below a threshold: threshold -> table.
+
+    All thresholds come from one pass; each result is that of the threshold alone.
+    """
+    ordered = sorted(thresholds)
+    mean = score == "mean"
+    roots = _merge(
+        np.searchsorted(rag.nodes, rag.edges).astype(np.int64),
+        rag.nodes.size,
+        rag.highest.astype(np.int64),
+        rag.sums / 255,
+        rag.counts.astype(np.int64) if mean else np.ones(len(rag.edges), np.int64),
+        np.array(ordered, np.float32),
+        mean,
+    )
+    return {threshold: Lut(rag.nodes, rag.nodes[root]) for threshold, root in zip(ordered, roots, strict=True)}
+
+
+@njit(cache=True)
+def _merge(ends, num_nodes, highest, sums, counts, thresholds, mean):
+    """Root (smallest node index) of each node at each of the rising thresholds."""
+    state = _start(ends, num_nodes, highest, sums, counts, mean)
+    parents = np.arange(num_nodes)
+    roots = np.empty((len(thresholds), num_nodes), np.int64)
+    for number, threshold in enumerate(thresholds):
+        e = _top(state)
+        while e >= 0 and state.scores[e] < threshold:
+            state.heads[_bin(state.scores[e])] = state.behind[e]
+            if state.dead[e]:
+                pass
+            elif state.stale[e]:
+                _push(state, e)
+            else:
+                a, b = min(ends[e, 0], ends[e, 1]), max(ends[e, 0], ends[e, 1])
+                parents[b] = a
+                _contract(state, e, a, b)
+            e = _top(state)
+        for node in range(num_nodes):  # a parent is smaller, so it has its root already
+            parents[node] = parents[parents[node]]
+        roots[number] = parents
+    return roots
+
+
+@njit(cache=True)
+def _start(ends, num_nodes, highest, sums, counts, mean):
+    num_edges = len(ends)
+    edge_of = Dict.empty(types.int64, types.int64)
+    first, after = np.full(num_nodes, -1, np.int64), np.empty(2 * num_edges, np.int64)
+    entries, following = np.arange(num_edges), np.full(num_edges, -1, np.int64)
+    scores, behind = np.empty(num_edges, np.float32), np.empty(num_edges, np.int64)
+    dead, stale = np.zeros(num_edges, np.bool_), np.zeros(num_edges, np.bool_)
+    heads, tails = np.full(NUM_BINS, -1, np.int64), np.full(NUM_BINS, -1, np.int64)
+    lowest = np.zeros(1, np.int64)
+    chains = (entries, following, highest, counts.copy())
+    queue = (scores, dead, stale, heads, tails, behind, lowest)
+    state = State(ends, first, after, edge_of, mean, sums, counts, *chains, *queue)
+    for e in range(num_edges):
+        for side in range(2):
+            after[2 * e + side] = first[ends[e, side]]
+            first[ends[e, side]] = 2 * e + side
+        edge_of[_key(ends[e, 0], ends[e, 1], num_nodes)] = e
+        _push(state, e)
+    return state
+
+
+@njit(cache=True)
+def _key(a, b, num_nodes):
+    return min(a, b) * num_nodes + max(a, b)
+
+
+@njit(cache=True)
+def _contract(state, e, a, b):
+    """Remove edge e between nodes a and b, and give b's other edges to a."""
+    state.dead[e] = True
+    half = state.first[b]
+    while half >= 0:
+        later = state.after[half]
+        if not state.dead[half // 2]:
+            _attach(state, half, a)
+        half = later
+
+
+@njit(cache=True)
+def _attach(state, half, a):
+    """Move an end of an edge to node a; of two edges to one neighbour, that of the lower score absorbs the other."""
+    e, side = half // 2, half % 2
+    key = _key(a, state.ends[e, 1 - side], len(state.first))
+    if key in state.edge_of:
+        other = state.edge_of[key]
+        if state.scores[e] > state.scores[other]:
+            _absorb(state, other, e)
+            return
+        _absorb(state, e, other)
+    state.ends[e, side] = a
+    state.after[half] = state.first[a]
+    state.first[a] = half
+    state.edge_of[key] = e
+
+
+@njit(cache=True)
+def _absorb(state, kept, gone):
+    state.dead[gone], state.stale[kept] = True, True
+    state.sums[kept] += state.sums[gone]
+    state.counts[kept] += state.counts[gone]
+    if not state.mean:
+        state.entries[kept] = _pool(state, state.entries[kept], state.entries[gone])
+
+
+@njit(cache=True)
+def _pool(state, one, two):
+    """Merge two rising chains of entries into one, whose first entry is returned."""
+    head = last = -1
+    while one >= 0 or two >= 0:
+        if one < 0 or (two >= 0 and state.bins[two] < state.bins[one]):
+            one, two = two, one
+        entry, one = one, state.following[one]
+        if last >= 0 and state.bins[last] == state.bins[entry]:
+            state.amounts[last] += state.amounts[entry]
+            continue
+        if last >= 0:
+            state.following[last] = entry
+        else:
+            head = entry
+        last = entry
+    state.following[last] = -1
+    return head
+
+
+@njit(cache=True)
+def _score(state, e):
+    """1 - affinity of an edge, in single precision."""
+    if state.mean:
+        return np.float32(1) - np.float32(state.sums[e] / state.counts[e])
+    pivot = state.counts[e] // 2 + 1
+    entry = state.entries[e]
+    seen = state.amounts[entry]
+    while seen < pivot:
+        entry = state.following[entry]
+        seen += state.amounts[entry]
+    return np.float32(1 - (state.bins[entry] + 0.5) / NUM_BINS)
+
+
+@njit(cache=True)
+def _bin(score):
+    return min(max(int(score * np.float32(NUM_BINS)), 0), NUM_BINS - 1)
+
+
+@njit(cache=True)
+def _push(state, e):
+    """Score an edge and put it at the end of its bin."""
+    state.scores[e], state.stale[e], state.behind[e] = _score(state, e), False, -1
+    place = _bin(state.scores[e])
+    if state.heads[place] < 0:
+        state.heads[place] = e
+    else:
+        state.behind[state.tails[place]] = e
+    state.tails[place] = e
+    state.lowest[0] = min(state.lowest[0], place)
+
+
+@njit(cache=True)
+def _top(state):
+    """First edge of the lowest bin, -1 if there is none."""
+    while state.lowest[0] < NUM_BINS and state.heads[state.lowest[0]] < 0:
+        state.lowest[0] += 1
+    return state.heads[state.lowest[0]] if state.lowest[0] < NUM_BINS else -1

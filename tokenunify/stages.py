@@ -1,0 +1,126 @@
+"""What each stage is told: the config sections that travel as --config-json, and how they come from the config."""
+
+import json
+from typing import Any
+
+from tokenunify import config as c
+from tokenunify.config import Strict
+from tokenunify.versions import STAGES
+
+
+class Download(Strict):
+    sources: tuple[c.Source, ...]
+
+
+class Ingest(Strict):
+    voxel_size_nm: c.VoxelSize
+    roi: c.RoiConfig | None
+    zero: str
+    chunk_shape: c.Shape
+    shard_shape: c.Shape
+    license: str | None
+    citation: str | None
+
+
+class Finetune(c.Finetune):
+    network: c.Network
+    sections: tuple[tuple[int, int] | None, ...]
+    """Sections used of each training volume, in the order of --train."""
+
+
+class Grid(Strict):
+    """Storage of a block-wise stage's array and its unit of work."""
+
+    chunk_shape: c.Shape
+    shard_shape: c.Shape
+    block_shape: c.Shape
+
+
+class Predict(c.Predict, Grid):
+    crop: c.Shape
+    stride: c.Shape
+
+
+class Baseline(Grid):
+    sigma_nm: float
+
+
+class Fragments(c.Fragments, Grid):
+    block_shape: c.Shape
+
+
+class Rag(Strict):
+    block_shape: c.Shape
+
+
+class Tune(Strict):
+    segmentation: c.Segmentation
+    """Its fragments are left at their default: they are an input."""
+    erode_labels: bool
+    ignore_label: int
+
+
+class Agglomerate(Strict):
+    segmentation: c.Segmentation
+    """As for tune."""
+
+
+class Relabel(Grid):
+    pass
+
+
+class Evaluate(Strict):
+    block_shape: c.Shape
+    erode_labels: bool
+    ignore_label: int
+
+
+class Row(Strict):
+    """One row of metrics.csv: what the config knows of it. The files come in the same order on the command line."""
+
+    volume: str
+    dataset: str
+    split: str
+    model: str
+    network: str
+    pretraining: str
+    seed: int
+    segmentation: str
+    method: str
+
+
+class Metrics(Strict):
+    rows: tuple[Row, ...]
+
+
+class Report(Strict):
+    title: str
+
+
+SECTIONS: dict[str, type[Strict]] = {
+    "download": Download,
+    "ingest": Ingest,
+    "finetune": Finetune,
+    "predict": Predict,
+    "baseline": Baseline,
+    "fragments": Fragments,
+    "rag": Rag,
+    "tune": Tune,
+    "agglomerate": Agglomerate,
+    "relabel": Relabel,
+    "evaluate": Evaluate,
+    "metrics": Metrics,
+    "report": Report,
+}
+
+
+def to_json(stage: str, section: Strict) -> str:
+    """The text of --config-json: the section with sorted keys, and the stage's version."""
+    return json.dumps({"version": STAGES[stage], **section.model_dump(mode="json")}, sort_keys=True)
+
+
+def from_json(stage: str, text: str) -> tuple[Any, dict]:
+    """The typed section of --config-json, and the plain value (version included) that names the store."""
+    plain = json.loads(text)
+    value = {key: item for key, item in plain.items() if key != "version"}
+    return c.validate(SECTIONS[stage], value, f"{stage} --config-json"), plain

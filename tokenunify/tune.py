@@ -1,0 +1,92 @@
+"""Stage tune: the threshold or beta with the lowest VOI on the validation volumes.
+
+Every candidate is scored from the overlaps of fragments and labels, which are counted once; the overlaps of all volumes
+are summed, ids of different volumes being different.
+"""
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from tokenunify import arrays, manifest
+from tokenunify.config import Tuned
+from tokenunify.errors import InputError
+from tokenunify.evaluation import evaluate, metrics
+from tokenunify.geometry import Blocks
+from tokenunify.segmentation import agglomerate, rag
+from tokenunify.segmentation.lut import Lut
+from tokenunify.stages import Tune
+
+logger = logging.getLogger(__name__)
+
+
+def composed(table: metrics.Contingency, lut: Lut) -> metrics.Contingency:
+    """The table of segments and labels, from that of fragments and labels."""
+    return metrics.merge([table._replace(segments=lut.apply(table.segments))])
+
+
+def disjoint(tables: Sequence[metrics.Contingency], ignore_label: int) -> metrics.Contingency:
+    """The sum of tables of different volumes, without the ignored label; labels and segments are numbered anew."""
+    parts, last = [], np.zeros(2, np.uint64)
+    for table in tables:
+        labels, segments, counts = metrics.without(table, ignore_label)
+        names = [np.unique(column, return_inverse=True)[1].astype(np.uint64) + 1 for column in (labels, segments)]
+        parts.append(metrics.Contingency(names[0] + last[0], names[1] + last[1], counts))
+        last += [name.max() for name in names]
+    return metrics.merge(parts)
+
+
+def curve(
+    candidates: Sequence[float],
+    luts: Sequence[dict[float, Lut]],
+    tables: Sequence[metrics.Contingency],
+    ignore_label: int,
+) -> list[dict[str, float]]:
+    """Scores at each candidate; `luts` and `tables` (of fragments and labels) are parallel, one per volume."""
+    scored = []
+    for value in candidates:
+        parts = [composed(table, lut[value]) for lut, table in zip(luts, tables, strict=True)]
+        scored.append({"value": value, **metrics.scores_of(disjoint(parts, ignore_label))})
+    return scored
+
+
+def run(
+    section: Tune, plain: dict, *, output: Path, rags: list[Path], fragments: list[Path], volumes: list[Path]
+) -> None:
+    """Write the chosen value and the scores at all candidates; the lists are parallel, one entry per volume."""
+    tuned = agglomerate.parameter(section.segmentation)
+    if not isinstance(tuned, Tuned):
+        raise InputError(f"tune: the segmentation's value is fixed at {tuned}; give {{tune: [...]}} with candidates")
+    if not len(rags) == len(fragments) == len(volumes) > 0:
+        raise InputError(
+            f"tune needs as many --rags as --fragments and --volumes, at least one, got {len(rags)}, {len(fragments)} "
+            f"and {len(volumes)}"
+        )
+    luts = [agglomerate.luts(rag.load(path), section.segmentation, tuned.tune) for path in rags]
+    tables = [_table(*paths, section) for paths in zip(fragments, volumes, strict=True)]
+    scored = curve(tuned.tune, luts, tables, section.ignore_label)
+    best = min(scored, key=lambda entry: entry["voi"])
+    logger.info("chosen %s with VOI %.4f among %d candidates", best["value"], best["voi"], len(scored))
+    paths = {"rags": rags, "fragments": fragments, "volumes": volumes}
+    content = {
+        "value": best["value"],
+        "curve": scored,
+        "volumes": [path.stem for path in volumes],
+        "inputs": {name: [manifest.content_hash(path) for path in group] for name, group in paths.items()},
+    }
+    manifest.write(output, content)
+
+
+def _table(fragments: Path, volume: Path, section: Tune) -> metrics.Contingency:
+    """Overlaps of a volume's fragments and labels, read block by block."""
+    source, labels = arrays.open_prepared(fragments), evaluate.labels_of(arrays.open_volume(volume))
+    metrics.check_shapes(str(fragments), source.shape, f"the labels of {volume}", labels.shape)
+    blocks = Blocks(source.shape, tuple(manifest.content(fragments)["block_shape"]))
+    return metrics.merge(
+        evaluate.overlaps(
+            source, labels, blocks.roi(index), erode=section.erode_labels, ignore_label=section.ignore_label
+        )
+        for index in range(len(blocks))
+    )

@@ -1,0 +1,17 @@
+"""Version of every stage: raise one when its results change, and that stage and what follows reruns."""
+
+STAGES = {
+    "download": 1,
+    "ingest": 1,
+    "finetune": 1,
+    "predict": 1,
+    "baseline": 1,
+    "fragments": 1,
+    "rag": 1,
+    "tune": 1,
+    "agglomerate": 1,
+    "relabel": 1,
+    "evaluate": 1,
+    "metrics": 1,
+    "report": 1,
+}

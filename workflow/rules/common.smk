@@ -1,0 +1,74 @@
+"""The validated configuration as `plan`, the interpreter that jobs use, GPUs of this machine, and lists of files.
+
+Nothing here decides what a stage does: that is in the configuration and in the package.
+"""
+
+import os
+import shlex
+
+from snakemake.exceptions import WorkflowError
+from snakemake.settings.types import DeploymentMethod
+
+
+def explained(function, *arguments):
+    """Call, and show bad input as Snakemake's own one-line error."""
+    try:
+        return function(*arguments)
+    except InputError as error:
+        raise WorkflowError(str(error)) from None
+
+
+plan = Plan(explained(from_dict, config, " + ".join(map(str, workflow.configfiles))))
+
+# Environments hold dependencies only, the package comes from this checkout. Jobs use the interpreter that runs
+# Snakemake, unless --sdm conda gives each rule its own.
+PYTHONPATH = f"export PYTHONPATH={shlex.quote(str(workflow.basedir))}; "
+INTERPRETER = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; '
+CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+shell.prefix(PYTHONPATH if CONDA else PYTHONPATH + INTERPRETER)
+
+# A job asks for one GPU; where no cluster counts them, this machine has as many as it shows, perhaps none.
+# The executor is not known yet while this file is read: nodes (--jobs) are given to a cluster's only.
+if workflow.resource_settings.nodes is None and "gpu" not in workflow.global_resources:
+    workflow.global_resources["gpu"] = len(list(Path(os.devnull).parent.glob("nvidia[0-9]*")))
+
+
+wildcard_constraints:
+    volume="[^/]+",
+    model="[^/]+",
+    seed=r"\d+",
+    segmentation="[^/]+",
+    fragments="[^/]+",
+    part=r"\d+",
+    parts=r"\d+",
+
+
+def need(stage):
+    """The stage's resources in the configuration."""
+    return plan.config.stage_resources(stage)
+
+
+def memory(stage):
+    """mem_mb, more with each attempt."""
+    return lambda wildcards, attempt: attempt * need(stage).mem_mb
+
+
+def gpus():
+    """GPUs of one job of a stage that runs a network."""
+    return 0 if plan.config.device == "cpu" else 1
+
+
+def parts(stage, folder):
+    """The part manifests of a block-wise stage in its folder, for all wildcards of the folder."""
+    count = need(stage).parts
+    return [f"{folder}/part{part}of{count}.json" for part in range(count)]
+
+
+def runs(wildcards):
+    """The rows of the volume's table; an unknown volume is refused by name."""
+    return explained(plan.runs, wildcards.volume)
+
+
+def volumes(names):
+    """Ingest manifests."""
+    return [f"data/volumes/{name}.json" for name in names]

@@ -1,0 +1,55 @@
+"""From public sources to OME-Zarr volumes.
+
+INPUTS   sources named in the configuration
+OUTPUTS  data/downloads/{volume}.json   which source was used and its checksums (files beside it)
+         data/volumes/{volume}.json     manifest of data/volumes/{volume}.zarr (raw, labels, pyramids)
+"""
+
+
+rule download:
+    output:
+        "data/downloads/{volume}.json",
+    log:
+        "logs/download/{volume}.log",
+    benchmark:
+        "logs/download/{volume}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    threads: need("download").threads
+    resources:
+        mem_mb=memory("download"),
+        runtime=need("download").runtime,
+    params:
+        config=lambda w: plan.download(w.volume),
+    shell:
+        "python -m tokenunify download"
+        " --config-json {params.config:q}"
+        " --downloads data/downloads"
+        " --output {output:q}"
+        " &> {log:q}"
+
+
+rule ingest:
+    input:
+        rules.download.output,
+    output:
+        "data/volumes/{volume}.json",
+    log:
+        "logs/ingest/{volume}.log",
+    benchmark:
+        "logs/ingest/{volume}.tsv"
+    conda:
+        "../../envs/data.yaml"
+    threads: need("ingest").threads
+    resources:
+        mem_mb=memory("ingest"),
+        runtime=need("ingest").runtime,
+    params:
+        config=lambda w: plan.ingest(w.volume),
+    shell:
+        "python -m tokenunify ingest"
+        " --config-json {params.config:q}"
+        " --source {input:q}"
+        " --threads {threads}"
+        " --output {output:q}"
+        " &> {log:q}"

@@ -1,0 +1,88 @@
+"""Scores, tables and the report.
+
+INPUTS   segmentations, and the labels of the volume
+OUTPUTS  results/{volume}/{model}/seed{seed}/{segmentation}/scores.json
+         results/{volume}/metrics.csv    one row per model, seed and segmentation
+         results/report.html             one self-contained page
+"""
+
+
+rule evaluate:
+    input:
+        segmentation=f"{RELABEL}/prepared.json",
+        parts=parts("relabel", RELABEL),
+        volume="data/volumes/{volume}.json",
+    output:
+        f"{RUN}/{{segmentation}}/scores.json",
+    log:
+        "logs/evaluate/{volume}.{model}.seed{seed}.{segmentation}.log",
+    benchmark:
+        "logs/evaluate/{volume}.{model}.seed{seed}.{segmentation}.tsv"
+    conda:
+        "../../envs/evaluation.yaml"
+    threads: need("evaluate").threads
+    resources:
+        mem_mb=memory("evaluate"),
+        runtime=need("evaluate").runtime,
+    params:
+        config=lambda w: plan.evaluate(),
+    shell:
+        "python -m tokenunify evaluate"
+        " --config-json {params.config:q}"
+        " --segmentation {input.segmentation:q}"
+        " --volume {input.volume:q}"
+        " --output {output:q}"
+        " &> {log:q}"
+
+
+rule metrics:
+    input:
+        scores=per_run(f"{RUN}/{{segmentation}}/scores.json"),
+        luts=per_run(f"{RUN}/{{segmentation}}/agglomerate.json"),
+        predictions=per_run(f"{PREDICT}/prepared.json"),
+        weights=weights,
+    output:
+        report(
+            "results/{volume}/metrics.csv",
+            caption="../report/metrics.rst",
+            category="Scores",
+            labels={"volume": "{volume}"},
+        ),
+    log:
+        "logs/metrics/{volume}.log",
+    localrule: True
+    conda:
+        "../../envs/evaluation.yaml"
+    params:
+        config=lambda w: explained(plan.metrics, w.volume),
+    shell:
+        "python -m tokenunify metrics"
+        " --config-json {params.config:q}"
+        " --scores {input.scores:q}"
+        " --luts {input.luts:q}"
+        " --predictions {input.predictions:q}"
+        " --weights {input.weights:q}"
+        " --output {output:q}"
+        " &> {log:q}"
+
+
+rule report:
+    input:
+        metrics=expand("results/{volume}/metrics.csv", volume=plan.test_volumes),
+        manifests=reported,
+    output:
+        report("results/report.html", caption="../report/report.rst", category="Report"),
+    log:
+        "logs/report/report.log",
+    localrule: True
+    conda:
+        "../../envs/evaluation.yaml"
+    params:
+        config=plan.report(),
+    shell:
+        "python -m tokenunify report"
+        " --config-json {params.config:q}"
+        " --metrics {input.metrics:q}"
+        " --manifests {input.manifests:q}"
+        " --output {output:q}"
+        " &> {log:q}"

@@ -1,0 +1,102 @@
+"""Training and prediction of affinities.
+
+INPUTS   data/volumes/{volume}.json
+OUTPUTS  models/{model}/seed{seed}/weights.json           manifest of weights.safetensors; transfer.csv, log.csv
+         results/{volume}/{model}/seed{seed}/predict/     prepared.json names the store, one manifest per part
+"""
+
+
+rule finetune:
+    input:
+        train=trained_on("train"),
+        validation=trained_on("validation"),
+    output:
+        manifest="models/{model}/seed{seed}/weights.json",
+        weights="models/{model}/seed{seed}/weights.safetensors",
+        transfer="models/{model}/seed{seed}/transfer.csv",
+        curves="models/{model}/seed{seed}/log.csv",
+    log:
+        "logs/finetune/{model}.seed{seed}.log",
+    benchmark:
+        "logs/finetune/{model}.seed{seed}.tsv"
+    conda:
+        "../../envs/learning.yaml"
+    threads: need("finetune").threads
+    resources:
+        mem_mb=memory("finetune"),
+        runtime=need("finetune").runtime,
+        gpu=gpus(),
+    params:
+        config=lambda w: plan.finetune(w.model),
+        device=plan.config.device,
+    shell:
+        "python -m tokenunify finetune"
+        " --config-json {params.config:q}"
+        " --train {input.train:q}"
+        " --validation {input.validation:q}"
+        " --seed {wildcards.seed}"
+        " --threads {threads}"
+        " --device {params.device}"
+        " --output {output.manifest:q}"
+        " &> {log:q}"
+
+
+rule prepare_predict:
+    input:
+        raw="data/volumes/{volume}.json",
+        weights=rules.finetune.output.manifest,
+    output:
+        f"{PREDICT}/prepared.json",
+    log:
+        "logs/prepare/{volume}.{model}.seed{seed}.predict.log",
+    wildcard_constraints:
+        model=f"(?!{BASELINE}/)[^/]+",
+    localrule: True
+    conda:
+        "../../envs/segmentation.yaml"
+    params:
+        stage="predict",
+        config=lambda w: plan.predict(w.model),
+    shell:
+        "python -m tokenunify prepare"
+        " --stage {params.stage}"
+        " --config-json {params.config:q}"
+        " --inputs {input:q}"
+        " --output {output:q}"
+        " &> {log:q}"
+
+
+rule predict:
+    input:
+        raw="data/volumes/{volume}.json",
+        weights=rules.finetune.output.manifest,
+        prepared=rules.prepare_predict.output,
+    output:
+        f"{PREDICT}/part{{part}}of{{parts}}.json",
+    log:
+        "logs/predict/{volume}.{model}.seed{seed}.part{part}of{parts}.log",
+    benchmark:
+        "logs/predict/{volume}.{model}.seed{seed}.part{part}of{parts}.tsv"
+    wildcard_constraints:
+        model=f"(?!{BASELINE}/)[^/]+",
+    conda:
+        "../../envs/learning.yaml"
+    threads: need("predict").threads
+    resources:
+        mem_mb=memory("predict"),
+        runtime=need("predict").runtime,
+        gpu=gpus(),
+    params:
+        config=lambda w: plan.predict(w.model),
+        device=plan.config.device,
+    shell:
+        "python -m tokenunify predict"
+        " --config-json {params.config:q}"
+        " --raw {input.raw:q}"
+        " --weights {input.weights:q}"
+        " --prepared {input.prepared:q}"
+        " --part {wildcards.part}/{wildcards.parts}"
+        " --threads {threads}"
+        " --device {params.device}"
+        " --output {output:q}"
+        " &> {log:q}"
