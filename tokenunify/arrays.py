@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import product
 from math import ceil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import zarr
@@ -64,14 +64,18 @@ def open_complete(path: str | Path, remake: str) -> zarr.Array:
 
     `remake` is the advice that ends the InputError about a missing or damaged store.
     """
-    try:
-        array = zarr.open_array(str(path), mode="r")
-    except (FileNotFoundError, ValueError, KeyError) as error:
-        raise InputError(f"{path} is not a readable zarr array ({error}); {remake}") from None
+    array = _open(path, "r", remake)
     missing = [shard for shard in shard_paths(array) if not (Path(path) / shard).exists()]
     if missing:
         raise InputError(f"{path} lacks {len(missing)} of its shard files, the first is {missing[0]}; {remake}")
     return array
+
+
+def _open(path: str | Path, mode: Literal["r", "r+"], remake: str) -> zarr.Array:
+    try:
+        return zarr.open_array(str(path), mode=mode)
+    except (FileNotFoundError, ValueError, KeyError) as error:
+        raise InputError(f"{path} is not a readable zarr array ({error}); {remake}") from None
 
 
 def shard_paths(array: zarr.Array, roi_slices: tuple[slice, ...] | None = None) -> list[str]:
@@ -112,8 +116,16 @@ class Store:
 
 def open_prepared(path: str | Path) -> Store:
     """The finished store that belongs to a `prepared.json`."""
-    folder = Path(path).parent
-    return Store(prepared_store(path), f"delete {folder} and run snakemake again")
+    return Store(prepared_store(path), _delete_and_run(path))
+
+
+def open_writable(path: str | Path) -> zarr.Array:
+    """The store that belongs to a `prepared.json`, to be filled."""
+    return _open(prepared_store(path), "r+", _delete_and_run(path))
+
+
+def _delete_and_run(prepared: str | Path) -> str:
+    return f"delete {Path(prepared).parent} and run snakemake again"
 
 
 def prepared_store(path: str | Path) -> Path:

@@ -72,15 +72,15 @@ def run_part(
 def fill(prepared: Path, output: Path, part: tuple[int, int], compute: Callable[[Roi], arrays.np.ndarray]) -> None:
     """Write `compute(roi)` into the prepared array for each block of the part, then the part's manifest."""
     content = manifest.content(prepared)
-    path = arrays.prepared_store(prepared)
-    array = arrays.zarr.open_array(str(path), mode="r+")
+    array = arrays.open_writable(prepared)
     z, y, x = content["shape"][-3:]
 
     def process(_index: int, roi: Roi) -> None:
         array[(..., *roi.slices)] = compute(roi)
 
     blocks = Blocks((z, y, x), tuple(content["block_shape"]))
-    run = run_part(path.parent, blocks, process, part=part[0], num_parts=part[1], written=array)
+    folder = arrays.prepared_store(prepared).parent
+    run = run_part(folder, blocks, process, part=part[0], num_parts=part[1], written=array)
     manifest.write(output, {"prepared": manifest.digest(content), "part": part[0], "num_parts": part[1]}, run)
 
 

@@ -67,7 +67,7 @@ class Checkout:
         """Apply `change` to the parsed configuration and write it back."""
         value = yaml.safe_load(self.config.read_text())
         change(value)
-        self.config.write_text(yaml.safe_dump(value))
+        self.config.write_text(yaml.safe_dump(value, sort_keys=False))
 
     def copy(self, path: Path) -> "Checkout":
         """A copy with results, records and modification times."""

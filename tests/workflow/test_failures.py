@@ -3,6 +3,7 @@
 import os
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,7 +55,7 @@ def test_results_read_only(checkout: Checkout):
 def test_stage_output_read_only(checkout: Checkout, tmp_path: Path):
     """The stage's own words, for a folder that it may not write to."""
     command = [
-        "python",
+        sys.executable,
         "-m",
         "tokenunify",
         "download",
@@ -108,9 +109,9 @@ def test_damaged_store(checkout: Checkout, finished: Checkout, damage: str, stor
         content = bytearray(shard.read_bytes())
         content[len(content) // 3] ^= 0x10
         shard.write_bytes(content)
-    for folder in sorted(checkout.path.glob("results/**/ledger")):
-        if _belongs(folder, rerun):
-            shutil.rmtree(folder.parent)
+    for ledger in sorted(checkout.path.glob("results/**/ledger")):
+        if _belongs(ledger, rerun):
+            shutil.rmtree(ledger)
     text = shown(checkout, TABLE, "--forcerun", rerun)
     assert ("lacks 1 of its shard files" if damage == "deleted" else "is damaged") in text
     assert f"delete {delete}" in text or f"and {delete}" in text

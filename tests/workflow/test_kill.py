@@ -42,6 +42,7 @@ def dying(function, calls, before=lambda *arguments: None):
 
 
 def tear(ledger, entry):
+    ledger.parent.mkdir(parents=True, exist_ok=True)
     with open(ledger, "a") as file:
         file.write('{"block": 1')
 

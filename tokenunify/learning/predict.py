@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import zarr
 from torch import Tensor, nn
 
 from tokenunify import arrays, manifest
@@ -42,7 +41,7 @@ def run(
     """Write the affinities of one part's blocks, uint8 (3, z, y, x), into the prepared store."""
     network, _ = checkpoint.rebuild(weights)
     predict = CropPredictor(network, section, choose_device(device), threads)
-    store = zarr.open_array(str(arrays.prepared_store(prepared)), mode="r+")
+    store = arrays.open_writable(prepared)
     volume = arrays.open_volume(raw).raw
     blocks = Blocks(volume.shape, section.block_shape)
     tiling = Tiling(volume.shape, section.crop, section.stride, section.padding)
