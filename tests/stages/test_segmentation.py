@@ -1,6 +1,7 @@
 """From affinities to a segmentation, stage by stage, as the workflow calls them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -164,6 +165,14 @@ def test_damage_of_an_input_store_is_named(workspace, predicted):
     shard.unlink()
     with pytest.raises(InputError, match="lacks 1 of its shard files"):
         workspace.fragments(predicted)
+
+
+def test_an_output_store_that_vanished_is_named(workspace, predicted):
+    prepared = workspace.fragments(predicted)
+    shutil.rmtree(arrays.prepared_store(prepared).parent)
+    inputs = {"affinities": predicted, "prepared": prepared}
+    with pytest.raises(InputError, match=rf"fragments\.zarr is not a readable.*delete {prepared.parent} and run"):
+        workspace.run_parts("fragments", workspace.section("fragments"), inputs, prepared.parent)
 
 
 def test_baseline_is_the_smaller_of_two_smoothed_voxels_for_any_blocking(workspace, tmp_path):
