@@ -71,6 +71,11 @@ def open_complete(path: str | Path, remake: str) -> zarr.Array:
     return array
 
 
+def reopen(path: str | Path, remake: str) -> zarr.Array:
+    """An array that `create` made, to go on writing; zarr does not store that zeros are to be written too."""
+    return _open(path, "r+", remake).with_config({"write_empty_chunks": True})
+
+
 def _open(path: str | Path, mode: Literal["r", "r+"], remake: str) -> zarr.Array:
     try:
         return zarr.open_array(str(path), mode=mode)
@@ -121,7 +126,7 @@ def open_prepared(path: str | Path) -> Store:
 
 def open_writable(path: str | Path) -> zarr.Array:
     """The store that belongs to a `prepared.json`, to be filled."""
-    return _open(prepared_store(path), "r+", _delete_and_run(path))
+    return reopen(prepared_store(path), _delete_and_run(path))
 
 
 def _delete_and_run(prepared: str | Path) -> str:

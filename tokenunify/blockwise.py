@@ -6,7 +6,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -56,45 +56,74 @@ def run_part(
     seconds, added up over the attempts.
     """
     mine = blocks.part(part, num_parts)
-    with lock(folder / "locks", mine):
+    with lock(folder / "locks", mine) as lost:
         ledger = folder / "ledger" / f"part{part}of{num_parts}.jsonl"
-        done = {i for i in finished_blocks(folder) if written is None or _shards_exist(written, blocks.roi(i))}
+        recorded = finished_blocks(folder) & set(mine)
+        done = {i for i in recorded if written is None or _shards_exist(written, blocks.roi(i))}
         todo = [index for index in mine if index not in done]
         logger.info("part %d of %d: %d blocks, %d already finished", part, num_parts, len(mine), len(mine) - len(todo))
         for index in tqdm(todo, unit="block", mininterval=5):
+            if lost.is_set():
+                raise InputError(
+                    f"{folder}: another process took over, as this one seemed dead; it finishes the blocks"
+                )
             started = time.perf_counter()
             roi = blocks.roi(index)
             process(index, roi)
             _record(ledger, {"block": index, "voxels": roi.num_voxels, "seconds": time.perf_counter() - started})
-        return _summary(ledger, computed_now=len(todo))
+        return _summary(folder, mine, computed_now=len(todo))
 
 
-def fill(prepared: Path, output: Path, part: tuple[int, int], compute: Callable[[Roi], arrays.np.ndarray]) -> None:
-    """Write `compute(roi)` into the prepared array for each block of the part, then the part's manifest."""
+def fill(
+    prepared: Path,
+    output: Path,
+    compute: Callable[[int, Roi], arrays.np.ndarray],
+    *,
+    part: tuple[int, int],
+    plain: dict,
+    inputs: Sequence[Path],
+    facts: Callable[[], dict] = dict,
+) -> None:
+    """Write `compute(index, roi)` into the prepared array for each block of the part, then the part's manifest.
+
+    `facts()` is added to the manifest's `run`. Raises InputError for a store that was prepared for another config than
+    `plain` or for other inputs.
+    """
     content = manifest.content(prepared)
+    if (content["config"], content["inputs"]) != (plain, input_hashes(inputs)):
+        raise InputError(
+            f"{prepared} was made for other settings or inputs than those given: make it again with "
+            f"`snakemake {prepared}`"
+        )
     array = arrays.open_writable(prepared)
     z, y, x = content["shape"][-3:]
 
-    def process(_index: int, roi: Roi) -> None:
-        array[(..., *roi.slices)] = compute(roi)
+    def process(index: int, roi: Roi) -> None:
+        array[(..., *roi.slices)] = compute(index, roi)
 
     blocks = Blocks((z, y, x), tuple(content["block_shape"]))
     folder = arrays.prepared_store(prepared).parent
     run = run_part(folder, blocks, process, part=part[0], num_parts=part[1], written=array)
-    manifest.write(output, {"prepared": manifest.digest(content), "part": part[0], "num_parts": part[1]}, run)
+    manifest.write(output, {"prepared": manifest.digest(content), "part": part[0], "num_parts": part[1]}, run | facts())
+
+
+def input_hashes(inputs: Sequence[Path]) -> dict[str, str]:
+    """Content hashes of a store's inputs, by their position."""
+    return {str(index): manifest.content_hash(path) for index, path in enumerate(inputs)}
 
 
 def finished_blocks(folder: Path) -> set[int]:
     """Block numbers recorded by any part of any attempt."""
-    return {entry["block"] for path in (folder / "ledger").glob("*.jsonl") for entry in _entries(path)}
+    return {entry["block"] for entry in _entries(folder)}
 
 
-def _entries(ledger: Path) -> Iterator[dict]:
-    for line in ledger.read_text().splitlines() if ledger.exists() else []:
-        try:
-            yield json.loads(line)
-        except json.JSONDecodeError:
-            continue  # the line that was being written when the process was killed
+def _entries(folder: Path) -> Iterator[dict]:
+    for ledger in sorted((folder / "ledger").glob("*.jsonl")):
+        for line in ledger.read_text().splitlines():
+            try:
+                yield json.loads(line)
+            except json.JSONDecodeError:
+                continue  # the line that was being written when the process was killed
 
 
 def _record(ledger: Path, entry: dict) -> None:
@@ -108,8 +137,8 @@ def _record(ledger: Path, entry: dict) -> None:
         os.fsync(file.fileno())
 
 
-def _summary(ledger: Path, computed_now: int) -> dict:
-    entries = {entry["block"]: entry for entry in _entries(ledger)}.values()
+def _summary(folder: Path, mine: range, computed_now: int) -> dict:
+    entries = {entry["block"]: entry for entry in _entries(folder) if entry["block"] in mine}.values()
     seconds = sum(entry["seconds"] for entry in entries)
     voxels = sum(entry["voxels"] for entry in entries)
     return {
@@ -127,8 +156,11 @@ def _shards_exist(array: arrays.zarr.Array, roi: Roi) -> bool:
 
 
 @contextmanager
-def lock(folder: Path, claimed: range) -> Iterator[None]:
-    """Hold the blocks `claimed`: wait while a living process, of an earlier attempt perhaps, works on any of them."""
+def lock(folder: Path, claimed: range) -> Iterator[threading.Event]:
+    """Hold the blocks `claimed`: wait while a living process, of an earlier attempt perhaps, works on any of them.
+
+    The event is set when another process has taken the blocks over, after this one was suspended for long.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{claimed.start}-{claimed.stop}.{socket.gethostname()}.{os.getpid()}.json"
     warned = False
@@ -137,18 +169,23 @@ def lock(folder: Path, claimed: range) -> Iterator[None]:
             logger.warning("blocks are held by process %s on %s: waiting for it to end", holder["pid"], holder["host"])
         warned = True
         time.sleep(0.5)
-    ended = threading.Event()
-    threading.Thread(target=_heartbeat, args=(path, ended), daemon=True).start()
+    ended, lost = threading.Event(), threading.Event()
+    threading.Thread(target=_heartbeat, args=(path, ended, lost), daemon=True).start()
     try:
-        yield
+        yield lost
     finally:
         ended.set()
         path.unlink(missing_ok=True)
 
 
-def _heartbeat(path: Path, ended: threading.Event) -> None:
-    while not ended.wait(HEARTBEAT_SECONDS) and path.exists():
-        os.utime(path)
+def _heartbeat(path: Path, ended: threading.Event, lost: threading.Event) -> None:
+    while not (ended.wait(HEARTBEAT_SECONDS) or lost.is_set()):
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            lost.set()
+        except OSError as error:
+            logger.warning("%s cannot be renewed now (%s)", path, error)  # a network file system may be slow
 
 
 def _claim(folder: Path, path: Path, claimed: range) -> dict | None:

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from tokenunify import arrays, manifest, stages
-from tokenunify.blockwise import store_folder
+from tokenunify.blockwise import input_hashes, store_folder
 
 ARRAYS = {
     "predict": ("affinities", "uint8", 3),
@@ -25,7 +25,7 @@ def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
     source = manifest.content(inputs[0])
     shape = tuple((source.get("raw") or source)["shape"])[-3:]
     name, dtype, channels = ARRAYS[stage]
-    hashes = {str(index): manifest.content_hash(path) for index, path in enumerate(inputs)}
+    hashes = input_hashes(inputs)
     folder = store_folder(output, stage, plain, hashes)
     content = {
         "stage": stage,
@@ -54,4 +54,9 @@ def _create(path: Path, content: dict, section: stages.Grid) -> None:
         shard_shape=section.shard_shape,
         attributes={key: content[key] for key in ("voxel_size_nm", "offset_nm")},
     )
-    os.rename(temporary, path)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if not path.exists():
+            raise
+        shutil.rmtree(temporary)  # another process has made it meanwhile

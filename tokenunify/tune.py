@@ -5,6 +5,7 @@ are summed, ids of different volumes being different.
 """
 
 import logging
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def run(
             f"tune needs as many --rags as --fragments and --volumes, at least one, got {len(rags)}, {len(fragments)} "
             f"and {len(volumes)}"
         )
-    luts = [agglomerate.luts(rag.load(path), section.segmentation, tuned.tune) for path in rags]
+    started = time.monotonic()
+    graphs = [rag.load(path) for path in rags]
+    luts = [agglomerate.luts(graph, section.segmentation, tuned.tune) for graph in graphs]
     tables = [_table(*paths, section) for paths in zip(fragments, volumes, strict=True)]
     scored = curve(tuned.tune, luts, tables, section.ignore_label)
     best = min(scored, key=lambda entry: entry["voi"])
@@ -76,7 +79,8 @@ def run(
         "volumes": [path.stem for path in volumes],
         "inputs": {name: [manifest.content_hash(path) for path in group] for name, group in paths.items()},
     }
-    manifest.write(output, content)
+    voxels = sum(int(graph.sizes.sum()) for graph in graphs)
+    manifest.write(output, content, {"seconds": round(time.monotonic() - started, 3), "voxels": voxels})
 
 
 def _table(fragments: Path, volume: Path, section: Tune) -> metrics.Contingency:

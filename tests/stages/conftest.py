@@ -79,8 +79,7 @@ class Workspace:
 
     def array(self, stage: str, section: str, inputs: dict[str, Path], *, name: str | None = None) -> Path:
         """Run prepare and all parts of a block-wise stage with an array."""
-        stores = [path for path in inputs.values() if path.suffix == ".json"]
-        prepared = self.prepare(stage, section, stores, name or stage)
+        prepared = self.prepare(stage, section, list(inputs.values()), name or stage)
         self.run_parts(stage, section, {**inputs, "prepared": prepared}, prepared.parent)
         return prepared
 
@@ -122,7 +121,7 @@ class Workspace:
         settings = chosen.pop("fragments", {})
         fragments = self.fragments(predicted, **settings)
         lut = self.agglomerate(self.rag(predicted, fragments), **chosen)
-        return self.relabel(fragments, lut.with_name("lut.npz"))
+        return self.relabel(fragments, lut)
 
     def copy(self, folder: Path, **changes) -> "Workspace":
         """The same volumes and affinities in another folder, with other blocks or parts."""

@@ -105,7 +105,7 @@ class Tree:
                 for v in (0.2, 0.4, 0.6)
             ]
             content = {"value": 0.4, "curve": curve, "volumes": ["other-validation"]}
-            self.write(f"models/{model}/seed{seed}/tune/{name}.json", content)
+            self.write(f"models/{model}/seed{seed}/tune/{name}.json", content, {"voxels": 50, "seconds": 1.5})
         network = "none" if model == tables.BASELINE else "superhuman"
         known = {"volume": self.name, "dataset": "made-up", "split": "test", "pretraining": "none", "network": network}
         self.rows.append(stages.Row(**known, model=model, seed=seed, segmentation=name, method=method))
@@ -255,11 +255,15 @@ def test_means_and_spreads_over_seeds_and_the_best_are_shown(tree):
 
 def test_times_add_up_over_parts_seeds_and_segmentations(tree):
     made = [report.locate(path) for path in tree.manifests]
-    small, baseline = report.times(made)
+    by_row = {(row["volume"], row["model"]): row for row in report.times(made)}
+    small, baseline = by_row["test", "small"], by_row["test", tables.BASELINE]
     assert small["stages"]["affinities"] == {"seconds": 122.0, "voxels": 2 * tree.labels.size}
     assert small["stages"]["relabel"] == {"seconds": 10.0, "voxels": 4 * tree.labels.size}
     assert baseline["stages"]["evaluate"] == {"seconds": 0.75, "voxels": tree.labels.size}
     assert "rag" not in small["stages"]
+    tunings = sum(place.stage == "tune" and place.model == "small" for place in made)
+    tuned = by_row["other-validation", "small"]["stages"]
+    assert tuned == {"tune": {"seconds": 1.5 * tunings, "voxels": 50 * tunings}}
 
 
 @pytest.mark.parametrize(

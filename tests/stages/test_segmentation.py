@@ -157,7 +157,7 @@ def test_relabel_names_a_fragment_that_the_table_lacks(workspace, predicted):
     table = lut.read(path)
     lut.write(path, lut.Lut(table.fragments[1:], table.segments[1:]))
     with pytest.raises(InputError, match=r"lut\.npz: the lut lacks 1 fragments, the first is 1"):
-        workspace.relabel(fragments, path)
+        workspace.relabel(fragments, agglomerated)
 
 
 def test_damage_of_an_input_store_is_named(workspace, predicted):

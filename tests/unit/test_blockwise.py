@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import socket
+import threading
 import time
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import numpy as np
 import psutil
 import pytest
 
-from tokenunify import arrays, blockwise
+from tokenunify import arrays, blockwise, manifest
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
 
@@ -114,6 +115,78 @@ def test_a_dead_holder_is_forgotten(tmp_path: Path, host: str):
     assert not psutil.pid_exists(2**22 - 1)
     with blockwise.lock(folder, range(0, 4)):
         assert not stale.exists()
+
+
+def test_a_living_holder_on_another_host_is_waited_for(tmp_path: Path):
+    folder = tmp_path / "locks"
+    folder.mkdir()
+    other = folder / "0-4.other.json"
+    other.write_text(json.dumps({"host": "another-node", "pid": 1, "created": 1.0, "start": 0, "stop": 4}))
+    threading.Timer(1.0, other.unlink).start()
+    with blockwise.lock(folder, range(3, 6)):
+        assert not other.exists()
+
+
+def test_the_heartbeat_renews_the_lock_and_tells_when_it_is_lost(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(blockwise, "HEARTBEAT_SECONDS", 0.05)
+    with blockwise.lock(tmp_path, range(2)) as lost:
+        (own,) = tmp_path.glob("*.json")
+        os.utime(own, (1, 1))
+        _until(lambda: own.stat().st_mtime > 1)
+        assert not lost.is_set()
+        own.unlink()
+        assert lost.wait(10)
+
+
+def _until(condition) -> None:
+    deadline = time.monotonic() + 10
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_a_part_that_lost_its_blocks_stops(tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(blockwise, "HEARTBEAT_SECONDS", 0.01)
+    seen: list[int] = []
+
+    def loses_the_lock(index: int, _: Roi) -> None:
+        seen.append(index)
+        for path in (tmp_path / "locks").glob("*.json"):
+            path.unlink()
+        time.sleep(0.5)
+
+    with pytest.raises(InputError, match="another process took over"):
+        blockwise.run_part(tmp_path, BLOCKS, loses_the_lock)
+    assert seen == [0]
+
+
+@pytest.fixture
+def prepared(tmp_path: Path) -> Path:
+    """The empty store of a stage whose one input is given.json."""
+    manifest.write(tmp_path / "given.json", {"some": "input"})
+    shape = {"shape": BLOCKS.volume_shape, "chunk_shape": (1, 4, 4), "shard_shape": (2, 4, 8)}
+    arrays.create(tmp_path / "store/a.zarr", dtype="uint8", attributes={}, **shape)
+    content = {"store": "store/a.zarr", "shape": BLOCKS.volume_shape, "block_shape": BLOCKS.block_shape}
+    inputs = blockwise.input_hashes([tmp_path / "given.json"])
+    manifest.write(tmp_path / "prepared.json", {**content, "config": {"a": 1}, "inputs": inputs})
+    return tmp_path / "prepared.json"
+
+
+def test_zeros_are_written_so_that_a_missing_file_is_damage(prepared: Path):
+    given = {"part": (0, 1), "plain": {"a": 1}, "inputs": [prepared.with_name("given.json")]}
+    blockwise.fill(prepared, prepared.with_name("part.json"), lambda _, roi: np.zeros(roi.shape, np.uint8), **given)
+    assert not arrays.open_prepared(prepared)[:].any()
+
+
+@pytest.mark.parametrize("other", ["plain", "inputs"])
+def test_a_store_of_other_settings_or_inputs_is_not_filled(prepared: Path, other: str):
+    manifest.write(prepared.with_name("other.json"), {"another": "input"})
+    given = {"plain": {"a": 1}, "inputs": [prepared.with_name("given.json")]}
+    given |= {"plain": {"plain": {"a": 2}}, "inputs": {"inputs": [prepared.with_name("other.json")]}}[other]
+    with pytest.raises(InputError, match=r"prepared\.json was made for other settings or inputs"):
+        blockwise.fill(
+            prepared, prepared.with_name("part.json"), lambda *_: pytest.fail("filled"), part=(0, 1), **given
+        )
 
 
 @pytest.mark.parametrize("text", ["4/4", "-1/2", "1", "a/b"])

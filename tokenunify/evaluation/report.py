@@ -37,7 +37,15 @@ PLACES = (
     rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<name>[^/]+)/(?P<stage>scores|agglomerate)",
 )
 """Where each stage puts its manifest, without the ending .json."""
-TIMED = {"predict": "affinities", "fragments": "fragments", "rag": "rag", "relabel": "relabel", "scores": "evaluate"}
+TIMED = {
+    "predict": "affinities",
+    "fragments": "fragments",
+    "rag": "rag",
+    "tune": "tune",
+    "agglomerate": "agglomerate",
+    "relabel": "relabel",
+    "scores": "evaluate",
+}
 """Stages of a volume with times in their manifests, and their names on the page."""
 
 
@@ -225,9 +233,9 @@ def times(made: list[Made]) -> list[dict]:
     """Seconds and voxels of each stage, per volume and model, added up over parts, seeds and segmentations."""
     sums: dict[tuple[str, str], Any] = defaultdict(lambda: defaultdict(lambda: {"seconds": 0.0, "voxels": 0}))
     for m in made:
-        run = m.read["run"] if m.stage in TIMED else {}
+        content, run = m.read.values() if m.stage in TIMED else ({}, {})
         if "seconds" in run:
-            total = sums[m.volume, m.model][TIMED[m.stage]]
+            total = sums[m.volume or ", ".join(content["volumes"]), m.model][TIMED[m.stage]]
             total["seconds"] += run["seconds"]
             total["voxels"] += run["voxels"]
     return [
@@ -237,5 +245,5 @@ def times(made: list[Made]) -> list[dict]:
 
 
 def volumes(made: list[Made]) -> list[dict]:
-    """Size, licence and citation of every volume."""
-    return [{"name": m.volume, **m.read["content"]} for m in _of(made, "ingest")]
+    """Size, licence and citation of every volume, and the time of its ingest."""
+    return [{"name": m.volume, **m.read["content"], "run": m.read["run"]} for m in _of(made, "ingest")]

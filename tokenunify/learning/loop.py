@@ -160,14 +160,15 @@ class Training:
             group["lr"] = learning_rate(self.progress.step, self.config)
         raw, targets, mask = self.fabric.to_device(batch)
         loss = self.objective(self.logits(raw), targets, mask)
-        self._check_finite(loss.item())
+        mean_loss = self.fabric.all_reduce(loss.detach()).item()  # of all ranks, which then all stop, or none
+        self._check_finite(mean_loss)
         self.fabric.backward(loss)
         if self.config.clip_norm is not None:
             self.fabric.clip_gradients(self.logits, self.optimizer, max_norm=self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step += 1
-        self.progress.losses.append(loss.item())
+        self.progress.losses.append(mean_loss)
         if self.average is not None:
             done = self.progress.step
             update_average(self.average, self.module, min(self.config.ema, (1 + done) / (10 + done)))

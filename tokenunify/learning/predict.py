@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from tokenunify import arrays, manifest
-from tokenunify.blockwise import run_part
+from tokenunify import arrays, blockwise
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
 from tokenunify.learning import checkpoint
@@ -41,22 +40,19 @@ def run(
     """Write the affinities of one part's blocks, uint8 (3, z, y, x), into the prepared store."""
     network, _ = checkpoint.rebuild(weights)
     predict = CropPredictor(network, section, choose_device(device), threads)
-    store = arrays.open_writable(prepared)
     volume = arrays.open_volume(raw).raw
     blocks = Blocks(volume.shape, section.block_shape)
     tiling = Tiling(volume.shape, section.crop, section.stride, section.padding)
     crops = CropCache(volume, tiling, blocks, predict, mine=blocks.part(*part))
     weight = blending_weight(section.crop, section.sigma)
 
-    def process(index: int, roi: Roi) -> None:
-        affinities = blend(crops.of_block(index), tiling, roi, weight)
-        store[(slice(None), *roi.slices)] = arrays.to_uint8(affinities)
+    def compute(index: int, roi: Roi) -> np.ndarray:
+        return arrays.to_uint8(blend(crops.of_block(index), tiling, roi, weight))
 
-    folder = arrays.prepared_store(prepared).parent
-    run = run_part(folder, blocks, process, part=part[0], num_parts=part[1], written=store)
-    run |= {"crops_computed": crops.computed, "crops_unique": len(crops.unique), "device": str(predict.device)}
-    content = {"prepared": manifest.content_hash(prepared), "part": part[0], "num_parts": part[1]}
-    manifest.write(output, content, run)
+    def facts() -> dict:
+        return {"crops_computed": crops.computed, "crops_unique": len(crops.unique), "device": str(predict.device)}
+
+    blockwise.fill(prepared, output, compute, part=part, plain=plain, inputs=[raw, weights], facts=facts)
 
 
 def choose_device(device: str) -> torch.device:

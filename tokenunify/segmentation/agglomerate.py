@@ -1,5 +1,6 @@
 """Stage agglomerate: fragments to segments on the graph, at a given or tuned threshold or beta."""
 
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
@@ -40,6 +41,7 @@ def chosen(segmentation: Waterz | Multicut, tuned: Sequence[Path]) -> tuple[floa
 def run(section: Agglomerate, plain: dict, *, rag: Path, output: Path, tuned: list[Path]) -> None:
     """Write `lut.npz` and then the manifest beside it."""
     value, source = chosen(section.segmentation, tuned)
+    started = time.monotonic()
     graph = load(rag)
     inputs = {"rag": manifest.content_hash(rag)}
     if source == "validation":
@@ -56,4 +58,5 @@ def run(section: Agglomerate, plain: dict, *, rag: Path, output: Path, tuned: li
         "num_segments": len(set(table.segments.tolist())),
         "inputs": inputs,
     }
-    manifest.write(output, content, {"num_edges": len(graph.edges)})
+    run = {"seconds": round(time.monotonic() - started, 3), "voxels": int(graph.sizes.sum())}
+    manifest.write(output, content, {**run, "num_edges": len(graph.edges)})

@@ -51,9 +51,9 @@ def run(section: Baseline, plain: dict, *, raw: Path, prepared: Path, output: Pa
     context = (reach(sigma[0]), reach(sigma[1]), reach(sigma[2]))
     low = (context[0] + 1, context[1] + 1, context[2] + 1)
 
-    def compute(roi: Roi) -> np.ndarray:
+    def compute(_index: int, roi: Roi) -> np.ndarray:
         outer = roi.grow(low, context, (z, y, x))
         smoothed = np.rint(smooth(volume.raw[outer.slices], sigma)).astype(np.uint8)
         return lower_of_pairs(smoothed)[(slice(None), *roi.within(outer))]
 
-    blockwise.fill(prepared, output, part, compute)
+    blockwise.fill(prepared, output, compute, part=part, plain=plain, inputs=[raw])

@@ -119,9 +119,9 @@ def run(
     z, y, x = source.shape[-3:]
     halo = (0, *section.halo[1:]) if section.dimensions == 2 else section.halo
 
-    def compute(roi: Roi) -> np.ndarray:
+    def compute(_index: int, roi: Roi) -> np.ndarray:
         outer = roi.grow(halo, halo, (z, y, x))
         fragments = watershed(arrays.to_float(source[(slice(0, 3), *outer.slices)]), section)
         return number(fragments[roi.within(outer)], roi, (z, y, x), dimensions=section.dimensions)
 
-    blockwise.fill(prepared, output, part, compute)
+    blockwise.fill(prepared, output, compute, part=part, plain=plain, inputs=[affinities])

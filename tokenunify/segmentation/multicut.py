@@ -37,8 +37,3 @@ def solve(num_nodes: int, edges: np.ndarray, costs: np.ndarray, solver: Solver) 
     if solver == "greedy-additive":
         return bic.graph.multicut.GreedyAdditiveMulticut().optimize(objective)
     return bic.graph.multicut.KernighanLinMulticut().optimize(objective)
-
-
-def energy(edges: np.ndarray, costs: np.ndarray, groups: np.ndarray) -> float:
-    """Sum of the costs of the edges (m, 2) between node indices that the groups (n,) cut."""
-    return float(costs[groups[edges[:, 0]] != groups[edges[:, 1]]].sum())

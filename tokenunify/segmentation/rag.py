@@ -60,7 +60,7 @@ def levels(affinities: np.ndarray) -> np.ndarray:
 def _owned(affinities: np.ndarray, fragments: np.ndarray, inner: tuple[slice, ...]) -> Rag:
     """Graph of the voxels in `inner` and their lower neighbours (the arrays hold those outside, too)."""
     nodes, index = ids.compact(fragments)
-    assert nodes.size < 2**28, "a pair and its level must fit into 64 bits"
+    assert nodes.size <= 2**27, "a pair and its level must fit into 64 bits"
     pairs = [_pairs(affinities[axis], index, nodes, inner, axis) for axis in range(3)]
     keys = np.sort(np.concatenate(pairs))
     starts = ids.run_starts(keys >> 8)

@@ -14,17 +14,15 @@ from tokenunify.stages import Relabel
 def run(
     section: Relabel, plain: dict, *, fragments: Path, lut: Path, prepared: Path, output: Path, part: tuple[int, int]
 ):
-    """Fill a part of the blocks of the `segmentation` store (z, y, x), uint64.
-
-    --lut is the table itself or agglomerate's manifest beside it.
-    """
+    """Fill a part of the blocks of the `segmentation` store (z, y, x), uint64; --lut is agglomerate's manifest."""
     source = arrays.open_prepared(fragments)
-    table = tables.read(lut.with_name("lut.npz"))
+    path = lut.with_name("lut.npz")
+    table = tables.read(path)
 
-    def compute(roi: Roi) -> np.ndarray:
+    def compute(_index: int, roi: Roi) -> np.ndarray:
         try:
             return table.apply(source[roi.slices])
         except InputError as error:
-            raise InputError(f"{lut}: {error}") from None
+            raise InputError(f"{path}: {error}") from None
 
-    blockwise.fill(prepared, output, part, compute)
+    blockwise.fill(prepared, output, compute, part=part, plain=plain, inputs=[fragments, lut])

@@ -27,10 +27,11 @@ INTERPRETER = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PA
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 shell.prefix(PYTHONPATH if CONDA else PYTHONPATH + INTERPRETER)
 
-# A job asks for one GPU; where no cluster counts them, this machine has as many as it shows, perhaps none.
-# The executor is not known yet while this file is read: nodes (--jobs) are given to a cluster's only.
+# A job asks for `gpu=1`. Where no cluster deals GPUs out, jobs that want one run one after another, each with all that
+# the machine shows. The executor is not known yet while this file is read: nodes (--jobs) are given to a cluster's only.
 if workflow.resource_settings.nodes is None and "gpu" not in workflow.global_resources:
-    workflow.global_resources["gpu"] = len(list(Path(os.devnull).parent.glob("nvidia[0-9]*")))
+    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+    workflow.global_resources["gpu"] = int(bool(shown) and any(Path(os.devnull).parent.glob("nvidia[0-9]*")))
 
 
 wildcard_constraints:

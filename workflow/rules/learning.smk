@@ -3,6 +3,9 @@
 INPUTS   data/volumes/{volume}.json
 OUTPUTS  models/{model}/seed{seed}/weights.json           manifest of weights.safetensors; transfer.csv, log.csv
          results/{volume}/{model}/seed{seed}/predict/     prepared.json names the store, one manifest per part
+
+`threads` is what a job is scheduled with, and Snakemake caps it by --cores; `torch_threads` is what torch computes with,
+which decides the last bits of a result and so is the configuration's alone.
 """
 
 
@@ -23,6 +26,7 @@ rule finetune:
         "../../envs/learning.yaml"
     threads: need("finetune").threads
     resources:
+        torch_threads=need("finetune").threads,
         mem_mb=memory("finetune"),
         runtime=need("finetune").runtime,
         gpu=gpus(),
@@ -35,7 +39,7 @@ rule finetune:
         " --train {input.train:q}"
         " --validation {input.validation:q}"
         " --seed {wildcards.seed}"
-        " --threads {threads}"
+        " --threads {resources.torch_threads}"
         " --device {params.device}"
         " --output {output.manifest:q}"
         " &> {log:q}"
@@ -83,6 +87,7 @@ rule predict:
         "../../envs/learning.yaml"
     threads: need("predict").threads
     resources:
+        torch_threads=need("predict").threads,
         mem_mb=memory("predict"),
         runtime=need("predict").runtime,
         gpu=gpus(),
@@ -96,7 +101,7 @@ rule predict:
         " --weights {input.weights:q}"
         " --prepared {input.prepared:q}"
         " --part {wildcards.part}/{wildcards.parts}"
-        " --threads {threads}"
+        " --threads {resources.torch_threads}"
         " --device {params.device}"
         " --output {output:q}"
         " &> {log:q}"
