@@ -1,6 +1,7 @@
 """The command line: `python -m tokenunify <stage>` runs one stage of the workflow."""
 
 import argparse
+import errno
 import importlib
 import json
 import logging
@@ -133,9 +134,16 @@ def _add_arguments(sub: argparse.ArgumentParser, command: Command) -> None:
     for name in command.numbers:
         sub.add_argument(f"--{name}", type=int, required=True)
     if command.blockwise:
-        sub.add_argument("--part", type=parse_part, default=(0, 1), help="i/n: the i-th (from 0) of n ranges of blocks")
+        sub.add_argument("--part", type=_part, default=(0, 1), help="i/n: the i-th (from 0) of n ranges of blocks")
     if command.device:
         sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+def _part(text: str) -> tuple[int, int]:
+    try:
+        return parse_part(text)
+    except InputError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None  # argparse hides the words of a ValueError
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -172,11 +180,12 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _os_advice(error: OSError) -> str:
-    import errno
-
+    again = "free space and run snakemake again, finished blocks are kept"
     advice = {
-        errno.ENOSPC: "the disk is full: free space and run snakemake again, finished blocks are kept",
-        errno.EACCES: "no permission to write here: make the folder writable or choose another with --directory",
+        errno.ENOSPC: f"the disk is full: {again}",
+        errno.EDQUOT: f"the disk quota is used up: {again}",
+        errno.EACCES: "no permission: make it readable or, for results, writable, "
+        "or choose another folder with --directory",
         errno.EROFS: "the file system is read-only: choose another folder with --directory",
     }
     return f"{error}; {advice.get(error.errno or 0, 'see the file system, then run snakemake again')}"

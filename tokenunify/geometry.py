@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from math import ceil, prod
 
 Coordinate = tuple[int, int, int]
+VoxelSize = tuple[float, float, float]
 
 
 @dataclass(frozen=True)

@@ -1,13 +1,17 @@
 """What the workflow asks of the configuration: who is evaluated on which volume, and each job's --config-json."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TypeVar
 
 from tokenunify import config as c
 from tokenunify import manifest, stages
 from tokenunify.config import BASELINE, Config
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
+
+Named = TypeVar("Named")
 
 
 @dataclass(frozen=True)
@@ -40,21 +44,13 @@ class Plan:
 
         Raises InputError, with the names of the volumes that have a table, for any other.
         """
-        found = [
-            Run(volume, dataset, split, model, seed, segmentation)
-            for dataset, split in self._roles(volume)
-            for model, seeds, segmentations in self._models(dataset)
-            for seed in seeds
-            for segmentation in segmentations
-        ]
-        if not found:
-            known = ", ".join(sorted(v for v in self.config.volumes if self._roles(v)))
-            raise InputError(
-                f"results/{volume}/metrics.csv: no model is evaluated on volume {volume!r}; "
-                f"volumes with a table: {known}. Correct the name, or list the volume as a validation or test volume "
-                "of a dataset"
-            )
-        return found
+        if found := self._runs(volume):
+            return found
+        known = ", ".join(sorted(v for v in self.config.volumes if self._runs(v))) or "none"
+        raise InputError(
+            f"results/{volume}/metrics.csv: no model is evaluated on volume {volume!r}; volumes with a table: {known}. "
+            "Correct the name, or list the volume as a validation or test volume of a dataset with models"
+        )
 
     @property
     def test_volumes(self) -> list[str]:
@@ -65,7 +61,26 @@ class Plan:
         """The volumes that choose a tuned value."""
         if model == BASELINE:
             return self.config.datasets[segmentation.removeprefix(f"{BASELINE}-")].validation
-        return self.config.datasets[self.config.models[model].dataset].validation
+        return self.dataset(model).validation
+
+    def _runs(self, volume: str) -> list[Run]:
+        return [
+            Run(volume, dataset, split, model, seed, segmentation)
+            for dataset, split in self._roles(volume)
+            for model, seeds, segmentations in self._models(dataset)
+            for seed in seeds
+            for segmentation in segmentations
+        ]
+
+    def dataset(self, model: str) -> c.Dataset:
+        """The data set that trains and tests a model."""
+        return self.config.datasets[self._model(model).dataset]
+
+    def _model(self, name: str) -> c.Model:
+        return _named("model", name, self.config.models)
+
+    def _volume(self, name: str) -> c.Volume:
+        return _named("volume", name, self.config.volumes)
 
     def _roles(self, volume: str) -> list[tuple[str, str]]:
         splits = ("validation", "test")
@@ -92,13 +107,11 @@ class Plan:
         """Whether the validation volumes choose this segmentation's threshold or beta."""
         return c.is_tuned(self.segmentations[segmentation])
 
-    # ---------------------------------------------------------------------------- --config-json of each stage
-
     def download(self, volume: str) -> str:
-        return stages.to_json("download", stages.Download(sources=self.config.volumes[volume].sources))
+        return stages.to_json("download", stages.Download(sources=self._volume(volume).sources))
 
     def ingest(self, volume: str) -> str:
-        v, storage = self.config.volumes[volume], self.config.storage
+        v, storage = self._volume(volume), self.config.storage
         section = stages.Ingest(
             voxel_size_nm=v.voxel_size_nm,
             roi=v.roi,
@@ -111,12 +124,12 @@ class Plan:
         return stages.to_json("ingest", section)
 
     def finetune(self, model: str) -> str:
-        m = self.config.models[model]
-        sections = tuple(t.sections for t in self.config.datasets[m.dataset].train)
+        m = self._model(model)
+        sections = tuple(t.sections for t in self.dataset(model).train)
         return stages.to_json("finetune", stages.Finetune(**dict(m.finetune), network=m.network, sections=sections))
 
     def predict(self, model: str) -> str:
-        m = self.config.models[model]
+        m = self._model(model)
         crop = m.predict.crop or m.finetune.crop
         stride = m.predict.stride or tuple(max(1, n // 2) for n in crop)
         given = {**dict(m.predict), "crop": crop, "stride": stride}
@@ -179,3 +192,11 @@ class Plan:
     def _without_fragments(self, segmentation: str) -> c.Waterz | c.Multicut:
         settings = self.segmentations[segmentation]
         return settings.model_copy(update={"fragments": c.Fragments()})
+
+
+def _named(kind: str, name: str, known: Mapping[str, Named]) -> Named:
+    if name not in known:
+        raise InputError(
+            f"unknown {kind} {name!r}, the configuration has {', '.join(sorted(known))}; correct the name or add it"
+        )
+    return known[name]

@@ -5,6 +5,7 @@ from typing import Any
 
 from tokenunify import config as c
 from tokenunify.config import Strict
+from tokenunify.errors import InputError
 from tokenunify.versions import STAGES
 
 
@@ -121,6 +122,12 @@ def to_json(stage: str, section: Strict) -> str:
 
 def from_json(stage: str, text: str) -> tuple[Any, dict]:
     """The typed section of --config-json, and the plain value (version included) that names the store."""
-    plain = json.loads(text)
+    name = f"{stage} --config-json"
+    try:
+        plain = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InputError(f"{name} must be JSON, got {text!r} ({error}); paste what Snakemake prints") from None
+    if not isinstance(plain, dict):
+        raise InputError(f"{name} must be an object of keys and values, got {text!r}; paste what Snakemake prints")
     value = {key: item for key, item in plain.items() if key != "version"}
-    return c.validate(SECTIONS[stage], value, f"{stage} --config-json"), plain
+    return c.validate(SECTIONS[stage], value, name), plain

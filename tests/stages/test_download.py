@@ -1,5 +1,6 @@
 """The download stage against a server on this machine: resuming, retrying, checking, falling back."""
 
+import errno
 import hashlib
 import json
 import threading
@@ -168,6 +169,13 @@ def test_a_missing_file_is_not_tried_again(server, run):
     assert len(server.requests) == 1
 
 
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_file_behind_a_login_is_to_be_fetched_by_hand(server, run, status):
+    server.faults = [status]
+    with pytest.raises(InputError, match=rf"raw\.bin .*{status}.*login or an accepted licence.*give it as `path`"):
+        run(raw(url=f"{server.url}/em/raw.bin"))
+
+
 def test_it_gives_up_after_some_attempts(server, run, tmp_path):
     server.faults = [500] * 100
     with pytest.raises(InputError, match="after 5 attempts"):
@@ -197,6 +205,19 @@ def test_the_first_checksum_found_holds_from_then_on(server, run, tmp_path):
     with pytest.raises(InputError, match=f"expected sha256 {SHA256}"):
         run(raw(url=f"{server.url}/em/raw.bin"))
     assert run(raw(url=f"{server.url}/em/raw.bin"))["content"] == made["content"]
+
+
+def test_a_wrong_first_download_can_be_replaced(server, run):
+    server.files["/em/raw.bin"] = b"<html>busy</html>"
+    path = Path(run(raw(url=f"{server.url}/em/raw.bin"))["run"]["raw"])
+    server.files["/em/raw.bin"] = DATA
+    path.unlink()
+    record = f"{path}.sha256"
+    with pytest.raises(InputError, match=f"the first download had the expected one.*delete {record} and run") as caught:
+        run(raw(url=f"{server.url}/em/raw.bin"))
+    assert "correct the url or sha256" not in str(caught.value)
+    Path(record).unlink()
+    assert run(raw(url=f"{server.url}/em/raw.bin"))["content"]["raw"]["sha256"] == SHA256
 
 
 def test_equal_names_of_different_addresses_do_not_mix(server, run):
@@ -233,6 +254,12 @@ def test_an_image_sequence_comes_into_one_folder(server, run):
         run({"raw": source["raw"] | {"indices": [9, 12]}})
 
 
+def test_indices_may_have_leading_zeros(server, run):
+    server.files |= {f"/s/{index:04d}.png": bytes([index]) for index in (9, 10)}
+    made = run({"raw": {"format": "images", "url": f"{server.url}/s/{{index:04d}}.png", "indices": [9, 11]}})
+    assert [path.read_bytes() for path in download.sources.image_files(made["run"]["raw"])] == [b"\x09", b"\x0a"]
+
+
 def test_a_local_file_is_verified_and_left_alone(run, tmp_path, monkeypatch):
     (tmp_path / "raw.npy").write_bytes(DATA)
     monkeypatch.setenv("EM_DATA", str(tmp_path))
@@ -254,6 +281,37 @@ def test_the_first_source_that_works_wins(server, run, tmp_path):
     )
     assert made["content"]["source"] == 2
     assert server.requests == []
+
+
+def _unreadable(monkeypatch, name: str, number: int) -> None:
+    """Reading the file of this name fails; the right to read it cannot be taken from root."""
+    read = manifest.file_sha256
+
+    def fail(path):
+        if Path(path).name == name:
+            raise OSError(number, "refused", str(path))
+        return read(path)
+
+    monkeypatch.setattr(manifest, "file_sha256", fail)
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO])
+def test_an_unreadable_local_file_gives_way_to_the_next_source(run, tmp_path, monkeypatch, caplog, number):
+    for name in ("locked.npy", "raw.npy"):
+        (tmp_path / name).write_bytes(DATA)
+    _unreadable(monkeypatch, "locked.npy", number)
+    made = run(raw(path=str(tmp_path / "locked.npy")), raw(path=str(tmp_path / "raw.npy")))
+    assert made["content"]["source"] == 1
+    assert "locked.npy cannot be read" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_not_blamed_on_the_source(run, tmp_path, monkeypatch, number):
+    (tmp_path / "raw.npy").write_bytes(DATA)
+    _unreadable(monkeypatch, "raw.npy", number)
+    with pytest.raises(OSError, match="refused") as caught:
+        run(raw(path=str(tmp_path / "raw.npy")))
+    assert caught.value.errno == number
 
 
 def test_a_source_counts_only_with_its_labels(run, tmp_path):

@@ -5,10 +5,12 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 
 import dask
 import h5py
+import imageio.v3 as imageio
 import numpy as np
 import ome_zarr_models
 import pytest
@@ -16,7 +18,7 @@ import zarr
 
 import tokenunify
 from tokenunify import arrays, manifest, stages
-from tokenunify.data import download, ingest
+from tokenunify.data import download, ingest, readers
 from tokenunify.errors import InputError
 
 SHAPE = (11, 70, 150)
@@ -44,22 +46,31 @@ def labels() -> np.ndarray:
 
 
 @pytest.fixture
-def store(tmp_path):
-    """Write arrays to one HDF5 file, run download and ingest on it, and return the volume manifest's path."""
+def ingested(tmp_path):
+    """Run download and ingest on a source, and return the volume manifest's path."""
 
-    def run(raw=None, labels=None, attributes=None, threads=2, **changes) -> Path:
-        file = tmp_path / "source.h5"
-        if raw is not None:
-            write(file, raw, labels, attributes or {})
-        with h5py.File(file) as opened:
-            roles = sorted(opened, reverse=True)
-        source = {role: {"path": str(file), "format": "hdf5", "dataset": role} for role in roles}
+    def run(source: dict, threads=2, **changes) -> Path:
         fetched, output = tmp_path / "sources.json", tmp_path / "volumes" / "v.json"
         section, plain = stages.from_json("download", json.dumps({"version": 1, "sources": [source]}))
         download.run(section, plain, downloads=tmp_path / "downloads", output=fetched)
         section, plain = stages.from_json("ingest", json.dumps(SECTION | changes))
         ingest.run(section, plain, source=fetched, output=output, threads=threads)
         return output
+
+    return run
+
+
+@pytest.fixture
+def store(tmp_path, ingested):
+    """Write arrays to one HDF5 file and ingest it; return the volume manifest's path."""
+
+    def run(raw=None, labels=None, attributes=None, **options) -> Path:
+        file = tmp_path / "source.h5"
+        if raw is not None:
+            write(file, raw, labels, attributes or {})
+        with h5py.File(file) as opened:
+            roles = sorted(opened, reverse=True)
+        return ingested({role: {"path": str(file), "format": "hdf5", "dataset": role} for role in roles}, **options)
 
     return run
 
@@ -202,6 +213,19 @@ def test_wider_raw_is_clipped_with_a_warning(store, raw, caplog):
     assert "clipped to 0..255" in caplog.text
 
 
+def test_raw_of_sixteen_bits_is_refused(store, raw):
+    with pytest.raises(
+        InputError,
+        match=r"source\.h5: raw must lie in 0\.\.255, found uint16 values \d+\.\.\d+, 100 %.*; rescale it to uint8",
+    ):
+        store(raw.astype(np.uint16) * 156 + 20_000)
+
+
+def test_signed_raw_is_refused_with_its_own_advice(store, raw):
+    with pytest.raises(InputError, match=r"found int8 values -128\.\.127.*; shift it so that its smallest value is 0"):
+        store(raw.view(np.int8))
+
+
 def test_float_raw_in_the_unit_interval_is_scaled(store, raw):
     stored = arrays.open_volume(store(raw.astype(np.float32) / 255)).raw
     np.testing.assert_array_equal(stored[:], raw)
@@ -222,6 +246,34 @@ def test_raw_with_nan_is_refused(store, raw):
 def test_boolean_raw_is_refused(store, raw):
     with pytest.raises(InputError, match="raw must be of an integer or float type, found bool"):
         store(raw > 9)
+
+
+# ------------------------------------------------------------------------------------------------ sections
+
+
+@pytest.mark.parametrize("depth", [4, 44])
+def test_every_section_is_decoded_once_to_write_it(ingested, tmp_path, monkeypatch, depth):
+    volume = np.random.default_rng(0).integers(0, 256, (50, 40, 70)).astype(np.uint8)
+    for role in ("raw", "labels"):
+        (tmp_path / role).mkdir()
+        for z, section in enumerate(volume):
+            imageio.imwrite(tmp_path / role / f"{z}.png", section)
+    decoded: Counter = Counter()
+
+    def count(path: Path) -> np.ndarray:
+        decoded[path.parent.name, int(path.stem)] += 1
+        return decode(path)
+
+    decode = readers.imageio.imread
+    monkeypatch.setattr(readers.imageio, "imread", count)
+    monkeypatch.setattr(ingest, "BLOCK_VOXELS", 1)  # a layer of shards is nine blocks
+    source = {role: {"path": str(tmp_path / role), "format": "images"} for role in ("raw", "labels")}
+    output = ingested(source, shard_shape=[depth, 16, 32])
+    opening = Counter({("raw", 0): 1, ("labels", 0): 1})
+    looking_for_the_largest = Counter({("labels", z): 1 for z in range(50)})
+    writing = Counter({(role, z): 1 for role in ("raw", "labels") for z in range(50)})
+    assert decoded == opening + looking_for_the_largest + writing
+    np.testing.assert_array_equal(arrays.open_volume(output).raw[:], volume)
 
 
 # ------------------------------------------------------------------------------------------------ what is refused

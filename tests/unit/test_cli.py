@@ -1,6 +1,7 @@
 """The command line: help that names the settings, errors without tracebacks."""
 
 import ast
+import errno
 import json
 import logging
 from pathlib import Path
@@ -27,6 +28,46 @@ def test_wrong_section_is_explained(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert cli.main(words) == 1
     assert "block_shapes: unknown key, did you mean block_shape?" in caplog.text
     assert not (tmp_path / "o.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("{", "must be JSON, got '{'"), ("[1]", "must be an object"), ("5", "'5'")]
+)
+def test_section_that_is_no_object_is_explained(text: str, words: str, caplog: pytest.LogCaptureFixture):
+    with caplog.at_level(logging.ERROR):
+        assert cli.main(["download", "--config-json", text, "--downloads", "d", "--output", "o.json"]) == 1
+    assert "download --config-json" in caplog.text
+    assert words in caplog.text
+
+
+@pytest.mark.parametrize(("part", "words"), [("4/4", "with 0 <= i < n, got '4/4'"), ("1", "such as 0/4, got '1'")])
+def test_wrong_part_is_explained(part: str, words: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["rag", "--part", part])
+    assert end.value.code == 2
+    assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, "the disk is full: free space and run snakemake again"),
+        (errno.EDQUOT, "the disk quota is used up: free space and run snakemake again"),
+        (errno.EACCES, "no permission: make it readable or, for results, writable, or choose another folder with"),
+        (errno.EROFS, "the file system is read-only: choose another folder with --directory"),
+    ],
+)
+def test_os_error_says_what_to_do(
+    number: int, words: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    def fail(_arguments) -> None:
+        raise OSError(number, "refused", "a.json")
+
+    monkeypatch.setattr(cli, "run", fail)
+    with caplog.at_level(logging.ERROR):
+        assert cli.main(["schema"]) == 1
+    assert "a.json" in caplog.text
+    assert words in caplog.text
 
 
 def test_siblings_never_import_each_other_and_torch_stays_in_learning(root: Path):

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 from pathlib import Path
 
 import jsonschema
@@ -22,6 +23,7 @@ VALID = {
     "models": {"m": {"network": {"name": "superhuman"}, "dataset": "d"}},
     "segmentations": {"w": {"method": "waterz", "threshold": {"tune": [0.3, 0.5]}}, "k": {"method": "multicut"}},
 }
+FILE = {"path": "a.npy", "format": "npy"}
 
 
 def changed(path: str, value) -> dict:
@@ -33,6 +35,12 @@ def changed(path: str, value) -> dict:
         item = item.setdefault(key, {}) if isinstance(item, dict) else item[int(key)]
     item[last] = value
     return result
+
+
+def refused(value) -> str:
+    with pytest.raises(InputError) as error:
+        config.from_dict(value, "my.yaml")
+    return str(error.value)
 
 
 def test_valid_configuration_inherits():
@@ -63,7 +71,54 @@ def test_valid_configuration_inherits():
         ("datasets/d/validation", [], ["segmentations.w.threshold.tune", "needs validation volumes", "datasets.d"]),
         ("models/m/dataset", "x", ["models.m.dataset", "'x'", "['d']"]),
         ("segmentations/rag", {"method": "waterz"}, ["segmentations.rag", "reserved"]),
-        ("segmentations/w/method", "watershed", ["segmentations.w", "waterz", "multicut"]),
+        (
+            "segmentations/w/method",
+            "watershed",
+            ["segmentations.w.method: expected one of 'waterz', 'multicut', found \"watershed\""],
+        ),
+        ("segmentations/w", {}, ["segmentations.w.method: this key is required"]),
+        (
+            "segmentations/w/fragments",
+            {"block_shape": [32, 256, 300]},
+            ["segmentations.w.fragments.block_shape", "multiple of storage.shard_shape [32, 256, 256]"],
+        ),
+        (
+            "evaluation/baseline",
+            {"segmentation": {"method": "waterz", "fragments": {"block_shape": [32, 256, 300]}}},
+            ["evaluation.baseline.segmentation.fragments.block_shape", "multiple of storage.shard_shape"],
+        ),
+        ("predict/stride", [8, 33, 48], ["models.m.predict.stride", "crop [8, 32, 48]", "got [8, 33, 48]"]),
+        ("predict", {"crop": [4, 16, 16], "stride": [5, 8, 8]}, ["models.m.predict.stride", "crop [4, 16, 16]"]),
+        (
+            "volumes/b/sources",
+            [{"raw": FILE, "labels": FILE}, {"raw": FILE}],
+            ["datasets.d.validation: volume b needs labels", "none in volumes.b.sources.1;"],
+        ),
+        ("volumes/a/sources", [{"raw": FILE}], ["datasets.d.train: volume a needs labels"]),
+        ("volumes/c/sources", [{"raw": FILE}], ["datasets.d.test: volume c needs labels"]),
+        ("datasets/d/train", [{"volume": "a", "sections": [12, 5]}], ["datasets.d.train.0", "rising, got [12, 5]"]),
+        (
+            "datasets/d/train",
+            [{"volume": "a", "sections": [20, 25]}],
+            ["datasets.d.train", "volume a must begin inside its 20 sections, got [20, 25]"],
+        ),
+        (
+            "volumes/a/roi",
+            {"offset": [0, 0, 1], "shape": [20, 64, 80]},
+            ["volumes.a: roi", "sources.0.phantom of shape [20, 64, 80]", "[20, 64, 81]"],
+        ),
+        ("volumes/a/voxel_size_nm", [math.inf, 8, 8], ["volumes.a.voxel_size_nm.0: expected a finite number"]),
+        ("volumes/a/voxel_size_nm", [35, math.nan, 8], ["volumes.a.voxel_size_nm.1: expected a finite number"]),
+        ("finetune/betas", [0.9, 1], ["finetune.betas.1: expected less than 1, found 1"]),
+        ("segmentations/k/beta", {"tune": [0, 0.5]}, ["segmentations.k.beta.tune.0: expected greater than 0, found 0"]),
+        ("segmentations/k/beta", {"tune": [0.5, 1]}, ["segmentations.k.beta.tune.1: expected less than 1, found 1"]),
+        ("models/m/seeds", [0, 1, 0], ["models.m.seeds: expected different seeds, found [0, 1, 0]"]),
+        ("models", ["a"], ["  models: expected a section of keys and values, found a list"]),
+        ("models/m", None, ["models.m: expected a section of keys and values, found null"]),
+        ("models/m/finetune", 5, ["models.m.finetune: expected a section of keys and values, found 5"]),
+        ("finetune", 5, ["  finetune: expected a section of keys and values, found 5"]),
+        ("resources", ["a"], ["resources: expected a section of keys and values, found a list"]),
+        ("resources/predict", 5, ["resources.predict: expected a section of keys and values, found 5"]),
         (
             "volumes/a/sources",
             [{"raw": {"path": "f.h5", "format": "hdf5"}}],
@@ -75,10 +130,108 @@ def test_valid_configuration_inherits():
     ],
 )
 def test_wrong_key_is_explained(path: str, value, words: list[str]):
-    with pytest.raises(InputError) as error:
-        config.from_dict(changed(path, value), "my.yaml")
+    text = refused(changed(path, value))
     for word in ["my.yaml", *words]:
-        assert word in str(error.value)
+        assert word in text
+
+
+@pytest.mark.parametrize(
+    ("file", "words"),
+    [
+        (
+            {"url": "ftp://x/a.npy", "format": "npy"},
+            ["raw.url: expected to match pattern '^https?://'", "ftp://x/a.npy"],
+        ),
+        ({"url": "https://x/a.zarr", "format": "zarr"}, ["format zarr is a folder", "give its path"]),
+        ({"url": "https://x/a.png", "format": "images"}, ["format images needs indices", "https://x/a.png"]),
+        ({"url": "https://x/{index}.tif", "format": "tiff"}, ["a url with {index} needs indices"]),
+        ({"url": "https://x/{index}.png", "indices": [7, 7], "format": "images"}, ["rising, got [7, 7]"]),
+        ({"url": "https://x/{index}.tif", "indices": [5, 7], "format": "tiff"}, ["need format images, got tiff"]),
+        ({"url": "https://x/a.png", "indices": [5, 7], "format": "images"}, ["indices need a url with {index}"]),
+        ({"url": "https://x/{z}{index}.png", "indices": [5, 7], "format": "images"}, ["no other field in braces"]),
+        (
+            {"url": "https://x/{index:q}.png", "indices": [5, 7], "format": "images"},
+            ["indices need a url with {index}"],
+        ),
+        ({"path": "{index}.png", "indices": [5, 7], "format": "images"}, ["indices need a url with {index}"]),
+        *(
+            ({"path": "a", "format": name, "dataset": "raw"}, [f"dataset needs format hdf5 or zarr, got {name}"])
+            for name in ("npy", "tiff", "images", "neuroproof")
+        ),
+    ],
+)
+def test_wrong_file_is_explained(file: dict, words: list[str]):
+    text = refused(changed("volumes/a/sources", [{"raw": file, "labels": FILE}]))
+    for word in ["volumes.a.sources.0.raw", *words]:
+        assert word in text
+
+
+@pytest.mark.parametrize("field", ["{index}", "{index:04d}"])
+def test_indices_may_have_leading_zeros(field: str):
+    file = {"url": f"https://x/{field}.png", "indices": [5, 7], "format": "images"}
+    config.from_dict(changed("volumes/a/sources", [{"raw": file, "labels": FILE}]))
+
+
+def test_tuned_baseline_needs_validation_volumes():
+    value = changed("datasets/d/validation", [])
+    del value["segmentations"]["w"]
+    text = refused(value)
+    assert "evaluation.baseline.segmentation.threshold.tune needs validation volumes, but datasets.d of model m" in text
+    assert "add validation volumes, give evaluation.baseline.segmentation.threshold a number, or set" in text
+    assert "evaluation.baseline: null" in text
+    config.from_dict(value | {"evaluation": {"baseline": None}})
+    config.from_dict(value | {"evaluation": {"baseline": {"segmentation": {"method": "waterz", "threshold": 0.5}}}})
+
+
+def test_reported_model_belongs_to_the_dataset():
+    value = changed("datasets/e", {"train": ["a"], "validation": ["b"]})
+    value["models"]["n"] = {**value["models"]["m"], "dataset": "e"}
+    text = refused(value | {"evaluation": {"models": {"d": ["m", "n"]}}})
+    assert "evaluation.models.d must name models of dataset d, got n of dataset e" in text
+
+
+@pytest.mark.parametrize(("value", "found"), [(["a"], "a list"), (None, "null")])
+def test_a_configuration_without_keys_is_explained(value, found: str):
+    assert refused(value) == (
+        f"my.yaml is not valid:\n  config: expected a section of keys and values, found {found}; correct the value"
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "lines"),
+    [
+        ("finetune/stepz", 5, ["finetune.stepz: unknown key, did you mean steps?; correct or remove it"]),
+        ("predict/sigma", 0, ["predict.sigma: expected greater than 0, found 0; correct the value"]),
+        (
+            "segmentations/w/threshold",
+            5,
+            [
+                "segmentations.w.threshold: expected less than or equal to 1 or a section of keys and values, found 5; "
+                "correct the value"
+            ],
+        ),
+        (
+            "segmentations/w/threshold",
+            {"tune": [2]},
+            ["segmentations.w.threshold.tune.0: expected less than or equal to 1, found 2; correct the value"],
+        ),
+        (
+            "volumes/a/sources",
+            [{"phantom": {"seed": 1, "shape": [20, 64, 80], "density": 0}}],
+            ["volumes.a.sources.0.phantom.density: expected greater than 0, found 0; correct the value"],
+        ),
+        (
+            "resources/predicts!",
+            5,
+            [
+                "resources.predicts!: expected 'download', 'ingest', 'finetune', 'predict', 'baseline', 'fragments', "
+                "'rag', 'tune', 'agglomerate', 'relabel' or 'evaluate', found \"predicts!\"; correct the key"
+            ],
+        ),
+    ],
+)
+def test_one_line_for_one_mistake(path: str, value, lines: list[str]):
+    assert refused(changed(path, value)).splitlines()[1:] == [f"  {line}" for line in lines]
 
 
 def test_missing_voxel_size_is_explained():

@@ -29,6 +29,13 @@ def test_validation_volume_has_a_table_and_training_volumes_have_none(plan: Plan
         plan.runs("wafer25")
 
 
+def test_volumes_without_runs_are_not_listed_as_having_a_table(plan: Plan):
+    other = config.Dataset(train=("wafer25",), validation=("wafer26",), test=("wafer26-2",))
+    datasets = {**plan.config.datasets, "other": other}
+    with pytest.raises(InputError, match=r"volumes with a table: wafer36-2, wafer4\. .*of a dataset with models"):
+        Plan(plan.config.model_copy(update={"datasets": datasets})).runs("wafer26")
+
+
 def test_equal_fragments_settings_share_a_folder(plan: Plan):
     assert plan.fragments_name("waterz") == plan.fragments_name("waterz-tuned") != plan.fragments_name("multicut")
 
@@ -71,3 +78,9 @@ def test_agglomerate_does_not_see_the_fragments_setting(root: Path):
 def test_default_crop_and_stride(root: Path):
     value = json.loads(Plan(config.load(root / "tests/config/tiny.yaml")).predict("small"))
     assert (value["crop"], value["stride"]) == ([4, 24, 24], [2, 12, 12])
+
+
+@pytest.mark.parametrize("kind", ["volume", "model"])
+def test_unknown_names_are_told_with_the_known(plan: Plan, kind: str):
+    with pytest.raises(InputError, match=rf"unknown {kind} 'typo', the configuration has .*(superhuman|wafer4)"):
+        {"volume": plan.ingest, "model": plan.dataset}[kind]("typo")

@@ -1,5 +1,6 @@
 """Pyramid levels: which axes shrink, by how much, and what the metadata says of it."""
 
+import tracemalloc
 from collections import Counter
 from itertools import product
 
@@ -55,6 +56,15 @@ def test_mode_equals_the_slow_one(factor):
     assert reduced.dtype == np.uint64
     for index, values in windows(labels, factor).items():
         assert reduced[index] == Counter(values).most_common(1)[0][0]
+
+
+def test_mode_needs_little_more_than_the_labels():
+    labels = np.random.default_rng(0).integers(0, 9, (16, 64, 64), dtype=np.uint64)
+    tracemalloc.start()
+    pyramid.reduce_mode(labels, (2, 2, 2))
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.5 * labels.nbytes
 
 
 def test_translation_is_the_centre_of_the_window():

@@ -3,6 +3,8 @@
 import errno
 import gzip
 import shutil
+import struct
+import zlib
 from pathlib import Path
 
 import h5py
@@ -12,7 +14,8 @@ import pytest
 import tifffile
 import zarr
 
-from tokenunify.data.readers import open_array
+from tokenunify.data import readers
+from tokenunify.data.readers import SourceArray, open_array
 from tokenunify.errors import InputError
 
 SHAPE = (5, 7, 11)
@@ -75,8 +78,39 @@ def _ome_zarr(folder, volume):
     return folder / "v.zarr", None
 
 
-def _multiscales(unit: str, scale: list[float]) -> dict:
-    axes = [{"name": axis, "type": "space", "unit": unit} for axis in "zyx"]
+def _zarr_2(folder, volume):
+    zarr.create_array(str(folder / "v.zarr"), data=volume, chunks=(2, 3, 4), zarr_format=2)
+    return folder / "v.zarr", None
+
+
+def _ome_zarr_04(folder, volume):
+    """OME-Zarr 0.4: zarr 2, nested chunks, metadata beside the other attributes."""
+    group = zarr.open_group(str(folder / "v.zarr"), zarr_format=2)
+    for name, data in (("s0", volume), ("s1", volume[:, ::2, ::2])):
+        nested = {"name": "v2", "separator": "/"}
+        group.create_array(name, data=data, chunks=(2, 3, 4), chunk_key_encoding=nested)
+    group.attrs["multiscales"] = [_multiscales("nanometer", [35, 8, 8])]
+    return folder / "v.zarr", None
+
+
+def _bioformats2raw(folder, volume):
+    """Image 0 of a collection, with axes of time and channel."""
+    group = zarr.open_group(str(folder / "v.zarr"), zarr_format=2)
+    group.attrs["bioformats2raw.layout"] = 3
+    image = group.create_group("0")
+    image.create_array("0", data=volume[None, None], chunks=(1, 1, 1, 7, 11))
+    axes = [
+        {"name": "t", "type": "time"},
+        {"name": "c", "type": "channel"},
+        *_multiscales("nanometer", [1] * 3)["axes"],
+    ]
+    scale = {"type": "scale", "scale": [1, 1, 35, 8, 8]}
+    image.attrs["multiscales"] = [{"axes": axes, "datasets": [{"path": "0", "coordinateTransformations": [scale]}]}]
+    return folder / "v.zarr", "0"
+
+
+def _multiscales(unit: str, scale: list[float], names: str = "zyx") -> dict:
+    axes = [{"name": axis, "type": "space", "unit": unit} for axis in names]
     datasets = [
         {
             "path": f"s{i}",
@@ -111,6 +145,9 @@ WRITERS = {
     "zarr": ("zarr", _zarr),
     "zarr group": ("zarr", _zarr_group),
     "ome-zarr": ("zarr", _ome_zarr),
+    "zarr 2": ("zarr", _zarr_2),
+    "ome-zarr 0.4": ("zarr", _ome_zarr_04),
+    "bioformats2raw": ("zarr", _bioformats2raw),
 }
 
 
@@ -124,6 +161,32 @@ def test_every_format_reads_the_same(tmp_path, volume, name):
     np.testing.assert_array_equal(array[BOX], volume[BOX])
     np.testing.assert_array_equal(array[:], volume)
     np.testing.assert_array_equal(array[2], volume[2])
+
+
+@pytest.mark.parametrize("name", ["hdf5.gz", "npy.gz", "tiff.gz"])
+def test_packed_files_are_known_by_their_content(tmp_path, volume, name):
+    format, write = WRITERS[name]
+    path, dataset = write(tmp_path, volume)
+    unnamed = shutil.move(path, tmp_path / "0123abcd-content")
+    np.testing.assert_array_equal(open_array(unnamed, format, dataset, tmp_path / "scratch")[:], volume)
+
+
+def test_sections_are_kept_as_long_as_asked(tmp_path, volume, monkeypatch):
+    path, _ = _images(tmp_path, volume)
+    array = open_array(path, "images")
+    decode, decoded = readers.imageio.imread, []
+
+    def count(file: Path) -> np.ndarray:
+        decoded.append(file.stem)
+        return decode(file)
+
+    monkeypatch.setattr(readers.imageio, "imread", count)
+    with array.keeping(3):
+        for _ in range(2):
+            np.testing.assert_array_equal(array[1:4, :, 3:5], volume[1:4, :, 3:5])
+    assert decoded == ["s9", "s10", "s11"]
+    array[1:4]
+    assert decoded == ["s9", "s10", "s11"] * 2
 
 
 def test_neuroproof_passes_the_stack_through_its_table(tmp_path):
@@ -165,17 +228,88 @@ def test_hdf5_states_its_voxel_size(tmp_path, volume, attribute):
     assert open_array(path, "hdf5", dataset).voxel_size_nm == (40, 4, 4)
 
 
+@pytest.mark.parametrize("value", [(0, 4, 4), (40, -4, 4), (np.nan, 4, 4), (np.inf, 4, 4), ("a", "b", "c"), "4nm", 8])
+def test_a_voxel_size_that_cannot_be_one_is_not_stated(tmp_path, volume, value):
+    path, dataset = _hdf5(tmp_path, volume)
+    with h5py.File(path, "r+") as file:
+        file[dataset].attrs["resolution"] = value
+    assert open_array(path, "hdf5", dataset).voxel_size_nm is None
+
+
 def test_ome_zarr_states_its_voxel_size_in_any_unit(tmp_path, volume):
     path, _ = _ome_zarr(tmp_path, volume)
     assert open_array(path, "zarr").voxel_size_nm == (35, 8, 8)
     zarr.open_group(str(path)).attrs["ome"] = {"multiscales": [_multiscales("micrometer", [0.04, 0.004, 0.004])]}
     assert open_array(path, "zarr").voxel_size_nm == pytest.approx((40, 4, 4))
+    zarr.open_group(str(path)).attrs["ome"] = {"multiscales": [_multiscales("millimeter", [4e-5, 4e-6, 4e-6])]}
+    assert open_array(path, "zarr").voxel_size_nm == pytest.approx((40, 4, 4))
+    zarr.open_group(str(path)).attrs["ome"] = {"multiscales": [_multiscales("nanometer", [40, 0, 4])]}
+    assert open_array(path, "zarr").voxel_size_nm is None
 
 
-def test_imagej_states_its_voxel_size(tmp_path, volume):
-    metadata = {"axes": "ZYX", "spacing": 0.05, "unit": "um"}
-    tifffile.imwrite(tmp_path / "v.tif", volume, imagej=True, resolution=(1 / 0.004, 1 / 0.004), metadata=metadata)
-    assert open_array(tmp_path / "v.tif", "tiff").voxel_size_nm == pytest.approx((50, 4, 4), rel=1e-3)
+@pytest.mark.parametrize("write", [_ome_zarr_04, _bioformats2raw])
+def test_older_ome_zarr_states_its_voxel_size(tmp_path, volume, write):
+    path, dataset = write(tmp_path, volume)
+    assert open_array(path, "zarr", dataset).voxel_size_nm == (35, 8, 8)
+
+
+def test_a_scale_of_all_levels_is_multiplied_in(tmp_path, volume):
+    path, _ = _ome_zarr(tmp_path, volume)
+    common = {"coordinateTransformations": [{"type": "scale", "scale": [0.5, 2, 3]}]}
+    image = _multiscales("nanometer", [35, 8, 8]) | common
+    zarr.open_group(str(path)).attrs["ome"] = {"multiscales": [image]}
+    assert open_array(path, "zarr").voxel_size_nm == (17.5, 16, 24)
+
+
+def test_a_level_given_as_dataset_states_its_own_voxel_size(tmp_path, volume):
+    path, _ = _ome_zarr(tmp_path, volume)
+    level = open_array(path, "zarr", "s1")
+    assert (level.shape, level.voxel_size_nm) == ((5, 4, 6), (35, 16, 16))
+    shutil.rmtree(path)
+    path, _ = _bioformats2raw(tmp_path, volume)
+    level = open_array(path, "zarr", "0/0")
+    assert (level.shape, level.voxel_size_nm) == (SHAPE, (35, 8, 8))
+
+
+def test_axes_in_another_order_are_refused(tmp_path, volume):
+    path, _ = _ome_zarr(tmp_path, volume)
+    zarr.open_group(str(path)).attrs["ome"] = {"multiscales": [_multiscales("nanometer", [8, 8, 35], "xyz")]}
+    for dataset in (None, "s0"):
+        with pytest.raises(InputError, match=r"v\.zarr has axes \['x', 'y', 'z'\], shape .*: expected z, y, x"):
+            open_array(path, "zarr", dataset)
+
+
+def test_several_channels_are_refused(tmp_path, volume):
+    path, dataset = _bioformats2raw(tmp_path, volume)
+    zarr.open_group(str(path)).create_array("0/0", data=volume[None, None].repeat(2, 1), overwrite=True)
+    with pytest.raises(InputError, match=r"shape \[1, 2, 5, 7, 11\]: expected .* at most t and c of size 1"):
+        open_array(path, "zarr", dataset)
+
+
+def test_time_and_channel_are_dropped_without_reading_the_array(tmp_path, volume):
+    path, dataset = _bioformats2raw(tmp_path, volume)
+    (path / "0" / "0" / "0.0.0.0.0").write_bytes(b"damaged")
+    array = open_array(path, "zarr", dataset)
+    np.testing.assert_array_equal(array[1:], volume[1:])
+    with pytest.raises(InputError, match="cannot be read"):
+        array[0]
+
+
+def _imagej(path: Path, volume: np.ndarray, unit: str, pixel: float = 0.004) -> Path:
+    metadata = {"axes": "ZYX", "spacing": 0.05, "unit": unit}
+    tifffile.imwrite(path, volume, imagej=True, resolution=(1 / pixel, 1 / pixel), metadata=metadata)
+    return path
+
+
+@pytest.mark.parametrize("unit", ["um", "micron", r"\u00B5m"])
+def test_imagej_states_its_voxel_size(tmp_path, volume, unit):
+    path = _imagej(tmp_path / "v.tif", volume, unit)
+    assert open_array(path, "tiff").voxel_size_nm == pytest.approx((50, 4, 4), rel=1e-3)
+
+
+def test_imagej_without_a_pixel_size_states_none(tmp_path, volume):
+    path = _imagej(tmp_path / "v.tif", volume, "um", pixel=np.inf)
+    assert open_array(path, "tiff").voxel_size_nm is None
 
 
 def test_a_missing_dataset_lists_those_that_are_there(tmp_path, volume):
@@ -200,6 +334,36 @@ def test_other_than_three_axes_are_refused(tmp_path, shape):
         open_array(tmp_path / "v.npy", "npy")
 
 
+@pytest.mark.parametrize("shape", [(0, 7, 11), (5, 7, 0)])
+def test_an_axis_without_voxels_is_refused(shape):
+    with pytest.raises(InputError, match=rf"v\.npy: expected voxels in every axis, found shape \[{shape[0]}, 7"):
+        SourceArray("v.npy", np.zeros(shape, np.uint8))
+
+
+def _png(*chunks: tuple[bytes, bytes]) -> bytes:
+    packed = [struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d)) for n, d in chunks]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(packed)
+
+
+def _header(width: int, height: int) -> tuple[bytes, bytes]:
+    return b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+
+
+def test_large_sections_are_read(tmp_path):
+    width, height = 20_000, 9_000
+    rows = zlib.compress(bytes((width + 1) * height), 1)
+    (tmp_path / "1.png").write_bytes(_png(_header(width, height), (b"IDAT", rows), (b"IEND", b"")))
+    assert open_array(tmp_path, "images").shape == (1, height, width)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "a bit"])
+def test_a_broken_png_is_named(tmp_path, damage):
+    whole = _png(_header(6, 9), (b"IDAT", zlib.compress(bytes(63))), (b"IEND", b""))
+    (tmp_path / "1.png").write_bytes(whole[:3] if damage == "truncated" else whole[:30] + b"?" + whole[31:])
+    with pytest.raises(InputError, match=r"1\.png cannot be read"):
+        open_array(tmp_path, "images")
+
+
 def test_colour_images_are_refused(tmp_path):
     imageio.imwrite(tmp_path / "1.png", np.zeros((6, 9, 3), np.uint8))
     with pytest.raises(InputError, match=r"expected grey images of 2 axes y, x, found shape \[6, 9, 3\]"):
@@ -213,11 +377,12 @@ def test_sections_of_different_size_are_refused(tmp_path):
         open_array(tmp_path, "images")[:]
 
 
-def test_a_full_disk_is_not_blamed_on_the_file(tmp_path, volume, monkeypatch):
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_not_blamed_on_the_file(tmp_path, volume, monkeypatch, number):
     path, dataset = _packed(_hdf5)(tmp_path, volume)
 
     def full(*_):
-        raise OSError(errno.ENOSPC, "No space left on device")
+        raise OSError(number, "No space left on device")
 
     monkeypatch.setattr(shutil, "copyfileobj", full)
     with pytest.raises(OSError, match="No space left") as caught:

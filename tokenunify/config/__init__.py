@@ -1,11 +1,12 @@
 """The configuration: typed, frozen, strict; `config/schema.json` is generated from these classes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict, VoxelSize, check_multiple, validate
 from tokenunify.config.data import Dataset, FileSource, Phantom, RoiConfig, Source, Storage, Volume
@@ -94,6 +95,13 @@ class Model(Strict):
     predict: Predict = Predict()
     """Keys given here replace those of the top-level section."""
 
+    @field_validator("seeds")
+    @classmethod
+    def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+        if len(set(seeds)) < len(seeds):
+            raise ValueError(f"expected different seeds, found {list(seeds)}: equal seeds are one run; remove one")
+        return seeds
+
 
 class Resources(Strict):
     """What a stage's jobs ask for; none of it changes a result's identity."""
@@ -145,17 +153,14 @@ class Config(Strict):
         """Complete each model's finetune and predict from the top-level sections, and resources from the defaults."""
         if not isinstance(value, dict):
             return value
-        models = {}
-        for name, model in (value.get("models") or {}).items():
-            model = dict(model) if isinstance(model, dict) else model
-            for stage in ("finetune", "predict") if isinstance(model, dict) else ():
-                model[stage] = _merge(value.get(stage) or {}, model.get(stage) or {})
-            models[name] = model
-        resources = dict(value.get("resources") or {})
-        for stage, given in resources.items():
-            if stage in STAGE_RESOURCES and isinstance(given, dict):
-                resources[stage] = {**STAGE_RESOURCES[stage].model_dump(), **given}
-        return {**value, "models": models, "resources": resources}
+        # A shared section that is wrong is reported where it stands, not once more for each model.
+        shared = {
+            stage: value[stage]
+            for stage, section in (("finetune", Finetune), ("predict", Predict))
+            if _is_valid(section, value.get(stage))
+        }
+        defaults: dict[str, dict] = {stage: resources.model_dump() for stage, resources in STAGE_RESOURCES.items()}
+        return value | _complete("models", value, lambda _: shared) | _complete("resources", value, defaults.get)
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
@@ -167,7 +172,11 @@ class Config(Strict):
                 raise ValueError(f"models.{name}: this name belongs to the built-in baseline; choose another name")
             _check_crops(self, name, model)
         for name, segmentation in self.segmentations.items():
-            _check_segmentation(self, name, segmentation)
+            if name in STAGE_FOLDERS or name.startswith(BASELINE):
+                raise ValueError(
+                    f"segmentations.{name}: {[*STAGE_FOLDERS, BASELINE]} are reserved; choose another name"
+                )
+            _check_segmentation(self, f"segmentations.{name}", segmentation, f"remove segmentations.{name}")
         _check_evaluation(self)
         return self
 
@@ -176,12 +185,27 @@ class Config(Strict):
         return self.resources.get(stage, STAGE_RESOURCES[stage])
 
 
-def _merge(base: dict, override: dict) -> dict:
-    merged = dict(base)
-    for key, value in override.items():
-        both = isinstance(value, dict) and isinstance(base.get(key), dict)
-        merged[key] = _merge(base[key], value) if both else value
-    return merged
+def _is_valid(section: type[Strict], value: Any) -> bool:
+    try:
+        section.model_validate(value)
+    except ValidationError:
+        return False
+    return True
+
+
+def _complete(section: str, value: dict, defaults: Callable[[str], Any]) -> dict:
+    """The section, each of its entries completed; empty where it is absent or no section."""
+    entries = value.get(section)
+    if not isinstance(entries, dict):
+        return {}
+    return {section: {name: _merge(defaults(name), entry) for name, entry in entries.items()}}
+
+
+def _merge(base: Any, override: Any) -> Any:
+    """What is given, completed with the base where both have keys; else as given, for pydantic to judge."""
+    if not (isinstance(base, dict) and isinstance(override, dict)):
+        return override
+    return base | {key: _merge(base.get(key), value) for key, value in override.items()}
 
 
 def _known(key: str, name: str, known: dict) -> None:
@@ -198,11 +222,28 @@ def _check_dataset(config: Config, name: str, dataset: Dataset) -> None:
     for role, volumes in names.items():
         for volume in volumes:
             _known(f"datasets.{name}.{role}", volume, config.volumes)
+            _check_labels(f"datasets.{name}.{role}", volume, config.volumes[volume])
     for role in ("train", "validation"):
         if both := set(names["test"]) & set(names[role]):
             raise ValueError(
                 f"datasets.{name}.test and .{role} share {sorted(both)}: a test volume may do nothing else"
             )
+    for train in dataset.train:
+        shape = _declared_shape(config.volumes[train.volume])
+        if shape and train.sections and train.sections[0] >= shape[0]:
+            raise ValueError(
+                f"datasets.{name}.train: sections of volume {train.volume} must begin inside its {shape[0]} sections, "
+                f"got {list(train.sections)}; correct sections"
+            )
+
+
+def _check_labels(key: str, name: str, volume: Volume) -> None:
+    lacking = [f"volumes.{name}.sources.{i}" for i, s in enumerate(volume.sources) if not (s.labels or s.phantom)]
+    if lacking:
+        raise ValueError(
+            f"{key}: volume {name} needs labels in every source, found none in {', '.join(lacking)}; "
+            "add labels there, or take the volume out of the dataset"
+        )
 
 
 def _check_crops(config: Config, name: str, model: Model) -> None:
@@ -212,6 +253,7 @@ def _check_crops(config: Config, name: str, model: Model) -> None:
                 f"models.{name}.{stage}.crop must be a multiple of {list(model.network.unit)}, which the network's "
                 f"strides and poolings divide, got {list(crop)}; change it or the network"
             )
+    _check_stride(name, model)
     for train in config.datasets[model.dataset].train:
         shape = _declared_shape(config.volumes[train.volume])
         if shape is None:
@@ -225,6 +267,15 @@ def _check_crops(config: Config, name: str, model: Model) -> None:
             )
 
 
+def _check_stride(name: str, model: Model) -> None:
+    crop, stride = model.predict.crop or model.finetune.crop, model.predict.stride
+    if stride and any(s > c for s, c in zip(stride, crop, strict=True)):
+        raise ValueError(
+            f"models.{name}.predict.stride must be at most the crop {list(crop)} in every axis, got {list(stride)}: "
+            "voxels between two crops would not be predicted; use a smaller stride"
+        )
+
+
 def _declared_shape(volume: Volume) -> Coordinate | None:
     if volume.roi is not None:
         return volume.roi.shape
@@ -232,20 +283,18 @@ def _declared_shape(volume: Volume) -> Coordinate | None:
     return phantom.shape if phantom else None
 
 
-def _check_segmentation(config: Config, name: str, segmentation: Waterz | Multicut) -> None:
-    if name in STAGE_FOLDERS or name.startswith(BASELINE):
-        raise ValueError(f"segmentations.{name}: {[*STAGE_FOLDERS, BASELINE]} are reserved; choose another name")
-    key = "threshold" if isinstance(segmentation, Waterz) else "beta"
-    tuned = is_tuned(segmentation)
-    for model_name, model in config.models.items():
-        if tuned and not config.datasets[model.dataset].validation:
+def _check_segmentation(config: Config, key: str, segmentation: Waterz | Multicut, without: str) -> None:
+    """`without` tells how to do without the segmentation."""
+    value = f"{key}.{'threshold' if isinstance(segmentation, Waterz) else 'beta'}"
+    for name, model in config.models.items() if is_tuned(segmentation) else ():
+        if not config.datasets[model.dataset].validation:
             raise ValueError(
-                f"segmentations.{name}.{key}.tune needs validation volumes, but datasets.{model.dataset} of model "
-                f"{model_name} has none; add one, or give a number"
+                f"{value}.tune needs validation volumes, but datasets.{model.dataset} of model {name} has none; "
+                f"add validation volumes, give {value} a number, or {without}"
             )
     if segmentation.fragments.block_shape is not None:
         check_multiple(
-            f"segmentations.{name}.fragments.block_shape",
+            f"{key}.fragments.block_shape",
             segmentation.fragments.block_shape,
             "storage.shard_shape",
             config.storage.shard_shape,
@@ -253,10 +302,18 @@ def _check_segmentation(config: Config, name: str, segmentation: Waterz | Multic
 
 
 def _check_evaluation(config: Config) -> None:
+    if baseline := config.evaluation.baseline:
+        key = "evaluation.baseline"
+        _check_segmentation(config, f"{key}.segmentation", baseline.segmentation, f"set {key}: null")
     for dataset, models in (config.evaluation.models or {}).items():
         _known("evaluation.models", dataset, config.datasets)
         for model in models:
             _known(f"evaluation.models.{dataset}", model, config.models)
+            if (own := config.models[model].dataset) != dataset:
+                raise ValueError(
+                    f"evaluation.models.{dataset} must name models of dataset {dataset}, got {model} of dataset {own}; "
+                    f"remove it here, or change models.{model}.dataset"
+                )
 
 
 def load(path: str | Path) -> Config:

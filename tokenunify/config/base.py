@@ -2,6 +2,8 @@
 
 import difflib
 import json
+import re
+from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -17,13 +19,16 @@ VoxelSize = tuple[Annotated[float, Field(gt=0)], Annotated[float, Field(gt=0)], 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
+KEY = "[key]"
+"""Pydantic's last word on a section's key that is itself wrong, whatever it holds."""
+
 Record = TypeVar("Record", bound=BaseModel)
 
 
 class Strict(BaseModel):
-    """A frozen record that refuses unknown keys."""
+    """A frozen record that refuses unknown keys and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
 def check_multiple(key: str, value: Coordinate, unit_key: str, unit: Coordinate) -> None:
@@ -35,27 +40,71 @@ def check_multiple(key: str, value: Coordinate, unit_key: str, unit: Coordinate)
         )
 
 
+def check_rising(key: str, ends: tuple[int, int]) -> None:
+    """Refuse a range that holds nothing."""
+    if ends[0] >= ends[1]:
+        raise ValueError(f"{key} must be the first and one past the last, rising, got {list(ends)}; correct them")
+
+
 def validate(model: type[Record], value: Any, name: str) -> Record:
     """Validate against one class, turning pydantic's report into one line per wrong key."""
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        lines = [_explain(item, model) for item in error.errors()]
+        lines = [_explain(path, items, model) for path, items in _by_path(error.errors(), value).items()]
         raise InputError(f"{name} is not valid:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
-def _explain(item: Any, model: type[BaseModel]) -> str:
-    key = ".".join(str(word) for word in item["loc"]) or "config"
-    found = item["input"]
-    shown = json.dumps(found, default=str) if not isinstance(found, (dict, list)) else f"a {type(found).__name__}"
-    if item["type"] == "extra_forbidden":
-        return f"{key}: unknown key{_suggestion(str(item['loc'][-1]), model)}; correct or remove it"
+def _by_path(items: Iterable[Any], value: Any) -> dict[tuple, list]:
+    """Errors by their key; what is said of a section is left out where something inside it is wrong."""
+    found: dict[tuple, list] = {}
+    for item in items:
+        found.setdefault(_path(item, value), []).append(item)
+    inner = {path[:length] for path in found for length in range(1, len(path))}
+    return {path: items for path, items in found.items() if path not in inner}
+
+
+def _path(item: Any, value: Any) -> tuple:
+    """The wrong key and its parents."""
+    path = []
+    for word in item["loc"]:
+        try:
+            value = value if word == KEY else value[word]
+        except (KeyError, IndexError, TypeError):
+            continue  # no key: pydantic's name for a branch of a union
+        path.append(word)
     if item["type"] == "missing":
+        path.append(item["loc"][-1])
+    if item["type"].startswith("union_tag"):
+        path.append(item["ctx"]["discriminator"].strip("'"))
+    return tuple(path)
+
+
+def _explain(path: tuple, items: list, model: type[BaseModel]) -> str:
+    """One line on a key; several items are the branches of a union, none of which fits."""
+    key, item = ".".join(str(word) for word in path if word != KEY) or "config", items[0]
+    if item["type"] == "extra_forbidden":
+        return f"{key}: unknown key{_suggestion(str(path[-1]), model)}; correct or remove it"
+    if item["type"] in ("missing", "union_tag_not_found"):
         return f"{key}: this key is required and was not found; add it"
     if item["type"] == "value_error":
         message = item["msg"].removeprefix("Value error, ")
-        return f"{key}: {message}" if item["loc"] else message
-    return f"{key}: expected {item['msg'].removeprefix('Input should be ')}, found {shown}; correct the value"
+        return f"{key}: {message}" if path else message
+    expected = " or ".join(dict.fromkeys(map(_expected, items)))
+    return f"{key}: expected {expected}, found {_found(item)}; correct the {'key' if KEY in path else 'value'}"
+
+
+def _expected(item: Any) -> str:
+    if item["type"] in ("dict_type", "model_type", "model_attributes_type"):
+        return "a section of keys and values"
+    if item["type"] == "union_tag_invalid":
+        return f"one of {item['ctx']['expected_tags']}"
+    return re.sub(r"^\w+ should (be )?", lambda match: "" if match[1] else "to ", item["msg"])
+
+
+def _found(item: Any) -> str:
+    found = item["ctx"]["tag"] if item["type"] == "union_tag_invalid" else item["input"]
+    return f"a {type(found).__name__}" if isinstance(found, (dict, list)) else json.dumps(found, default=str)
 
 
 def _suggestion(key: str, model: type[BaseModel]) -> str:

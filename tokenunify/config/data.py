@@ -4,7 +4,17 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from tokenunify.config.base import Count, Name, Padding, PositiveInt, Shape, Strict, VoxelSize, check_multiple
+from tokenunify.config.base import (
+    Count,
+    Name,
+    Padding,
+    PositiveInt,
+    Shape,
+    Strict,
+    VoxelSize,
+    check_multiple,
+    check_rising,
+)
 
 
 class FileSource(Strict):
@@ -12,12 +22,15 @@ class FileSource(Strict):
 
     path: str | None = None
     """Local file, folder or glob; `${VARIABLE}` is expanded when used and never hashed."""
-    url: str | None = None
-    """http(s) address; with `indices` it holds `{index}`, one file per section."""
+    url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """http(s) address; with `indices` it holds `{index}`, or `{index:04d}` for leading zeros: one file per section."""
     indices: tuple[int, int] | None = None
     """First and one past the last `{index}` of an image sequence."""
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    """Checksum of the file (not of sequences); null records what the first download finds."""
+    """Checksum of the file; of a folder or sequence, over the sorted (name, size, sha256) of its files.
+
+    Null records what the first download finds.
+    """
     format: Literal["hdf5", "tiff", "images", "zarr", "npy", "neuroproof"]
     dataset: str | None = None
     """Path of the array inside an HDF5 file or a zarr group."""
@@ -26,11 +39,41 @@ class FileSource(Strict):
     def _one_place(self) -> Self:
         if (self.path is None) == (self.url is None):
             raise ValueError("give either path or url")
-        if self.indices is not None and "{index}" not in (self.url or ""):
-            raise ValueError("indices need a url with {index}")
+        return self
+
+    @model_validator(mode="after")
+    def _one_file_per_section(self) -> Self:
+        if self.indices is None:
+            if self.url is not None and self.format == "images":
+                raise ValueError(f"format images needs indices and a url with {{index}}, got {self.url!r}; add indices")
+            if self.url is not None and "{index" in self.url:
+                raise ValueError(f"a url with {{index}} needs indices, got {self.url!r}; add indices or name one file")
+            return self
+        if not _is_numbered(self.url or ""):
+            raise ValueError(
+                f"indices need a url with {{index}} and no other field in braces, got {self.url!r}; correct url"
+            )
+        if self.format != "images":
+            raise ValueError(f"indices need format images, got {self.format}; correct format or remove indices")
+        check_rising("indices", self.indices)
+        return self
+
+    @model_validator(mode="after")
+    def _fits_format(self) -> Self:
+        if self.format == "zarr" and self.url is not None:
+            raise ValueError("format zarr is a folder, which no url gives; fetch it yourself and give its path")
         if self.format == "hdf5" and self.dataset is None:
             raise ValueError("format hdf5 needs dataset, the array's path inside the file")
+        if self.format not in ("hdf5", "zarr") and self.dataset is not None:
+            raise ValueError(f"dataset needs format hdf5 or zarr, got {self.format}; remove dataset or correct format")
         return self
+
+
+def _is_numbered(url: str) -> bool:
+    try:
+        return url.format(index=0) != url.format(index=1)
+    except (AttributeError, LookupError, ValueError):
+        return False
 
 
 class Phantom(Strict):
@@ -78,6 +121,19 @@ class Volume(Strict):
     license: str | None = None
     citation: str | None = None
 
+    @model_validator(mode="after")
+    def _roi_inside(self) -> Self:
+        for index, source in enumerate(self.sources):
+            if self.roi is None or source.phantom is None:
+                continue
+            end = [o + n for o, n in zip(self.roi.offset, self.roi.shape, strict=True)]
+            shape = list(source.phantom.shape)
+            if any(e > n for e, n in zip(end, shape, strict=True)):
+                raise ValueError(
+                    f"roi must end inside sources.{index}.phantom of shape {shape}, got an end of {end}; correct roi"
+                )
+        return self
+
 
 class TrainVolume(Strict):
     """A labelled training volume, or a range of its sections."""
@@ -85,6 +141,12 @@ class TrainVolume(Strict):
     volume: Name
     sections: tuple[Count, PositiveInt] | None = None
     """First and one past the last section used; null uses all."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if self.sections is not None:
+            check_rising("sections", self.sections)
+        return self
 
 
 def _name_alone(value: Any) -> Any:

@@ -7,6 +7,7 @@ from pydantic import Field, model_validator
 from tokenunify.config.base import Count, Fraction, Padding, PositiveInt, Shape, Strict
 from tokenunify.geometry import Coordinate
 
+Decay = Annotated[float, Field(ge=0, lt=1)]
 NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 
 
@@ -71,7 +72,7 @@ class Finetune(Strict):
     steps: PositiveInt = 1000
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: tuple[Decay, Decay] = (0.9, 0.999)
     warmup_steps: Count = 0
     schedule: Literal["constant", "cosine"] = "cosine"
     final_learning_rate: Annotated[float, Field(ge=0)] = 0.0

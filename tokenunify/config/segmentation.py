@@ -6,6 +6,8 @@ from pydantic import Field
 
 from tokenunify.config.base import Count, Fraction, Padding, Shape, Strict
 
+Beta = Annotated[float, Field(gt=0, lt=1)]
+
 
 class Fragments(Strict):
     """Seeded watershed of the boundary map."""
@@ -38,6 +40,12 @@ class Tuned(Strict):
     tune: Annotated[tuple[Fraction, ...], Field(min_length=1)]
 
 
+class TunedBeta(Tuned):
+    """Candidates for beta."""
+
+    tune: Annotated[tuple[Beta, ...], Field(min_length=1)]
+
+
 class Waterz(Strict):
     """Hierarchical merging of the rag as in waterz."""
 
@@ -61,7 +69,7 @@ class Multicut(Strict):
         diagonal_seeds=True,
         min_size=100,
     )
-    beta: Annotated[float, Field(gt=0, lt=1)] | Tuned = 0.5
+    beta: Beta | TunedBeta = 0.5
     """Boundary bias: higher values cut more."""
     solver: Literal["kernighan-lin", "greedy-additive"] = "kernighan-lin"
 

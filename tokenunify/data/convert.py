@@ -13,7 +13,7 @@ from tokenunify.errors import InputError
 logger = logging.getLogger(__name__)
 
 MANY_VALUES = 0.05
-"""Share of clipped raw values from which the warning says that the range may be wrong."""
+"""Share of a block's raw values beyond 0..255 that passes for a slight excess and is clipped."""
 Convert = Callable[[np.ndarray], np.ndarray]
 
 
@@ -31,9 +31,15 @@ def raw(source: SourceArray) -> tuple[str, Convert]:
 
 def _clip(block: np.ndarray, path: str) -> np.ndarray:
     outside = np.mean((block < 0) | (block > 255))
+    if outside > MANY_VALUES:
+        low, high = block.min(), block.max()
+        shift = "shift it so that its smallest value is 0 and " if low < 0 else ""
+        raise InputError(
+            f"{path}: raw must lie in 0..255, found {block.dtype} values {low}..{high}, {100 * outside:.3g} % of a "
+            f"block beyond; {shift}rescale it to uint8"
+        )
     if outside > 0:
-        hint = "; is this 16-bit data? convert it to 0..255 first" if outside > MANY_VALUES else ""
-        logger.warning("%s: %.3g %% of the raw values of a block are clipped to 0..255%s", path, 100 * outside, hint)
+        logger.warning("%s: %.3g %% of the raw values of a block are clipped to 0..255", path, 100 * outside)
     return np.clip(block, 0, 255).astype(np.uint8)
 
 

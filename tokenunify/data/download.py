@@ -28,6 +28,7 @@ PARALLEL = 8
 """Files of an image sequence fetched at a time."""
 LASTING = (400, 401, 403, 404, 405, 410)
 """Answers of a server that trying again does not change."""
+REFUSED = (401, 403)
 
 
 def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path) -> None:
@@ -60,14 +61,23 @@ def obtain(source: Source, downloads: Path) -> tuple[dict, dict]:
 
 def _obtain_file(file: FileSource, downloads: Path) -> tuple[str, str]:
     if file.path is not None:
-        path = sources.find(file.path, file.format)
-        return path, sources.verify(path, file.format, file.sha256)
+        return _find_and_verify(file.path, file.format, file.sha256)
     assert file.url is not None
     if file.indices is not None:
         folder = _sequence(file.url, file.indices, downloads)
         return str(folder), sources.verify(folder, "images", file.sha256)
     target = downloads / f"{manifest.digest(file.url)[:8]}-{_name(file.url)}"
     return str(target), fetch(file.url, target, file.sha256)
+
+
+def _find_and_verify(text: str, format: str, sha256: str | None) -> tuple[str, str]:
+    try:
+        path = sources.find(text, format)
+        return path, sources.verify(path, format, sha256)
+    except OSError as error:
+        if error.errno in sources.DISK_FULL:
+            raise
+        raise InputError(f"{text} cannot be read ({error}); correct its permissions or the path") from None
 
 
 def _name(url: str) -> str:
@@ -81,7 +91,7 @@ def _sequence(url: str, indices: tuple[int, int], downloads: Path) -> Path:
     with ThreadPoolExecutor(PARALLEL) as pool:
 
         def one(index: int) -> str:
-            return fetch(url.replace("{index}", str(index)), folder / f"{index:06d}{suffix}", None, progress=False)
+            return fetch(url.format(index=index), folder / f"{index:06d}{suffix}", None, progress=False)
 
         for _ in tqdm(pool.map(one, range(*indices)), total=indices[1] - indices[0], unit="file", mininterval=5):
             pass
@@ -106,9 +116,11 @@ def fetch(url: str, target: Path, sha256: str | None, *, progress: bool = True) 
         found = manifest.file_sha256(target)
         if expected is not None and found != expected:
             os.replace(target, aside)
+            recorded = f"the first download had the expected one: if this file is the right one, delete {record}"
+            mend = "correct the url or sha256" if sha256 else recorded
             raise InputError(
                 f"{url} is not the expected file: expected sha256 {expected}, found {found}; the file is kept aside as "
-                f"{aside} and not used; correct the url or sha256 and run snakemake again"
+                f"{aside} and not used; {mend} and run snakemake again"
             )
         manifest.write_text(record, f"{found}  {target.name}\n")
         return found
@@ -124,10 +136,10 @@ def _fetch(url: str, target: Path, verified: bool, progress: bool) -> None:
         except requests.RequestException as error:
             answer = getattr(error.response, "status_code", None)
             if answer in LASTING or attempt == ATTEMPTS:
-                raise InputError(
-                    f"{url} cannot be fetched after {attempt} attempts ({error}); check the address and the network, "
-                    "then run snakemake again: what has arrived is kept"
-                ) from None
+                mend = "check the address and the network, then run snakemake again: what has arrived is kept"
+                if answer in REFUSED:
+                    mend = "it needs a login or an accepted licence: download it by hand and give it as `path`"
+                raise InputError(f"{url} cannot be fetched after {attempt} attempts ({error}); {mend}") from None
             pause = BACKOFF_SECONDS * 2 ** (attempt - 1)
             logger.warning("%s: attempt %d failed (%s), again in %g s", url, attempt, error, pause)
             time.sleep(pause)

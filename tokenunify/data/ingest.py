@@ -18,7 +18,7 @@ from tokenunify.config import Phantom
 from tokenunify.data import convert, pyramid, readers, sources, synthetic
 from tokenunify.data.readers import SourceArray
 from tokenunify.errors import InputError
-from tokenunify.geometry import Blocks, Coordinate, Roi
+from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
 
 BLOCK_VOXELS = 2**25
 """About this many voxels are read, converted and written between two entries of the ledger."""
@@ -44,7 +44,10 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
         placed = progress / "placed.json"
         if not placed.exists():
             _create_group(partial, section, source, roi)
-            runs = [_write_image(partial, progress, role, array, section, roi) for role, array in lazy.items()]
+            runs = []
+            for role, array in lazy.items():
+                with opened[role].keeping(section.shard_shape[0]):
+                    runs.append(_write_image(partial, progress, role, array, section, roi))
             output.unlink(missing_ok=True)  # it describes the store that is replaced now
             _replace(output.with_suffix(".zarr"), partial)
             manifest.write(placed, {}, _total(runs))
@@ -129,7 +132,7 @@ def _roi(section: stages.Ingest, opened: dict[str, SourceArray]) -> Roi:
     return roi
 
 
-def _check_voxel_size(array: SourceArray, configured: tuple[float, float, float]) -> None:
+def _check_voxel_size(array: SourceArray, configured: VoxelSize) -> None:
     stated = array.voxel_size_nm
     if stated and any(abs(s - c) > SIZE_TOLERANCE * c for s, c in zip(stated, configured, strict=True)):
         raise InputError(
@@ -181,10 +184,10 @@ def _write_image(store: Path, progress: Path, role: str, lazy: da.Array, section
 
 
 def _level(
-    path: Path, lazy: da.Array, section: stages.Ingest, voxel_size_nm: pyramid.VoxelSize, offset_nm: pyramid.VoxelSize
+    path: Path, lazy: da.Array, section: stages.Ingest, voxel_size_nm: VoxelSize, offset_nm: VoxelSize
 ) -> zarr.Array:
     if (path / "zarr.json").exists():
-        return zarr.open_array(str(path), mode="r+")
+        return arrays.reopen(path, f"delete {path.parent.parent} and run snakemake again")
     return arrays.create(
         path,
         shape=lazy.shape,
@@ -216,14 +219,14 @@ def _block_shape(shape: Coordinate, shard: Coordinate) -> Coordinate:
     )
 
 
-def _reduced(role: str, array: zarr.Array, shape: Coordinate, size: pyramid.VoxelSize, shard: Coordinate) -> da.Array:
+def _reduced(role: str, array: zarr.Array, shape: Coordinate, size: VoxelSize, shard: Coordinate) -> da.Array:
     factor = pyramid.factors(shape, size)
     lazy = da.from_array(array, chunks=tuple(s * f for s, f in zip(shard, factor, strict=True)), name=False)
     chunks = tuple(tuple(ceil(n / f) for n in axis) for axis, f in zip(lazy.chunks, factor, strict=True))
     return lazy.map_blocks(REDUCE[role], factor, dtype=lazy.dtype, chunks=chunks, meta=np.empty((0, 0, 0), lazy.dtype))
 
 
-def _offset_nm(section: stages.Ingest, roi: Roi) -> tuple[float, float, float]:
+def _offset_nm(section: stages.Ingest, roi: Roi) -> VoxelSize:
     z, y, x = (o * v for o, v in zip(roi.offset, section.voxel_size_nm, strict=True))
     return z, y, x
 

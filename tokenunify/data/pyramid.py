@@ -1,17 +1,17 @@
 """Levels of an image pyramid: sizes, reduction, and the OME-Zarr 0.5 metadata that describes them."""
 
 from collections.abc import Sequence
+from itertools import product
 from math import ceil
 from typing import Any
 
 import numpy as np
 
-from tokenunify.geometry import Coordinate
+from tokenunify.geometry import Coordinate, VoxelSize
 
 VIEW = 128
 """The last level fits into a square of about this many pixels."""
 NEARLY_ISOTROPIC = 1.5
-VoxelSize = tuple[float, float, float]
 
 
 def levels(shape: Coordinate, voxel_size_nm: VoxelSize) -> list[tuple[Coordinate, VoxelSize]]:
@@ -38,20 +38,28 @@ def factors(shape: Coordinate, voxel_size_nm: VoxelSize) -> Coordinate:
 
 def reduce_mean(image: np.ndarray, factor: Coordinate) -> np.ndarray:
     """Mean over windows of `factor` voxels, rounded; windows at the far faces repeat the last voxel."""
-    return np.rint(_windows(image, factor).mean(axis=-1, dtype=np.float32)).astype(image.dtype)
+    return np.rint(np.mean(_places(image, factor), axis=0, dtype=np.float32)).astype(image.dtype)
 
 
 def reduce_mode(labels: np.ndarray, factor: Coordinate) -> np.ndarray:
     """Most frequent label of each window of `factor` voxels, the first of equals."""
-    windows = _windows(labels, factor)
-    votes = np.stack([(windows == windows[..., i : i + 1]).sum(axis=-1) for i in range(windows.shape[-1])], axis=-1)
-    return np.take_along_axis(windows, votes.argmax(axis=-1)[..., None], axis=-1)[..., 0]
+    places = _places(labels, factor)
+    mode, most = places[0].copy(), np.zeros(places[0].shape, np.uint8)
+    for candidate in places:
+        votes = sum((candidate == other).view(np.uint8) for other in places)
+        better = votes > most
+        np.copyto(mode, candidate, where=better)
+        np.copyto(most, votes, where=better)
+    return mode
 
 
-def _windows(array: np.ndarray, factor: Coordinate) -> np.ndarray:
+def _places(array: np.ndarray, factor: Coordinate) -> list[np.ndarray]:
+    """The voxels at each place of the windows, in raster order: views of the array, padded where needed."""
     padded = np.pad(array, [(0, -n % f) for n, f in zip(array.shape, factor, strict=True)], mode="edge")
-    split = padded.reshape([k for n, f in zip(padded.shape, factor, strict=True) for k in (n // f, f)])
-    return split.transpose(0, 2, 4, 1, 3, 5).reshape(*split.shape[::2], -1)
+    return [
+        padded[tuple(slice(start, None, f) for start, f in zip(place, factor, strict=True))]
+        for place in product(*map(range, factor))
+    ]
 
 
 def multiscales(name: str, sizes: Sequence[VoxelSize], offset_nm: VoxelSize, method: str) -> dict[str, Any]:

@@ -1,15 +1,16 @@
 """Open source files as arrays that are read in boxes, whatever their format."""
 
 import contextlib
-import errno
 import gzip
 import os
 import shutil
+import struct
 import tempfile
 import threading
 import zlib
 from collections.abc import Callable, Iterator
 from functools import lru_cache
+from math import inf, prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,17 +19,22 @@ import imageio.v3 as imageio
 import numpy as np
 import tifffile
 import zarr
+from PIL import Image
 
-from tokenunify.data.sources import image_files
+from tokenunify.data.sources import DISK_FULL, image_files
 from tokenunify.errors import InputError
+from tokenunify.geometry import VoxelSize
 
-UNREADABLE = (OSError, ValueError, KeyError, IndexError, RuntimeError, EOFError, zlib.error, tifffile.TiffFileError)
-CACHED_SECTIONS = 40
-"""Decoded images kept: more than a layer of shards is thick, so that each is decoded once."""
+Image.MAX_IMAGE_PIXELS = None  # sections of EM exceed what Pillow takes for an attack
+BAD_BYTES = (EOFError, SyntaxError, struct.error, zlib.error, tifffile.TiffFileError)
+UNREADABLE = (OSError, ValueError, KeyError, IndexError, RuntimeError, *BAD_BYTES)
+"""What the libraries raise on a bad file; Pillow raises SyntaxError."""
+GZIP_MAGIC = b"\x1f\x8b"
 NM = {"angstrom": 0.1, "nm": 1.0, "nanometer": 1.0, "um": 1e3, "\u00b5m": 1e3, "micron": 1e3, "micrometer": 1e3}
+NM |= {"\\u00B5m": 1e3, "mm": 1e6, "millimeter": 1e6}
+"""Units of length; ImageJ writes the micro sign as the six characters of its escape."""
 STATED = {"voxel_size_nm": 1.0, "voxel_size_nm_zyx": 1.0, "resolution": 1.0, "element_size_um": 1e3}
 """Attributes in use for the voxel size (`resolution`: CREMI; `element_size_um`: ilastik) and their unit in nm."""
-VoxelSize = tuple[float, float, float]
 
 
 class ArrayLike(Protocol):
@@ -46,18 +52,23 @@ class ArrayLike(Protocol):
 class SourceArray:
     """A 3D array (z, y, x) in a file, read when indexed; reading errors name the file.
 
-    `voxel_size_nm` is what the file states, or None; `sections` tells that whole sections are read at a time.
+    `voxel_size_nm` is what the file states, or None; `sections` is there where whole sections are read at a time.
     """
 
     ndim = 3
 
-    def __init__(self, path: str, data: ArrayLike, voxel_size_nm: VoxelSize | None = None, *, sections: bool = False):
+    def __init__(self, path: str, data: ArrayLike, voxel_size_nm: VoxelSize | None = None):
         if len(data.shape) != 3:
             raise InputError(
                 f"{path}: expected an array of 3 axes z, y, x, found {len(data.shape)} axes, shape {list(data.shape)}; "
                 "give a 3D array, or a folder of images with one file per section"
             )
-        self.path, self.data, self.voxel_size_nm, self.sections = path, data, voxel_size_nm, sections
+        if 0 in data.shape:
+            raise InputError(
+                f"{path}: expected voxels in every axis, found shape {list(data.shape)}; get the file again"
+            )
+        self.path, self.data, self.voxel_size_nm = path, data, voxel_size_nm
+        self.sections = data if isinstance(data, _Sections) else None
         z, y, x = (int(n) for n in data.shape)
         self.shape = (z, y, x)
         self.dtype = np.dtype(data.dtype)
@@ -66,15 +77,27 @@ class SourceArray:
         with naming(self.path):
             return np.asarray(self.data[index])
 
+    @contextlib.contextmanager
+    def keeping(self, num_sections: int) -> Iterator[None]:
+        """Keep that many decoded sections meanwhile: boxes of the same sections, read in turn, decode each once."""
+        if self.sections is None:
+            yield
+            return
+        self.sections.keep(num_sections)
+        try:
+            yield
+        finally:
+            self.sections.keep(0)
+
 
 def open_array(path: str | Path, format: str, dataset: str | None = None, scratch: Path | None = None) -> SourceArray:
-    """Open a file, folder or glob of the given format; `.gz` files are unpacked into the folder `scratch` first.
+    """Open a file, folder or glob of the given format; gzip files are unpacked into the folder `scratch` first.
 
     Raises InputError for an unreadable file, a dataset that is not there, and arrays that are not 3D.
     """
     path = str(path)
     with naming(path):
-        if path.endswith(".gz"):
+        if _is_packed(path):
             path = str(_unpacked(Path(path), scratch))
         return READERS[format](path, dataset)
 
@@ -87,7 +110,7 @@ def naming(path: str) -> Iterator[None]:
     except InputError:
         raise
     except UNREADABLE as error:
-        if getattr(error, "errno", None) == errno.ENOSPC:
+        if getattr(error, "errno", None) in DISK_FULL:
             raise
         raise InputError(
             f"{path} cannot be read ({type(error).__name__}: {error}); it may be incomplete or of another format than "
@@ -95,12 +118,20 @@ def naming(path: str) -> Iterator[None]:
         ) from error
 
 
+def _is_packed(path: str) -> bool:
+    """By content: an address need not end like the file behind it."""
+    if not os.path.isfile(path):
+        return False
+    with open(path, "rb") as file:
+        return file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
+
+
 def _unpacked(path: Path, scratch: Path | None) -> Path:
     scratch = scratch or Path(tempfile.mkdtemp(prefix="tokenunify-"))
     scratch.mkdir(parents=True, exist_ok=True)
-    target = scratch / path.stem
+    target = scratch / path.name.removesuffix(".gz")
     if not target.exists():
-        temporary = scratch / f".{path.stem}.{os.getpid()}"
+        temporary = scratch / f".{target.name}.{os.getpid()}"
         with gzip.open(path) as packed, open(temporary, "wb") as file:
             shutil.copyfileobj(packed, file, 2**20)
         os.replace(temporary, target)
@@ -121,11 +152,17 @@ def _hdf5(path: str, dataset: str | None) -> SourceArray:
 
 
 def _stated_voxel_size(attributes: dict) -> VoxelSize | None:
-    for key, nm in STATED.items():
-        if np.size(attributes.get(key, ())) == 3:
-            z, y, x = (float(value) * nm for value in attributes[key])
-            return z, y, x
-    return None
+    sizes = (_product([nm] * 3, attributes.get(key)) for key, nm in STATED.items())
+    return next(filter(None, sizes), None)
+
+
+def _product(*factors: Any) -> VoxelSize | None:
+    """Product per axis; None where that is not three positive numbers: such a voxel size is not stated."""
+    try:
+        z, y, x = (prod(map(float, values)) for values in zip(*map(np.ravel, factors), strict=True))
+    except (TypeError, ValueError):
+        return None
+    return (z, y, x) if all(0 < size < inf for size in (z, y, x)) else None
 
 
 class _Neuroproof:
@@ -160,20 +197,25 @@ def _npy(path: str, dataset: str | None) -> SourceArray:
 
 
 class _Sections:
-    """A stack of equal 2D images, decoded one by one and kept for a while."""
+    """A stack of equal 2D images, decoded one by one."""
 
     def __init__(self, name: str, read: Callable[[int], np.ndarray], num_sections: int):
-        self.name = name
-        first = self._checked(read(0), None)
+        first = read(0)
+        if first.ndim != 2:
+            raise InputError(f"{name}: expected grey images of 2 axes y, x, found shape {list(first.shape)}")
+        self.name, self.read = name, read
         self.shape, self.dtype = (num_sections, *first.shape), first.dtype
-        self.section = lru_cache(CACHED_SECTIONS)(lambda z: self._checked(read(z), first))
+        self.keep(0)
 
-    def _checked(self, image: np.ndarray, first: np.ndarray | None) -> np.ndarray:
-        if image.ndim != 2:
-            raise InputError(f"{self.name}: expected grey images of 2 axes y, x, found shape {list(image.shape)}")
-        if first is not None and (image.shape, image.dtype) != (first.shape, first.dtype):
+    def keep(self, num_sections: int) -> None:
+        """Keep that many of the sections decoded from now on; let go of earlier ones."""
+        self.section = lru_cache(num_sections)(self._decode)
+
+    def _decode(self, z: int) -> np.ndarray:
+        image = self.read(z)
+        if (image.shape, image.dtype) != (self.shape[1:], self.dtype):
             raise InputError(
-                f"{self.name}: sections differ: the first is {first.dtype} {list(first.shape)}, another is "
+                f"{self.name}: sections differ: the first is {self.dtype} {list(self.shape[1:])}, another is "
                 f"{image.dtype} {list(image.shape)}; make them equal"
             )
         return image
@@ -193,7 +235,7 @@ def _images(path: str, dataset: str | None) -> SourceArray:
         with naming(str(files[z])):
             return tifffile.imread(files[z]) if files[z].suffix.lower().startswith(".tif") else imageio.imread(files[z])
 
-    return SourceArray(path, _Sections(path, read, len(files)), sections=True)
+    return SourceArray(path, _Sections(path, read, len(files)))
 
 
 def _tiff(path: str, dataset: str | None) -> SourceArray:
@@ -207,46 +249,76 @@ def _tiff(path: str, dataset: str | None) -> SourceArray:
             with turn:
                 return series.asarray(key=z)
 
-        return SourceArray(path, _Sections(path, read, series.shape[0]), size, sections=True)
+        return SourceArray(path, _Sections(path, read, series.shape[0]), size)
     return SourceArray(path, zarr.open_array(series.aszarr(level=0), mode="r"), size)
 
 
 def _tiff_voxel_size(file: tifffile.TiffFile) -> VoxelSize | None:
     """From ImageJ's spacing and unit and the page's resolution."""
-    metadata, page = file.imagej_metadata or {}, file.pages.first
-    nm = NM.get(str(metadata.get("unit", "")))
-    if nm is None or "spacing" not in metadata or "XResolution" not in page.tags:
+    metadata = file.imagej_metadata
+    if not metadata:
         return None
-    x, y = (page.tags[name].value[1] / page.tags[name].value[0] * nm for name in ("XResolution", "YResolution"))
-    return float(metadata["spacing"]) * nm, float(y), float(x)
+    ratios = [file.pages.first.tags.valueof(f"{axis}Resolution", (0, 1)) for axis in "YX"]
+    sizes = [units / pixels if pixels else 0 for pixels, units in ratios]
+    return _product([NM.get(str(metadata.get("unit")))] * 3, [metadata.get("spacing"), *sizes])
 
 
 def _zarr(path: str, dataset: str | None) -> SourceArray:
-    node = zarr.open(path, mode="r")
-    size = None
-    if dataset is not None:
-        if not isinstance(node, zarr.Group) or dataset not in node:
-            known = sorted(node) if isinstance(node, zarr.Group) else "a single array"
-            raise InputError(f"{path} has no {dataset!r}; it has {known}; correct dataset in the configuration")
-        node = node[dataset]
+    root = zarr.open(path, mode="r")
+    node = root if dataset is None else _member(path, root, dataset)
     if isinstance(node, zarr.Group):
-        node, size = _highest_resolution(path, node)
-    return SourceArray(path, node, size or _stated_voxel_size(dict(node.attrs)))
+        image = _ome_image(node)
+        if not image:
+            raise InputError(f"{path} is a group without multiscales; it has {sorted(node)}; give dataset")
+        level = image["datasets"][0]
+        return _ome_level(path, node[level["path"]], image, level)
+    parent, _, name = (dataset or "").rpartition("/")
+    image = _ome_image(root[parent] if parent else root)
+    for level in image.get("datasets", []):
+        if level["path"] == name:
+            return _ome_level(path, node, image, level)
+    return SourceArray(path, node, _stated_voxel_size(dict(node.attrs)))
 
 
-def _highest_resolution(path: str, group: zarr.Group) -> tuple[zarr.Array, VoxelSize | None]:
-    """First dataset of an OME-Zarr image (0.4 or 0.5) and its scale in nm."""
-    attributes = dict(group.attrs)
+def _member(path: str, root: zarr.Group | zarr.Array, dataset: str) -> zarr.Group | zarr.Array:
+    if not isinstance(root, zarr.Group) or dataset not in root:
+        known = sorted(root) if isinstance(root, zarr.Group) else "a single array"
+        raise InputError(f"{path} has no {dataset!r}; it has {known}; correct dataset in the configuration")
+    return root[dataset]
+
+
+def _ome_image(node: zarr.Group | zarr.Array) -> dict:
+    """The first image that a group's OME-Zarr metadata (0.4 or 0.5) describes; empty where there is none."""
+    attributes = dict(node.attrs)
     images = attributes.get("ome", attributes).get("multiscales")
-    if not images:
-        raise InputError(f"{path} is a group without multiscales; it has {sorted(group)}; give dataset")
-    first = images[0]["datasets"][0]
-    scales = [t["scale"] for t in first.get("coordinateTransformations", []) if t["type"] == "scale"]
-    units = [NM.get(axis.get("unit", "")) if isinstance(axis, dict) else None for axis in images[0].get("axes", [])]
-    if not scales or len(scales[0]) != 3 or len(units) != 3 or None in units:
-        return group[first["path"]], None
-    z, y, x = (float(s) * float(u or 1) for s, u in zip(scales[0], units, strict=True))
-    return group[first["path"]], (z, y, x)
+    return images[0] if images else {}
+
+
+def _ome_level(path: str, array: zarr.Array, image: dict, level: dict) -> SourceArray:
+    """One resolution of an OME-Zarr image, without its axes of time and channel, and its scale in nm."""
+    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes", "tczyx"[-array.ndim :])]
+    names = [axis["name"] for axis in axes]
+    if names[-3:] != ["z", "y", "x"] or not {"t", "c"}.issuperset(names[:-3]) or set(array.shape[:-3]) > {1}:
+        raise InputError(
+            f"{path} has axes {names}, shape {list(array.shape)}: expected z, y, x and before them at most t and c of "
+            "size 1; store one channel of one time point in that order"
+        )
+    moves = [*level.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]
+    scales = [move["scale"][-3:] for move in moves if "scale" in move]
+    size = _product([NM.get(str(axis.get("unit"))) for axis in axes[-3:]], *scales) if scales else None
+    return SourceArray(path, _Squeezed(array), size or _stated_voxel_size(dict(array.attrs)))
+
+
+class _Squeezed:
+    """The last three axes of an array whose other axes have size 1."""
+
+    def __init__(self, array: zarr.Array):
+        self.array, self.first = array, (0,) * (array.ndim - 3)
+        self.shape, self.dtype = array.shape[-3:], array.dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        rest = index if isinstance(index, tuple) else (index,)
+        return self.array[(*self.first, *rest)]
 
 
 READERS: dict[str, Callable[[str, str | None], SourceArray]] = {

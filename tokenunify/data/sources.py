@@ -1,5 +1,6 @@
 """Find source files on this machine and identify what is in them."""
 
+import errno
 import glob
 import hashlib
 import os
@@ -9,6 +10,8 @@ from pathlib import Path
 from tokenunify import manifest
 from tokenunify.errors import InputError
 
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of this machine, not of the file that is being read."""
 IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 

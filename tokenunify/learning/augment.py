@@ -10,10 +10,9 @@ import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 
 from tokenunify.config import Augment
-from tokenunify.geometry import Coordinate
+from tokenunify.geometry import Coordinate, VoxelSize
 
 Axes = tuple[int, int, int]
-VoxelSize = tuple[float, float, float]
 
 CONTRAST, BRIGHTNESS, GAMMA = 1.25, 0.1, 1.4  # factor up to, shift up to, exponent up to (and their inverses)
 SECTION_CONTRAST, SECTION_BRIGHTNESS = 1.1, 0.04

@@ -20,7 +20,7 @@ rule download:
         mem_mb=memory("download"),
         runtime=need("download").runtime,
     params:
-        config=lambda w: plan.download(w.volume),
+        config=lambda w: explained(plan.download, w.volume),
     shell:
         "python -m tokenunify download"
         " --config-json {params.config:q}"
@@ -45,7 +45,7 @@ rule ingest:
         mem_mb=memory("ingest"),
         runtime=need("ingest").runtime,
     params:
-        config=lambda w: plan.ingest(w.volume),
+        config=lambda w: explained(plan.ingest, w.volume),
     shell:
         "python -m tokenunify ingest"
         " --config-json {params.config:q}"

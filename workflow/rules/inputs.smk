@@ -11,7 +11,7 @@ def trained_on(role):
     """Input function: the model's training or validation volumes."""
 
     def names(wildcards):
-        dataset = plan.config.datasets[plan.config.models[wildcards.model].dataset]
+        dataset = explained(plan.dataset, wildcards.model)
         return volumes(t.volume for t in dataset.train) if role == "train" else volumes(dataset.validation)
 
     return names
