@@ -183,19 +183,22 @@ def cluster() -> Iterator[Cluster]:
 def submit(cluster: Cluster, root: Path):
     """Run Snakemake with the shipped profile on the test cluster; its results and output.txt go to `directory`.
 
-    Returns the finished process, whose output an AssertionError shows where it failed, or, with `background`, the
-    running one, which is killed at the end of the session at the latest.
+    `variables` are set in its environment. Returns the finished process, whose output an AssertionError shows where it
+    failed, or, with `background`, the running one, which is killed at the end of the session at the latest.
     """
     started: list[subprocess.Popen] = []
 
-    def run(*words, directory: Path, check=True, background=False) -> subprocess.CompletedProcess | subprocess.Popen:
+    def run(
+        *words, directory: Path, check=True, background=False, **variables: str
+    ) -> subprocess.CompletedProcess | subprocess.Popen:
         own = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "6"]
         words = (*words, "--profile", "slurm", *own, "--latency-wait", "10", "--directory", directory)
         command = [sys.executable, "-m", "snakemake", *map(str, words)]
         output = directory / "output.txt"
         with open(output, "w") as file:
             streams = {"stdout": file, "stderr": subprocess.STDOUT}
-            started.append(subprocess.Popen(command, cwd=root, env=cluster.environment, **streams))
+            environment = {**cluster.environment, **variables}
+            started.append(subprocess.Popen(command, cwd=root, env=environment, **streams))
         if background:
             return started[-1]
         code = started[-1].wait()

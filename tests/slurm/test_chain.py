@@ -16,6 +16,7 @@ import yaml
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2700)]
 
 ON_GPU = {"finetune", "predict"}
+STEPS = 150
 RESULT = "results/tiny/metrics.csv"
 WEIGHTS = "models/small/seed0/weights.json"
 TARGETS = {"finetune": WEIGHTS, "predict": "results/tiny/small/seed0/predict/part0of2.json"}
@@ -23,9 +24,13 @@ TARGETS = {"finetune": WEIGHTS, "predict": "results/tiny/small/seed0/predict/par
 
 @pytest.fixture(scope="module")
 def configfile(root, tmp_path_factory):
-    """The tiny configuration with one segmentation, two jobs that predict, and GPUs asked for, which the jobs lack."""
+    """The tiny configuration with one segmentation, two jobs that predict, and GPUs asked for, which the jobs lack.
+
+    Training takes long enough to be cancelled in the middle.
+    """
     config = yaml.safe_load((root / "tests" / "config" / "tiny.yaml").read_text())
     config["device"] = "auto"
+    config["finetune"].update(steps=STEPS, validate_every=STEPS, checkpoint_every=5)
     config["resources"] = {**config.get("resources", {}), "predict": {"parts": 2}}
     config["segmentations"] = {"waterz": config["segmentations"]["waterz"]}
     path = tmp_path_factory.mktemp("config") / "slurm.yaml"
@@ -100,6 +105,17 @@ def test_memory_time_and_threads_are_requested(cluster, undisturbed):
     assert (finetune["MinMemoryNode"], finetune["TimeLimit"], finetune["NumCPUs"]) == ("16000M", "2-00:00:00", "2")
 
 
+def test_jobs_run_the_interpreter_of_snakemake(cluster, submit, configfile, tmp_path):
+    """Whatever the PATH of the shell that submits."""
+    python = tmp_path / "system" / "python"
+    python.parent.mkdir()
+    python.write_text("#!/bin/sh\necho the wrong python >&2; exit 1\n")
+    python.chmod(0o755)
+    path = f"{cluster.folder / 'bin'}:{python.parent}:/usr/sbin:/usr/bin:/sbin:/bin"
+    submit("data/downloads/tiny.json", "--configfile", configfile, directory=tmp_path, PATH=path)
+    assert (tmp_path / "data/downloads/tiny.json").exists()
+
+
 def test_every_submitted_rule_leaves_its_log(undisturbed):
     folder, output = undisturbed
     for rule, number in Counter(re.findall(r"^rule (\w+):$", output, re.MULTILINE)).items():
@@ -107,13 +123,19 @@ def test_every_submitted_rule_leaves_its_log(undisturbed):
         assert len(logs) == number, rule
 
 
-def test_cancelled_job_is_tried_again(cluster, submit, configfile, undisturbed, tmp_path):
+def test_job_cancelled_in_the_middle_goes_on_with_more_memory(cluster, submit, configfile, undisturbed, tmp_path):
     snakemake = submit(WEIGHTS, "--configfile", configfile, directory=tmp_path, background=True)
     job = wait_for_job(cluster, "finetune", tmp_path, snakemake)
+    while not list(tmp_path.glob("models/small/seed0/training/**/last.ckpt")):
+        assert snakemake.poll() is None, (tmp_path / "output.txt").read_text()
+        time.sleep(0.05)
     cluster.command("scancel", job["JobId"])
     assert snakemake.wait(timeout=600) == 0, (tmp_path / "output.txt").read_text()
-    states = [j["JobState"] for j in cluster.jobs(WorkDir=str(tmp_path)) if rule_of(j) == "finetune"]
-    assert sorted(states) == ["CANCELLED", "COMPLETED"]
+    jobs = [j for j in cluster.jobs(WorkDir=str(tmp_path)) if rule_of(j) == "finetune"]
+    attempts = sorted((int(j["JobId"]), j["JobState"], j["MinMemoryNode"]) for j in jobs)
+    assert [attempt[1:] for attempt in attempts] == [("CANCELLED", "16000M"), ("COMPLETED", "32000M")]
+    run = json.loads((tmp_path / WEIGHTS).read_text())["run"]
+    assert (run["attempts"], run["steps"]) == (2, STEPS), "training did not go on from its saved state"
     assert differing(tmp_path, undisturbed[0]) == []
 
 

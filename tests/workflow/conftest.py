@@ -51,13 +51,7 @@ class Checkout:
 
     def planned(self, *targets: str) -> list[Job]:
         """The jobs that a dry run lists."""
-        text = self.snakemake(*(targets or TARGETS), "--dry-run").stdout
-        pattern = r"^(?:local)?rule (\w+):\n((?:    .*\n)*)"
-        return [
-            Job(rule, _field(body, "wildcards"), _field(body, "reason"))
-            for rule, body in re.findall(pattern, text, flags=re.MULTILINE)
-            if rule != "all"
-        ]
+        return listed(self.snakemake(*(targets or TARGETS), "--dry-run").stdout)
 
     @property
     def config(self) -> Path:
@@ -79,9 +73,27 @@ class Checkout:
         return "\n".join(f"== {p}\n{p.read_text()[-1500:]}" for p in sorted(self.path.glob("logs/*/*.log")))
 
 
+def listed(output: str) -> list[Job]:
+    """The jobs in Snakemake's output."""
+    pattern = r"^(?:local)?rule (\w+):\n((?:    .*\n)*)"
+    return [
+        Job(rule, _field(body, "wildcards"), _field(body, "reason"))
+        for rule, body in re.findall(pattern, output, flags=re.MULTILINE)
+        if rule != "all"
+    ]
+
+
 def _field(body: str, name: str) -> str:
     found = re.search(rf"^    {name}: (.*)$", body, flags=re.MULTILINE)
     return found.group(1) if found else ""
+
+
+def executable(path: Path, commands: str) -> Path:
+    """Write a shell script."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{commands}\n")
+    path.chmod(0o755)
+    return path
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,7 @@
 """What a user sees when a folder is read-only, the disk is full or a store is damaged; and that the mend works."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -135,6 +136,20 @@ def test_unknown_volume_names_the_known(clone: Checkout):
     text = done.stdout + done.stderr
     assert done.returncode != 0
     assert "no model is evaluated on volume 'typo'; volumes with a table: tiny, tiny-validation" in text
+
+
+@pytest.mark.parametrize(
+    ("target", "unknown", "known"),
+    [
+        ("models/typo/seed0/weights.json", "unknown model 'typo'", ["small"]),
+        ("data/volumes/typo.json", "unknown volume 'typo'", ["tiny-train", "tiny-validation", "tiny"]),
+    ],
+)
+def test_unknown_name_in_a_target(clone: Checkout, target: str, unknown: str, known: list[str]):
+    done = clone.snakemake(target, "--dry-run", check=False)
+    assert done.returncode != 0
+    message = next((line for line in (done.stdout + done.stderr).splitlines() if unknown in line), "")
+    assert set(known) <= set(re.findall(r"[\w-]+", message)), done.stdout + done.stderr
 
 
 def test_unknown_key_stops_before_any_job(clone: Checkout, tmp_path: Path):

@@ -70,6 +70,14 @@ def _starts(line: str) -> bool:
     return line.startswith(("rule ", "localrule ")) and line.endswith(":")
 
 
+def test_waterz_candidates(checkout: Checkout):
+    checkout.edit(lambda c: c["segmentations"]["waterz"].update(threshold={"tune": [0.2, 0.5, 0.7]}))
+    jobs = checkout.planned()
+    assert rules(jobs) == sorted(["tune", *AGGLOMERATED])
+    of_model(jobs)
+    assert all("segmentation=waterz" in j.wildcards for j in jobs if j.rule not in ("metrics", "report"))
+
+
 def test_multicut_beta(checkout: Checkout):
     checkout.edit(lambda c: c["segmentations"]["multicut"].update(beta=0.6))
     jobs = checkout.planned()

@@ -38,6 +38,8 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
     name = f".{output.stem}.{blockwise.store_folder(output, 'ingest', plain, inputs).name}"
     partial, progress = output.with_name(f"{name}.partial.zarr"), output.with_name(f"{name}.progress")
     with blockwise.lock(output.with_name(f".{output.stem}.locks"), range(1)), _limited(threads):
+        if _is_made(output, plain, inputs):
+            return  # by a job of an earlier run, while this one waited for it
         opened = _open(source, progress / "unpacked")
         roi = _roi(section, opened)
         lazy = {role: _converted(role, array, roi, section) for role, array in opened.items()}
@@ -54,6 +56,13 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
         content = _content(section, lazy, roi) | {"config": plain, "inputs": inputs}
         manifest.write(output, content, manifest.read(placed)["run"])
         _remove_work(output)
+
+
+def _is_made(output: Path, plain: dict, inputs: dict[str, str]) -> bool:
+    if not (output.exists() and output.with_suffix(".zarr").exists()):
+        return False
+    content = manifest.content(output)
+    return (content["config"], content["inputs"]) == (plain, inputs)
 
 
 @contextmanager
