@@ -162,6 +162,8 @@ def run(arguments: argparse.Namespace) -> None:
 def main(argv: list[str] | None = None) -> int:
     """Entry point; 0 on success, 1 on bad input or a full disk (message only), a traceback on a defect."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    # When one read of a store fails, zarr drops the others unfinished: their complaints would bury the message.
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
     arguments = parser().parse_args(argv)
     started = time.monotonic()
     try:
