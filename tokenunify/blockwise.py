@@ -65,7 +65,7 @@ def run_part(
         for index in tqdm(todo, unit="block", mininterval=5):
             if lost.is_set():
                 raise InputError(
-                    f"{folder}: another process took over, as this one seemed dead; it finishes the blocks"
+                    f"{folder}: another process took over, as this one seemed dead; run snakemake again after it"
                 )
             started = time.perf_counter()
             roi = blocks.roi(index)

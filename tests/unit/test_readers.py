@@ -15,7 +15,8 @@ import tifffile
 import zarr
 
 from tokenunify.data import readers
-from tokenunify.data.readers import SourceArray, open_array
+from tokenunify.data.readers import open_array
+from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
 
 SHAPE = (5, 7, 11)

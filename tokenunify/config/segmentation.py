@@ -6,6 +6,8 @@ from pydantic import Field
 
 from tokenunify.config.base import Count, Fraction, Padding, Shape, Strict
 
+BASELINE = "raw-watershed"
+"""Name of the baseline in the column `model` and in folders."""
 Beta = Annotated[float, Field(gt=0, lt=1)]
 
 

@@ -7,7 +7,7 @@ import dask
 import dask.array as da
 import numpy as np
 
-from tokenunify.data.readers import SourceArray
+from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
 
 logger = logging.getLogger(__name__)

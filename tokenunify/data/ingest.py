@@ -16,7 +16,7 @@ import tokenunify
 from tokenunify import arrays, blockwise, manifest, stages
 from tokenunify.config import Phantom
 from tokenunify.data import convert, pyramid, readers, sources, synthetic
-from tokenunify.data.readers import SourceArray
+from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
 

@@ -246,4 +246,5 @@ def times(made: list[Made]) -> list[dict]:
 
 def volumes(made: list[Made]) -> list[dict]:
     """Size, licence and citation of every volume, and the time of its ingest."""
-    return [{"name": m.volume, **m.read["content"], "run": m.read["run"]} for m in _of(made, "ingest")]
+    read = [(m.volume, m.read) for m in _of(made, "ingest")]
+    return [{"name": name, **parts["content"], "run": parts["run"]} for name, parts in read]

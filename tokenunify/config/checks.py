@@ -1,0 +1,138 @@
+"""Combinations of sections that could only fail later: refused before any job, each with the keys that disagree."""
+
+from typing import TYPE_CHECKING
+
+from tokenunify.config.base import check_multiple
+from tokenunify.config.data import Dataset, Volume
+from tokenunify.config.segmentation import BASELINE, Multicut, Waterz, is_tuned
+from tokenunify.geometry import Coordinate
+
+if TYPE_CHECKING:
+    from tokenunify.config import Config, Model
+
+STAGE_FOLDERS = ("predict", "fragments", "rag")
+"""Folders beside those of the segmentations."""
+
+
+def check(config: "Config") -> None:
+    """Raise ValueError for the first combination of sections that cannot work."""
+    for name, dataset in config.datasets.items():
+        _check_dataset(config, name, dataset)
+    for name, model in config.models.items():
+        _known(f"models.{name}.dataset", model.dataset, config.datasets)
+        if name == BASELINE:
+            raise ValueError(f"models.{name}: this name belongs to the built-in baseline; choose another name")
+        _check_crops(config, name, model)
+    for name, segmentation in config.segmentations.items():
+        if name in STAGE_FOLDERS or name.startswith(BASELINE):
+            raise ValueError(f"segmentations.{name}: {[*STAGE_FOLDERS, BASELINE]} are reserved; choose another name")
+        _check_segmentation(config, f"segmentations.{name}", segmentation, f"remove segmentations.{name}")
+    _check_evaluation(config)
+
+
+def _known(key: str, name: str, known: dict) -> None:
+    if name not in known:
+        raise ValueError(f"{key} names {name!r}, expected one of {sorted(known)}; define it or correct the name")
+
+
+def _check_dataset(config: "Config", name: str, dataset: Dataset) -> None:
+    names = {
+        "train": [t.volume for t in dataset.train],
+        "validation": dataset.validation,
+        "test": dataset.test,
+    }
+    for role, volumes in names.items():
+        for volume in volumes:
+            _known(f"datasets.{name}.{role}", volume, config.volumes)
+            _check_labels(f"datasets.{name}.{role}", volume, config.volumes[volume])
+    for role in ("train", "validation"):
+        if both := set(names["test"]) & set(names[role]):
+            raise ValueError(
+                f"datasets.{name}.test and .{role} share {sorted(both)}: a test volume may do nothing else"
+            )
+    for train in dataset.train:
+        shape = _declared_shape(config.volumes[train.volume])
+        if shape and train.sections and train.sections[0] >= shape[0]:
+            raise ValueError(
+                f"datasets.{name}.train: sections of volume {train.volume} must begin inside its {shape[0]} sections, "
+                f"got {list(train.sections)}; correct sections"
+            )
+
+
+def _check_labels(key: str, name: str, volume: Volume) -> None:
+    lacking = [f"volumes.{name}.sources.{i}" for i, s in enumerate(volume.sources) if not (s.labels or s.phantom)]
+    if lacking:
+        raise ValueError(
+            f"{key}: volume {name} needs labels in every source, found none in {', '.join(lacking)}; "
+            "add labels there, or take the volume out of the dataset"
+        )
+
+
+def _check_crops(config: "Config", name: str, model: "Model") -> None:
+    for stage, crop in (("finetune", model.finetune.crop), ("predict", model.predict.crop or model.finetune.crop)):
+        if any(c % u for c, u in zip(crop, model.network.unit, strict=True)):
+            raise ValueError(
+                f"models.{name}.{stage}.crop must be a multiple of {list(model.network.unit)}, which the network's "
+                f"strides and poolings divide, got {list(crop)}; change it or the network"
+            )
+    _check_stride(name, model)
+    for train in config.datasets[model.dataset].train:
+        shape = _declared_shape(config.volumes[train.volume])
+        if shape is None:
+            continue
+        if train.sections is not None:
+            shape = (min(shape[0], train.sections[1]) - train.sections[0], *shape[1:])
+        if any(c > n for c, n in zip(model.finetune.crop, shape, strict=True)):
+            raise ValueError(
+                f"models.{name}.finetune.crop must fit into training volume {train.volume} of shape {list(shape)}, "
+                f"got {list(model.finetune.crop)}; use a smaller crop"
+            )
+
+
+def _check_stride(name: str, model: "Model") -> None:
+    crop, stride = model.predict.crop or model.finetune.crop, model.predict.stride
+    if stride and any(s > c for s, c in zip(stride, crop, strict=True)):
+        raise ValueError(
+            f"models.{name}.predict.stride must be at most the crop {list(crop)} in every axis, got {list(stride)}: "
+            "voxels between two crops would not be predicted; use a smaller stride"
+        )
+
+
+def _declared_shape(volume: Volume) -> Coordinate | None:
+    if volume.roi is not None:
+        return volume.roi.shape
+    phantom = volume.sources[0].phantom
+    return phantom.shape if phantom else None
+
+
+def _check_segmentation(config: "Config", key: str, segmentation: Waterz | Multicut, without: str) -> None:
+    """`without` tells how to do without the segmentation."""
+    value = f"{key}.{'threshold' if isinstance(segmentation, Waterz) else 'beta'}"
+    for name, model in config.models.items() if is_tuned(segmentation) else ():
+        if not config.datasets[model.dataset].validation:
+            raise ValueError(
+                f"{value}.tune needs validation volumes, but datasets.{model.dataset} of model {name} has none; "
+                f"add validation volumes, give {value} a number, or {without}"
+            )
+    if segmentation.fragments.block_shape is not None:
+        check_multiple(
+            f"{key}.fragments.block_shape",
+            segmentation.fragments.block_shape,
+            "storage.shard_shape",
+            config.storage.shard_shape,
+        )
+
+
+def _check_evaluation(config: "Config") -> None:
+    if baseline := config.evaluation.baseline:
+        key = "evaluation.baseline"
+        _check_segmentation(config, f"{key}.segmentation", baseline.segmentation, f"set {key}: null")
+    for dataset, models in (config.evaluation.models or {}).items():
+        _known("evaluation.models", dataset, config.datasets)
+        for model in models:
+            _known(f"evaluation.models.{dataset}", model, config.models)
+            if (own := config.models[model].dataset) != dataset:
+                raise ValueError(
+                    f"evaluation.models.{dataset} must name models of dataset {dataset}, got {model} of dataset {own}; "
+                    f"remove it here, or change models.{model}.dataset"
+                )

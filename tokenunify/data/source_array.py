@@ -1,0 +1,141 @@
+"""What every reader gives: an array (z, y, x) read in boxes, its stated voxel size, and errors that name the file."""
+
+import contextlib
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from math import inf, prod
+from typing import Any, Protocol
+
+import numpy as np
+import tifffile
+
+from tokenunify.data.sources import DISK_FULL
+from tokenunify.errors import InputError
+from tokenunify.geometry import VoxelSize
+
+BAD_BYTES = (EOFError, SyntaxError, struct.error, zlib.error, tifffile.TiffFileError)
+UNREADABLE = (OSError, ValueError, KeyError, IndexError, RuntimeError, *BAD_BYTES)
+"""What the libraries raise on a bad file; Pillow raises SyntaxError."""
+NM = {"angstrom": 0.1, "nm": 1.0, "nanometer": 1.0, "um": 1e3, "\u00b5m": 1e3, "micron": 1e3, "micrometer": 1e3}
+NM |= {"\\u00B5m": 1e3, "mm": 1e6, "millimeter": 1e6}
+"""Units of length; ImageJ writes the micro sign as the six characters of its escape."""
+STATED = {"voxel_size_nm": 1.0, "voxel_size_nm_zyx": 1.0, "resolution": 1.0, "element_size_um": 1e3}
+"""Attributes in use for the voxel size (`resolution`: CREMI; `element_size_um`: ilastik) and their unit in nm."""
+
+
+class ArrayLike(Protocol):
+    """What a box can be read from."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def dtype(self) -> Any: ...
+
+    def __getitem__(self, index: Any) -> Any: ...
+
+
+class SourceArray:
+    """A 3D array (z, y, x) in a file, read when indexed; reading errors name the file.
+
+    `voxel_size_nm` is what the file states, or None; `sections` is there where whole sections are read at a time.
+    """
+
+    ndim = 3
+
+    def __init__(self, path: str, data: ArrayLike, voxel_size_nm: VoxelSize | None = None):
+        if len(data.shape) != 3:
+            raise InputError(
+                f"{path}: expected an array of 3 axes z, y, x, found {len(data.shape)} axes, shape {list(data.shape)}; "
+                "give a 3D array, or a folder of images with one file per section"
+            )
+        if 0 in data.shape:
+            raise InputError(
+                f"{path}: expected voxels in every axis, found shape {list(data.shape)}; get the file again"
+            )
+        self.path, self.data, self.voxel_size_nm = path, data, voxel_size_nm
+        self.sections = data if isinstance(data, Sections) else None
+        z, y, x = (int(n) for n in data.shape)
+        self.shape = (z, y, x)
+        self.dtype = np.dtype(data.dtype)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        with naming(self.path):
+            return np.asarray(self.data[index])
+
+    @contextlib.contextmanager
+    def keeping(self, num_sections: int) -> Iterator[None]:
+        """Keep that many decoded sections meanwhile: boxes of the same sections, read in turn, decode each once."""
+        if self.sections is None:
+            yield
+            return
+        self.sections.keep(num_sections)
+        try:
+            yield
+        finally:
+            self.sections.keep(0)
+
+
+@contextlib.contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Turn whatever a library raises on a bad file into an InputError that names the file."""
+    try:
+        yield
+    except InputError:
+        raise
+    except UNREADABLE as error:
+        if getattr(error, "errno", None) in DISK_FULL:
+            raise
+        raise InputError(
+            f"{path} cannot be read ({type(error).__name__}: {error}); it may be incomplete or of another format than "
+            "the configuration says: get it again or correct format"
+        ) from error
+
+
+class Sections:
+    """A stack of equal 2D images, decoded one by one."""
+
+    def __init__(self, name: str, read: Callable[[int], np.ndarray], num_sections: int):
+        first = read(0)
+        if first.ndim != 2:
+            raise InputError(f"{name}: expected grey images of 2 axes y, x, found shape {list(first.shape)}")
+        self.name, self.read = name, read
+        self.shape, self.dtype = (num_sections, *first.shape), first.dtype
+        self.keep(0)
+
+    def keep(self, num_sections: int) -> None:
+        """Keep that many of the sections decoded from now on; let go of earlier ones."""
+        self.section = lru_cache(num_sections)(self._decode)
+
+    def _decode(self, z: int) -> np.ndarray:
+        image = self.read(z)
+        if (image.shape, image.dtype) != (self.shape[1:], self.dtype):
+            raise InputError(
+                f"{self.name}: sections differ: the first is {self.dtype} {list(self.shape[1:])}, another is "
+                f"{image.dtype} {list(image.shape)}; make them equal"
+            )
+        return image
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        z, *rest = index if isinstance(index, tuple) else (index,)
+        if not isinstance(z, slice):
+            return self.section(range(self.shape[0])[z])[tuple(rest)]
+        sections = [self.section(i)[tuple(rest)] for i in range(*z.indices(self.shape[0]))]
+        return np.stack(sections) if sections else np.empty((0, *self.shape[1:]), self.dtype)
+
+
+def stated_voxel_size(attributes: dict) -> VoxelSize | None:
+    """Voxel size in nm that the attributes of a file or an array state."""
+    sizes = (product([nm] * 3, attributes.get(key)) for key, nm in STATED.items())
+    return next(filter(None, sizes), None)
+
+
+def product(*factors: Any) -> VoxelSize | None:
+    """Product per axis; None where that is not three positive numbers: such a voxel size is not stated."""
+    try:
+        z, y, x = (prod(map(float, values)) for values in zip(*map(np.ravel, factors), strict=True))
+    except (TypeError, ValueError):
+        return None
+    return (z, y, x) if all(0 < size < inf for size in (z, y, x)) else None
