@@ -30,7 +30,7 @@ def write_weights(path, **network):
     torch.manual_seed(1)
     description = c.Superhuman(filters=(3, 4), normalisation="instance", **network).model_dump(mode="json")
     offsets = [*c.NEAREST, (0, -3, 0), (0, 0, -3)]
-    checkpoint.save_weights(path.with_name("weights.safetensors"), networks.build(description, 5).state_dict())
+    checkpoint.save_weights(path.with_name("weights.safetensors"), networks.build(description, offsets).state_dict())
     weights = manifest.file_sha256(path.with_name("weights.safetensors"))
     manifest.write(path, {"weights": weights, "network": description, "finetune": {"offsets": offsets}})
 
@@ -162,7 +162,7 @@ def test_low_precision_stays_close(workplace):
 
 
 def test_crop_that_does_not_suit_the_network_is_explained(workplace):
-    with pytest.raises(InputError, match=r"multiples of .1, 2, 2.; change.*predict.crop"):
+    with pytest.raises(InputError, match=r"multiple of .1, 2, 2..*; change.*predict.crop"):
         run(workplace, section(crop=(4, 15, 20)))
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint
 from tokenunify.learning.networks import build
@@ -28,7 +29,7 @@ def test_published_number_of_parameters(merge, expected):
 def test_output_has_the_extent_of_the_input(upsampling, normalisation, merge):
     torch.manual_seed(0)
     options = {"upsampling": upsampling, "normalisation": normalisation, "merge": merge}
-    network = build({**SMALL, **options}, out_channels=5)
+    network = build({**SMALL, **options}, offsets=[*NEAREST, (0, -3, 0), (0, 0, -3)])
     affinities = network(torch.rand(2, 1, 3, 12, 20))
     assert affinities.shape == (2, 5, 3, 12, 20)
     assert affinities.min() > 0 and affinities.max() < 1
@@ -42,12 +43,12 @@ def test_isotropic_network_pools_every_axis():
 def test_strided_network_returns_to_full_resolution():
     network = build({**SMALL, "embed_kernel": [3, 3, 3], "embed_stride": [1, 2, 2]})
     assert network(torch.rand(1, 1, 3, 16, 24)).shape == (1, 3, 3, 16, 24)
-    with pytest.raises(InputError, match=r"multiples of \[1, 8, 8\]"):
+    with pytest.raises(InputError, match=r"multiple of \[1, 8, 8\]"):
         network(torch.rand(1, 1, 3, 16, 20))
 
 
 def test_crop_that_cannot_be_pooled_is_refused():
-    with pytest.raises(InputError, match=r"multiples of \[1, 4, 4\].*crop"):
+    with pytest.raises(InputError, match=r"multiple of \[1, 4, 4\].*crop"):
         build(SMALL)(torch.rand(1, 1, 3, 12, 18))
 
 

@@ -11,7 +11,8 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from tokenunify.config import checks
 from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict, VoxelSize, validate
 from tokenunify.config.data import Dataset, FileSource, Phantom, RoiConfig, Source, Storage, Volume
-from tokenunify.config.learning import NEAREST, Augment, Finetune, Network, Predict, Superhuman
+from tokenunify.config.learning import NEAREST, Augment, Finetune, Predict
+from tokenunify.config.networks import NETWORKS, Architecture, Network, Superhuman
 from tokenunify.config.segmentation import (
     BASELINE,
     Baseline,
@@ -27,7 +28,9 @@ from tokenunify.errors import InputError
 __all__ = [
     "BASELINE",
     "NEAREST",
+    "NETWORKS",
     "STAGE_RESOURCES",
+    "Architecture",
     "Augment",
     "Baseline",
     "Config",

@@ -70,11 +70,10 @@ def _check_labels(key: str, name: str, volume: Volume) -> None:
 
 def _check_crops(config: "Config", name: str, model: "Model") -> None:
     for stage, crop in (("finetune", model.finetune.crop), ("predict", model.predict.crop or model.finetune.crop)):
-        if any(c % u for c, u in zip(crop, model.network.unit, strict=True)):
-            raise ValueError(
-                f"models.{name}.{stage}.crop must be a multiple of {list(model.network.unit)}, which the network's "
-                f"strides and poolings divide, got {list(crop)}; change it or the network"
-            )
+        try:
+            model.network.output_extent(crop)
+        except ValueError as error:
+            raise ValueError(f"models.{name}.{stage}.crop {error}; change it or the network") from None
     _check_stride(name, model)
     for train in config.datasets[model.dataset].train:
         shape = _declared_shape(config.volumes[train.volume])

@@ -1,47 +1,13 @@
-"""Networks, training and prediction."""
+"""Training and prediction."""
 
 from typing import Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
 from tokenunify.config.base import Count, Fraction, Padding, PositiveInt, Shape, Strict
-from tokenunify.geometry import Coordinate
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
 NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
-
-
-class Superhuman(Strict):
-    """The residual symmetric U-Net of Lee et al. 2017; the defaults are the published network (1.478 M parameters)."""
-
-    name: Literal["superhuman"] = "superhuman"
-    filters: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (28, 36, 48, 64, 80)
-    """Feature maps per level, from full resolution to the bottleneck."""
-    embed_kernel: Shape = (1, 5, 5)
-    """Kernel of the first and the last but one convolution."""
-    embed_stride: Shape = (1, 1, 1)
-    """Stride of the first convolution; where it is coarser than 1 the log-odds are interpolated to full resolution."""
-    first_kernel: Shape = (1, 3, 3)
-    """Kernel of the first convolution of each block."""
-    block_kernel: Shape = (3, 3, 3)
-    """Kernel of the residual pair of each block."""
-    pooling: Shape = (1, 2, 2)
-    """Max-pooling between levels."""
-    merge: Literal["add", "cat"] = "add"
-    upsampling: Literal["trilinear", "transpose"] = "trilinear"
-    normalisation: Literal["batch", "instance"] = "batch"
-    norm_momentum: Fraction = 0.001
-    """Momentum of the batch normalisation's running statistics."""
-
-    @property
-    def unit(self) -> Coordinate:
-        """Crops must be multiples of this: strides and poolings divide them without a rest."""
-        z, y, x = (s * p ** (len(self.filters) - 1) for s, p in zip(self.embed_stride, self.pooling, strict=True))
-        return z, y, x
-
-
-Network = Superhuman
-"""A network's description; one class per architecture."""
 
 
 class Augment(Strict):

@@ -59,7 +59,7 @@ def rebuild(weights: Path) -> tuple[nn.Module, dict]:
         raise InputError(f"{path} does not exist: {advice}")
     if (found := manifest.file_sha256(path)) != content["weights"]:
         raise InputError(f"{path} has SHA-256 {found}, expected {content['weights']} as in {weights.name}: {advice}")
-    network = networks.build(content["network"], len(content["finetune"]["offsets"]))
+    network = networks.build(content["network"], content["finetune"]["offsets"])
     try:
         network.load_state_dict(load_file(path))
     except (RuntimeError, SafetensorError) as error:

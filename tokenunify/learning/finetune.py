@@ -75,7 +75,7 @@ def validation_samples(section: Finetune, validation: list[Path]) -> list[crops.
 def make_training(section: Finetune, fabric: Fabric, folder: Path, seed: int) -> loop.Training:
     """The network, initialised from the seed or resumed from the folder's state."""
     torch.manual_seed(seed)
-    network = networks.build(section.network.model_dump(mode="json"), len(section.offsets))
+    network = networks.build(section.network.model_dump(mode="json"), section.offsets)
     objective = partial(
         objectives.affinity_loss, loss=section.loss, max_weight=section.max_weight, balance=section.balance
     )

@@ -1,24 +1,30 @@
 """Networks by name: a plain description in, a torch module out."""
 
-import torch
+from collections.abc import Sequence
 
 from tokenunify import config as c
 from tokenunify.errors import InputError
+from tokenunify.geometry import Coordinate
 from tokenunify.learning.networks import superhuman
+from tokenunify.learning.networks.base import Network
 
-NAMES = ("superhuman", "superhuman-released")
+BUILDERS = {"superhuman": superhuman.UNet}
+"""Class of each name: (description, number of output channels) -> network."""
+RELEASED = {"superhuman-released": superhuman.from_released}
+"""Builder of each published class from its constructor's keys, which fix the channels too."""
 
 
-def build(config: dict, out_channels: int = 3) -> torch.nn.Module:
+def build(config: dict, offsets: Sequence[Coordinate] | None = c.NEAREST) -> Network:
     """The network that `config` describes, freshly initialised from torch's global generator.
 
     `config` holds `name` and the keys of that network's class in tokenunify.config; for a `*-released` name the keys
-    of the published class's constructor, which fix the channels too. The module maps raw in [0, 1], (b, 1, z, y, x),
-    to `out_channels` affinities in [0, 1] of the same extent; its `logits` stop before the sigmoid.
+    of the published class's constructor. The module maps raw in [0, 1], (b, 1, z, y, x), to affinities in [0, 1],
+    one channel per offset; offsets=None gives it a head that predicts raw intensities, for pre-training.
     """
     name = config.get("name")
-    if name == "superhuman":
-        return superhuman.UNet(c.validate(c.Superhuman, config, "network"), out_channels)
-    if name == "superhuman-released":
-        return superhuman.from_released({key: value for key, value in config.items() if key != "name"})
-    raise InputError(f"network.name: expected one of {list(NAMES)}, found {name!r}; correct it")
+    if name in BUILDERS:
+        description = c.validate(c.NETWORKS[name], config, "network")
+        return BUILDERS[name](description, 1 if offsets is None else len(offsets))
+    if name in RELEASED:
+        return RELEASED[name]({key: value for key, value in config.items() if key != "name"})
+    raise InputError(f"network.name: expected one of {[*BUILDERS, *RELEASED]}, found {name!r}; correct it")

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from tokenunify.config import Superhuman
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
+from tokenunify.learning.networks.base import Network
 
 
 def convolution(c_in: int, c_out: int, kernel: Coordinate, *, bias: bool, stride: Coordinate = (1, 1, 1)) -> nn.Conv3d:
@@ -67,12 +68,15 @@ def upsampling(c_in: int, c_out: int, config: Superhuman) -> nn.Module:
     return nn.Sequential(nn.ConvTranspose3d(c_in, c_in, stride, stride=stride, groups=c_in), pointwise)
 
 
-class UNet(nn.Module):
-    """Affinities (b, out_channels, z, y, x) in [0, 1] from raw (b, 1, z, y, x) in [0, 1]."""
+class UNet(Network):
+    """The whole network."""
+
+    HEAD = ("out_put.",)
 
     def __init__(self, config: Superhuman, out_channels: int):
-        super().__init__()
-        self.config, filters = config, config.filters
+        super().__init__(config)
+        filters = config.filters
+        self.feature_channels = filters[0]
         self.depth = len(filters) - 1
         self.embed_in = nn.Sequential(
             convolution(1, filters[0], config.embed_kernel, bias=True, stride=config.embed_stride), nn.ELU(inplace=True)
@@ -91,14 +95,9 @@ class UNet(nn.Module):
         self.out_put = nn.Sequential(convolution(filters[0], out_channels, (1, 1, 1), bias=True))
         initialise(self)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.sigmoid(self.logits(x))
-
-    def logits(self, x: Tensor) -> Tensor:
-        """The affinities' log-odds, (b, out_channels, z, y, x)."""
-        self._check_extent(x)
-        extent, skips = x.shape[2:], []
-        x = self.embed_in(x)  # (b, filters[0], z, y, x), divided by embed_stride
+    def features(self, raw: Tensor) -> Tensor:
+        skips = []
+        x = self.embed_in(raw)  # (b, filters[0], z, y, x), divided by embed_stride
         for level in range(self.depth):
             x = self.get_submodule(f"conv{level}")(x)
             skips.append(x)
@@ -108,15 +107,11 @@ class UNet(nn.Module):
             x = self.get_submodule(f"up{step}")(x)
             x = x + skip if self.config.merge == "add" else torch.cat([x, skip], dim=1)
             x = self.get_submodule(f"conv{self.depth + step}")(self.get_submodule(f"cat{step}")(x))
-        x = self.out_put(self.embed_out(x))  # (b, out_channels, z, y, x)
-        return x if x.shape[2:] == extent else F.interpolate(x, extent, mode="trilinear", align_corners=True)
+        return self.embed_out(x)
 
-    def _check_extent(self, x: Tensor) -> None:
-        if any(n % u for n, u in zip(x.shape[2:], self.config.unit, strict=True)):
-            raise InputError(
-                f"crop {list(x.shape[2:])} does not suit the network, whose strides and poolings need multiples of "
-                f"{list(self.config.unit)}; change finetune.crop or predict.crop"
-            )
+    def head(self, features: Tensor, extent: Coordinate) -> Tensor:
+        x = self.out_put(features)
+        return x if x.shape[2:] == extent else F.interpolate(x, extent, mode="trilinear", align_corners=True)
 
 
 def initialise(network: nn.Module) -> None:

@@ -1,0 +1,48 @@
+"""What training and prediction know of every network: a body that makes features, and a head that reads them."""
+
+import torch
+from torch import Tensor, nn
+
+from tokenunify.config import Architecture
+from tokenunify.errors import InputError
+from tokenunify.geometry import Coordinate
+
+
+class Network(nn.Module):
+    """Affinities (b, c, z, y, x) in [0, 1] from raw (b, 1, z, y, x) in [0, 1], one channel per offset.
+
+    With offsets=None it has one channel, whose `logits` are predicted raw intensities. All else is the body, which
+    pre-training hands on to fine-tuning.
+    """
+
+    HEAD: tuple[str, ...]
+    """Prefixes of the head's names in the state dict."""
+    feature_channels: int
+
+    def __init__(self, config: Architecture):
+        super().__init__()
+        self.config = config
+
+    def features(self, raw: Tensor) -> Tensor:
+        """The last feature map (b, feature_channels, z, y, x); it may be coarser than the output."""
+        raise NotImplementedError
+
+    def head(self, features: Tensor, extent: Coordinate) -> Tensor:
+        """Log-odds (or intensities), (b, c, *extent), of the output that belongs to the features."""
+        raise NotImplementedError
+
+    def forward(self, raw: Tensor) -> Tensor:
+        return torch.sigmoid(self.logits(raw))
+
+    def logits(self, raw: Tensor) -> Tensor:
+        """The affinities' log-odds, or predicted intensities; smaller than the crop where convolutions are valid."""
+        extent = self.output_extent(raw)
+        return self.head(self.features(raw), extent)
+
+    def output_extent(self, raw: Tensor) -> Coordinate:
+        """Extent of the output; raises InputError for a crop that the network cannot take."""
+        z, y, x = raw.shape[2:]
+        try:
+            return self.config.output_extent((z, y, x))
+        except ValueError as error:
+            raise InputError(f"the crop {error}; change finetune.crop or predict.crop") from None
