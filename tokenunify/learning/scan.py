@@ -44,8 +44,8 @@ def selective_scan(
     where they are the same for all tokens; D, delta_bias (d). `delta_softplus` takes the step to be
     softplus(delta + delta_bias). Computed in float32, or in float64 if u is; the output is of u's type.
 
-    `backend`: "loop" (plain torch, the reference), "cpu" (compiled, with memory proportional to b d l),
-    "cuda" (the kernel of mamba-ssm), or "auto": what the variable TOKENUNIFY_SCAN says, else the fastest for the device.
+    `backend`: "loop" (plain torch, the reference), "cpu" (compiled, with memory proportional to b d l), "cuda" (the
+    kernel of mamba-ssm), or "auto": what the environment's TOKENUNIFY_SCAN says, else the fastest for the device.
     """
     _check_shapes(u, delta, A, B, C, D, z, delta_bias)
     backend = _choose(backend, os.environ.get(VARIABLE, "auto"), u.device.type)
@@ -68,12 +68,12 @@ def _loop(
     """The recurrence token by token."""
     step = delta + bias[:, None]
     step = F.softplus(step) if softplus else step
+    b = B.transpose(1, 2).unsqueeze(2).unbind(1) if B.dim() == 3 else [B] * u.shape[2]
+    c = C.transpose(1, 2).unsqueeze(2).unbind(1) if C.dim() == 3 else [C] * u.shape[2]
     h, y = u.new_zeros(len(u), *A.shape), []  # (b, d, n)
-    for t in range(u.shape[2]):
-        b = B[:, None, :, t] if B.dim() == 3 else B
-        c = C[:, None, :, t] if C.dim() == 3 else C
-        h = torch.exp(step[:, :, t, None] * A) * h + (step[:, :, t] * u[:, :, t])[..., None] * b
-        y.append((h * c).sum(-1))
+    for step_t, u_t, b_t, c_t in zip(step.unbind(-1), u.unbind(-1), b, c, strict=True):
+        h = torch.exp(step_t[..., None] * A) * h + (step_t * u_t)[..., None] * b_t
+        y.append((h * c_t).sum(-1))
     return torch.stack(y, dim=-1) + D[:, None] * u, h.detach()
 
 
@@ -101,15 +101,15 @@ def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *op
             f"selective_scan: expected u (b, d, l) and a real A (d, n), found {tuple(u.shape)} and {A.dtype} "
             f"{tuple(A.shape)}; reshape them"
         )
-    (b, d, l), n = u.shape, A.shape[1]
+    (b, d, length), n = u.shape, A.shape[1]
     D, z, bias = optional
     legal = {
-        "delta": (delta, [(b, d, l)]),
+        "delta": (delta, [(b, d, length)]),
         "A": (A, [(d, n)]),
-        "B": (B, [(b, n, l), (d, n)]),
-        "C": (C, [(b, n, l), (d, n)]),
+        "B": (B, [(b, n, length), (d, n)]),
+        "C": (C, [(b, n, length), (d, n)]),
         "D": (D, [(d,)]),
-        "z": (z, [(b, d, l)]),
+        "z": (z, [(b, d, length)]),
         "delta_bias": (bias, [(d,)]),
     }
     for name, (tensor, shapes) in legal.items():

@@ -147,7 +147,7 @@ def _unroll(num, step, x, A, B, decay, h):
 
 @summing
 def _return(num, step, x, A, B, C, decay, h, dy, dh, dA, dB, dC, dx, dstep):
-    """Take the gradient of the states, dh, back through the tokens of a chunk."""
+    """Take the gradient of the states, dh, back through the tokens of a chunk; dA's share is added."""
     zero = step.dtype.type(0)
     for t in range(num - 1, -1, -1):
         for n in range(A.shape[0]):
@@ -171,7 +171,7 @@ def _return(num, step, x, A, B, C, decay, h, dy, dh, dA, dB, dC, dx, dstep):
 
 @exact
 def _leave(num, u, delta, D, softplus, step, dy, dx, dstep, dD, dbias):
-    """From the gradients of x and step to those of u and delta, in place."""
+    """From the gradients of x and step to those of u and delta, in place; dD's and dbias's shares are added."""
     one = step.dtype.type(1)
     for t in range(num):
         for j in range(LANES):
@@ -211,13 +211,17 @@ def _forward(softplus, u, delta, A, B, C, D, bias, y, states):
     states[states.shape[0] - 1] = h
 
 
-def _backward(softplus, u, delta, A, B, C, D, bias, states, dy, du, ddelta, dA, dB, dC, dD, dbias):
-    """The gradients of a group, of B and C its share; those that all tokens share are added to what is there."""
+def _backward(softplus, u, delta, A, B, C, D, bias, states, dy, du, ddelta, dB, dC, constant):
+    """The gradients of a group, of B and C its share; those of A, D and bias, the rows of `constant`, are added.
+
+    Within a chunk these add up apart: sums of sums lose less than one long sum.
+    """
+    num_states = A.shape[0]
     tile_u, tile_delta, step, x = _tile(A), _tile(A), _tile(A), _tile(A)
     tile_dy, dx, dstep = _tile(A), _tile(A), _tile(A)
     tile_B, tile_C, tile_dB, tile_dC = _row(A), _row(A), _row(A), _row(A)
     decay, h = np.zeros((CHUNK, *A.shape), A.dtype), np.zeros((CHUNK + 1, *A.shape), A.dtype)
-    dh = np.zeros_like(A)
+    dh, share = np.zeros_like(A), np.zeros_like(constant)
     for chunk in range(states.shape[0] - 2, -1, -1):
         first = chunk * CHUNK
         h[0] = states[chunk]
@@ -230,8 +234,11 @@ def _backward(softplus, u, delta, A, B, C, D, bias, states, dy, du, ddelta, dA, 
         _unroll(num, step, x, A, tile_B, decay, h)
         dx[:] = 0
         dstep[:] = 0
-        _return(num, step, x, A, tile_B, tile_C, decay, h, tile_dy, dh, dA, tile_dB, tile_dC, dx, dstep)
+        share[:] = 0
+        dD, dbias = share[num_states], share[num_states + 1]
+        _return(num, step, x, A, tile_B, tile_C, decay, h, tile_dy, dh, share, tile_dB, tile_dC, dx, dstep)
         _leave(num, tile_u, tile_delta, D, softplus, step, tile_dy, dx, dstep, dD, dbias)
+        constant += share
         _store(dx, first, du)
         _store(dstep, first, ddelta)
         _store(tile_dB, first, dB)
@@ -243,9 +250,10 @@ def _kernel(function: Callable, dtype: torch.dtype) -> Callable:
     """A kernel compiled for one type; float32 alone is kept on disk, so that jobs at once only ever write the same."""
     number = from_dtype(np.dtype(str(dtype).removeprefix("torch.")))
     channels, lanes, states = types.Array(number, 2, "A"), number[::1], number[:, :, ::1]
-    each = (channels, channels, number[:, ::1], channels, channels, lanes, lanes)
-    rest = (channels, states) if function is _forward else (states, channels, *each)
-    return njit(types.void(boolean, *each, *rest), **OPTIONS, cache=dtype == torch.float32)(function)
+    inputs = (channels, channels, number[:, ::1], channels, channels, lanes, lanes)
+    gradients = (channels, channels, channels, channels, number[:, ::1])
+    rest = (channels, states) if function is _forward else (states, channels, *gradients)
+    return njit(types.void(boolean, *inputs, *rest), **OPTIONS, cache=dtype == torch.float32)(function)
 
 
 @functools.cache
@@ -255,7 +263,7 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
 
 def _run(function: Callable, softplus: bool, *arguments: Sequence[Tensor]) -> None:
-    """Call a kernel for every group and sample, in as many threads as torch uses; an argument is (group, sample, ...)."""
+    """Call a kernel for every group and sample of its arguments (group, sample, ...), in as many threads as torch has."""
     kernel = _kernel(function, arguments[0][0].dtype)
     items = [item for group in zip(*arguments, strict=True) for item in zip(*(x.numpy() for x in group), strict=True)]
     threads = torch.get_num_threads()
@@ -284,14 +292,14 @@ def _sum(parts: Tensor) -> Tensor:
 
 
 class _Scan(torch.autograd.Function):
-    """u, delta (b, d, l), A (d, n), B, C (b, n, l), D, bias (d) of one type -> y (b, d, l), the last states (b, d, n)."""
+    """The scan with B and C (b, n, l), whose gradient makes the states again."""
 
     @staticmethod
     def forward(ctx, softplus: bool, *inputs: Tensor) -> tuple[Tensor, Tensor]:
-        u, delta, A, B, C, D, bias = inputs
-        (batch, num, length), groups = u.shape, -(-u.shape[1] // LANES)
+        u, num_states = inputs[0], inputs[2].shape[1]
+        batch, num, length = u.shape
         y = torch.empty_like(u)
-        states = u.new_empty(groups, batch, -(-length // CHUNK) + 1, A.shape[1], LANES)
+        states = u.new_empty(-(-num // LANES), batch, -(-length // CHUNK) + 1, num_states, LANES)
         _run(_forward, softplus, *_arguments(inputs), y.split(LANES, 1), states)
         last = _channels(states[:, :, -1].movedim(0, 1), num)
         ctx.save_for_backward(*inputs, states)
@@ -304,15 +312,15 @@ class _Scan(torch.autograd.Function):
     def backward(ctx, dy: Tensor, _last: Tensor) -> tuple[Tensor | None, ...]:
         *inputs, states = ctx.saved_tensors
         u, delta, A, B, C, *_ = inputs
-        groups, batch, num = *states.shape[:2], u.shape[1]
+        groups, batch = states.shape[:2]
         du, ddelta = torch.empty_like(u), torch.empty_like(delta)
-        dA = u.new_zeros(groups, batch, A.shape[1], LANES)
-        dD, dbias = u.new_zeros(2, groups, batch, LANES)
         dB, dC = (x.new_empty(groups, *x.shape) for x in (B, C))
+        constant = u.new_zeros(groups, batch, A.shape[1] + 2, LANES)
         maps = (x.split(LANES, 1) for x in (dy, du, ddelta))
-        _run(_backward, ctx.softplus, *_arguments(inputs), states, *maps, dA, dB, dC, dD, dbias)
-        dA, dD, dbias = (_channels(_sum(x.movedim(1, 0)), num) for x in (dA, dD.unsqueeze(-2), dbias.unsqueeze(-2)))
-        return None, du, ddelta, dA, _sum(dB), _sum(dC), dD[:, 0], dbias[:, 0]
+        _run(_backward, ctx.softplus, *_arguments(inputs), states, *maps, dB, dC, constant)
+        constant = _channels(_sum(constant.movedim(1, 0)), u.shape[1])
+        dA, dD, dbias = constant[:, :-2], constant[:, -2], constant[:, -1]
+        return None, du, ddelta, dA, _sum(dB), _sum(dC), dD, dbias
 
 
 def _arguments(inputs: Sequence[Tensor]) -> list[Sequence[Tensor]]:
@@ -327,7 +335,7 @@ def _arguments(inputs: Sequence[Tensor]) -> list[Sequence[Tensor]]:
 def scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, *, softplus: bool
 ) -> tuple[Tensor, Tensor]:
-    """y (b, d, l) and the last states (b, d, n), without a gradient, of tensors of one type, float32 or float64.
+    """The output (b, d, l) and the last states (b, d, n), without a gradient, of tensors of one type, float32 or float64.
 
     u, delta (b, d, l), in any memory layout; A (d, n); B, C (b, n, l) or (d, n); D, bias (d).
     """
