@@ -263,7 +263,7 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
 
 def _run(function: Callable, softplus: bool, *arguments: Sequence[Tensor]) -> None:
-    """Call a kernel for every group and sample of its arguments (group, sample, ...), in as many threads as torch has."""
+    """Call a kernel for every group and sample of its arguments (group, sample, ...), in as many threads as torch."""
     kernel = _kernel(function, arguments[0][0].dtype)
     items = [item for group in zip(*arguments, strict=True) for item in zip(*(x.numpy() for x in group), strict=True)]
     threads = torch.get_num_threads()
@@ -335,7 +335,7 @@ def _arguments(inputs: Sequence[Tensor]) -> list[Sequence[Tensor]]:
 def scan(
     u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, *, softplus: bool
 ) -> tuple[Tensor, Tensor]:
-    """The output (b, d, l) and the last states (b, d, n), without a gradient, of tensors of one type, float32 or float64.
+    """The output (b, d, l) and the last states (b, d, n), the latter without a gradient, of float32 or float64 tensors.
 
     u, delta (b, d, l), in any memory layout; A (d, n); B, C (b, n, l) or (d, n); D, bias (d).
     """
