@@ -211,7 +211,7 @@ def test_batches_keep_their_order_and_are_shared_between_ranks():
         ({"crop": (4, 16, 60)}, ("train",), r"\[4, 16, 60\] does not fit into training volume train"),
         ({"sections": ((20, 30),)}, ("train",), "sections of training volume train.*9 sections"),
         ({}, ("unlabelled",), "volume unlabelled has no labels"),
-        ({"crop": (4, 16, 19)}, ("train",), "crop .4, 16, 19. does not suit the network"),
+        ({"crop": (4, 16, 19)}, ("train",), "crop must be a multiple of .* got .4, 16, 19."),
     ],
 )
 def test_bad_input_is_explained(volumes, tmp_path, options, names, words):
