@@ -35,6 +35,9 @@ class Finetune(Strict):
     """Affinity channels; the first three are the nearest neighbours, more only help training."""
     crop: Shape = (16, 160, 160)
     batch_size: PositiveInt = 1
+    """Samples of one step, over all GPUs."""
+    accumulate: PositiveInt = 1
+    """Batches that a GPU's share of the samples is computed in, one after the other, where memory is short."""
     steps: PositiveInt = 1000
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01

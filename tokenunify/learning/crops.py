@@ -61,13 +61,8 @@ def cached(volumes: Sequence[Labelled]) -> list[Labelled]:
     return result
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One training example: raw (1, z, y, x) float32 in [0, 1]; targets and mask (c, z, y, x), float32 and bool."""
-
-    raw: np.ndarray
-    targets: np.ndarray
-    mask: np.ndarray
+Sample = dict[str, np.ndarray]
+"""One training example: raw (1, z, y, x) float32 in [0, 1]; targets and mask (c, z, y, x), float32 and bool."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +94,7 @@ class Crops:
         volume = self.volumes[rng.choice(len(sizes), p=sizes / sizes.sum())]
         for _ in range(ATTEMPTS):
             sample = self._draw(rng, volume)
-            if sample.mask.any():
+            if sample["mask"].any():
                 break
         return sample
 
@@ -115,7 +110,7 @@ class Crops:
             raw, labels = augment.deform(rng, self.augment, raw, labels, v.voxel_size_nm)
             raw = augment.degrade(rng, self.augment, raw, v.voxel_size_nm)
         targets, mask = affinities.targets(labels, self.offsets, v.zero, erode=self.erode)
-        return Sample(np.ascontiguousarray(raw, np.float32)[None], targets, mask)
+        return {"raw": np.ascontiguousarray(raw, np.float32)[None], "targets": targets, "mask": mask}
 
 
 NO_AUGMENTATION = Augment(**dict.fromkeys(Augment.model_fields, 0.0))
