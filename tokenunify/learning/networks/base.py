@@ -43,12 +43,13 @@ class Network(nn.Module):
     def logits(self, raw: Tensor) -> Tensor:
         """The affinities' log-odds, or predicted intensities; smaller than the crop where convolutions are valid."""
         z, y, x = raw.shape[2:]
-        extent = self.output_extent((z, y, x))
+        extent = output_extent(self.config, (z, y, x))
         return self.head(self.features(raw), extent)
 
-    def output_extent(self, crop: Coordinate) -> Coordinate:
-        """Extent of a crop's output; raises InputError for a crop that the network cannot take."""
-        try:
-            return self.config.output_extent(crop)
-        except ValueError as error:
-            raise InputError(f"the crop {error}; change finetune.crop or predict.crop") from None
+
+def output_extent(config: Architecture, crop: Coordinate) -> Coordinate:
+    """Extent of a crop's output; raises InputError for a crop that the network cannot take."""
+    try:
+        return config.output_extent(crop)
+    except ValueError as error:
+        raise InputError(f"the crop {error}; change finetune.crop or predict.crop") from None

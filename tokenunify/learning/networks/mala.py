@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenunify.config import Mala, validate
-from tokenunify.geometry import Coordinate
+from tokenunify.geometry import Coordinate, centre
 from tokenunify.learning.networks.base import Network
 from tokenunify.learning.networks.released import check_keys
 
@@ -61,8 +61,9 @@ class UNet(Network):
             skips.append(x)
             x = F.max_pool3d(x, POOLING) if first < 7 else x
         for step, first in enumerate((9, 12, 15), 1):
+            skip = skips[3 - step]
             x = self.get_submodule(f"conv{first}")(self.get_submodule(f"dconv{step}")(x))
-            x = torch.cat([x, centre(skips[3 - step], x.shape[2:])], dim=1)
+            x = torch.cat([x, skip[(..., *centre(skip.shape[2:], x.shape[2:]))]], dim=1)
             x = self._pair(x, first + 1)
         return x  # (b, filters[0], z - 28, y - 212, x - 212)
 
@@ -73,13 +74,6 @@ class UNet(Network):
 
     def head(self, features: Tensor, extent: Coordinate) -> Tensor:
         return self.conv18(features)
-
-
-def centre(x: Tensor, extent: Coordinate) -> Tensor:
-    """The centre of a map (b, c, z, y, x), of the given extent."""
-    for axis, n in enumerate(extent, 2):
-        x = x.narrow(axis, (x.shape[axis] - n) // 2, n)
-    return x
 
 
 def initialise(network: nn.Module) -> None:
