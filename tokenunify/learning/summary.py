@@ -21,7 +21,8 @@ NOTES = """
 used: parameters that the output depends on
 GFLOP: 10^9 operations of one forward pass on the crop, a multiply-add counted as 2: convolutions, matrix products and
   attention; what works element by element is left out
-activations: float32 tensors that training on the crop keeps for the gradient, batch size 1, without parameters
+activations: float32 tensors that training on the crop keeps for the gradient, batch size 1, without parameters; with
+  the scores of attention, which fused kernels do without
 """
 
 

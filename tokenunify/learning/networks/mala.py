@@ -56,12 +56,12 @@ class UNet(Network):
 
     def features(self, raw: Tensor) -> Tensor:
         skips, x = [], raw
-        for first in (1, 3, 5, 7):
-            x = self._pair(x, first)
-            skips.append(x)
-            x = F.max_pool3d(x, POOLING) if first < 7 else x
+        for first in (1, 3, 5):
+            skips.append(self._pair(x, first))
+            x = F.max_pool3d(skips[-1], POOLING)
+        x = self._pair(x, 7)
         for step, first in enumerate((9, 12, 15), 1):
-            skip = skips[3 - step]
+            skip = skips.pop()
             x = self.get_submodule(f"conv{first}")(self.get_submodule(f"dconv{step}")(x))
             x = torch.cat([x, skip[(..., *centre(skip.shape[2:], x.shape[2:]))]], dim=1)
             x = self._pair(x, first + 1)

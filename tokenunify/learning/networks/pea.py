@@ -1,4 +1,4 @@
-"""PEA: the residual symmetric U-Net that embeds voxels (Huang et al., 2022, doi:10.1609/aaai.v36i1.19976).
+"""PEA: a U-Net that embeds voxels (Huang et al., AAAI 2022, pixel-embedded affinity; its self-correlation only).
 
 The affinity of two voxels is the cosine of the angle between their embeddings, moved to [0, 1]: (cos + 1) / 2.
 """
