@@ -3,7 +3,7 @@
 STAGES = {
     "download": 1,
     "ingest": 1,
-    "finetune": 1,
+    "finetune": 2,
     "predict": 1,
     "baseline": 1,
     "fragments": 1,

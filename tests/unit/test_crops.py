@@ -32,30 +32,40 @@ def test_sample_is_a_function_of_seed_and_index():
     one, two = source(augment=augmented), source(augment=augmented)
     for index in (5, 0, 900):
         two[index + 1]
-        np.testing.assert_array_equal(one[index].raw, two[index].raw)
-        np.testing.assert_array_equal(one[index].targets, two[index].targets)
-    assert (one[0].raw != one[1].raw).any()
-    assert (one[0].raw != source(augment=augmented, seed=4)[0].raw).any()
+        np.testing.assert_array_equal(one[index]["raw"], two[index]["raw"])
+        np.testing.assert_array_equal(one[index]["targets"], two[index]["targets"])
+    assert (one[0]["raw"] != one[1]["raw"]).any()
+    assert (one[0]["raw"] != source(augment=augmented, seed=4)[0]["raw"]).any()
 
 
 def test_sample_shapes_and_targets_without_augmentation():
     sample = source()[0]
-    assert sample.raw.shape == (1, 4, 12, 16) and sample.raw.dtype == np.float32
-    labels = (np.rint(sample.raw[0] * 255).astype(np.uint8) // 16).astype(np.uint64)
+    assert sample["raw"].shape == (1, 4, 12, 16) and sample["raw"].dtype == np.float32
+    labels = (np.rint(sample["raw"][0] * 255).astype(np.uint8) // 16).astype(np.uint64)
     targets, mask = affinities.from_labels(labels, NEAREST)
-    np.testing.assert_array_equal(sample.targets, targets)
-    np.testing.assert_array_equal(sample.mask, mask)
+    np.testing.assert_array_equal(sample["targets"], targets)
+    np.testing.assert_array_equal(sample["mask"], mask)
+
+
+def test_targets_of_a_smaller_output_are_those_of_the_middle():
+    augmented = Augment(**dict.fromkeys(Augment().model_dump(), 0.5))
+    whole, middle = source(augment=augmented), source(augment=augmented, output=(2, 8, 6))
+    for index in range(3):
+        np.testing.assert_array_equal(middle[index]["raw"], whole[index]["raw"])
+        for name in ("targets", "mask"):
+            np.testing.assert_array_equal(middle[index][name], whole[index][name][:, 1:3, 2:10, 5:11])
+    assert source(output=(2, 8, 6))[0]["mask"].all()  # every partner is inside the crop
 
 
 def test_crops_turned_in_a_narrow_volume_stay_inside():
     turned = source([labelled(shape=(4, 12, 40))], crop=(4, 12, 16), augment=Augment(rotate=1.0))
-    assert all(turned[i].raw.shape == (1, 4, 12, 16) for i in range(10))
+    assert all(turned[i]["raw"].shape == (1, 4, 12, 16) for i in range(10))
 
 
 def test_volumes_are_drawn_by_their_size():
     dark, bright = labelled("dark", (4, 12, 16)), labelled("bright", (12, 12, 16))
     dark.raw[:], bright.raw[:] = 0, 255
-    drawn = [source([dark, bright])[i].raw.max() for i in range(400)]
+    drawn = [source([dark, bright])[i]["raw"].max() for i in range(400)]
     assert np.mean(drawn) == pytest.approx(0.75, abs=0.07)
 
 
@@ -63,7 +73,7 @@ def test_only_the_sections_of_the_range_are_used():
     volume = labelled(first=3)
     volume.raw[:3], volume.raw[3:] = 0, 200
     for volumes in ([volume], crops.cached([volume])):
-        assert all(source(volumes)[i].raw.min() == np.float32(200) / 255 for i in range(20))
+        assert all(source(volumes)[i]["raw"].min() == np.float32(200) / 255 for i in range(20))
 
 
 def test_a_crop_larger_than_its_volume_names_both():
@@ -73,8 +83,8 @@ def test_a_crop_larger_than_its_volume_names_both():
 
 def test_a_validation_volume_smaller_than_the_crop_is_mirrored():
     sample = source(crop=(4, 12, 50), must_fit=False)[0]
-    assert sample.raw.shape == (1, 4, 12, 50)
-    np.testing.assert_array_equal(sample.raw[..., 40:], sample.raw[..., 40:30:-1])
+    assert sample["raw"].shape == (1, 4, 12, 50)
+    np.testing.assert_array_equal(sample["raw"][..., 40:], sample["raw"][..., 40:30:-1])
 
 
 @pytest.mark.parametrize("length", [1, 5, 16, 23, 24, 25, 125])

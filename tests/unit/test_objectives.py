@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from tokenunify.config import Finetune
 from tokenunify.learning import objectives as o
 
 
@@ -68,7 +69,8 @@ def test_mask_hides_targets_from_every_loss(batch):
     for loss in ("mse", "weighted_mse", "bce"):
         options = {"loss": loss, "max_weight": 20.0, "balance": "joint"}
         a, b = (
-            o.affinity_loss(logits, torch.from_numpy(t), torch.from_numpy(mask), **options) for t in (targets, hidden)
+            o.affinity_loss(logits, torch.from_numpy(t), torch.from_numpy(mask), Finetune(**options))
+            for t in (targets, hidden)
         )
         assert a.item() == b.item()
 
@@ -84,7 +86,7 @@ def test_bce_and_mse_match_their_formulas(batch):
 def test_nothing_known_costs_nothing():
     targets = torch.zeros(1, 3, 2, 2, 2)
     logits = torch.ones_like(targets, requires_grad=True)
-    loss = o.affinity_loss(logits, targets, targets.bool(), loss="weighted_mse", max_weight=20.0, balance="joint")
+    loss = o.affinity_loss(logits, targets, targets.bool(), Finetune())
     loss.backward()
     assert loss.item() == 0 and not logits.grad.any()
 

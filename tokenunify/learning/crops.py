@@ -9,7 +9,7 @@ import numpy as np
 from tokenunify import affinities, arrays
 from tokenunify.config import Augment
 from tokenunify.errors import InputError
-from tokenunify.geometry import Coordinate
+from tokenunify.geometry import Coordinate, centre
 from tokenunify.learning import augment
 
 CACHE_BYTES = 2**31  # volumes are held in memory up to this size together, larger ones are read crop by crop
@@ -61,13 +61,11 @@ def cached(volumes: Sequence[Labelled]) -> list[Labelled]:
     return result
 
 
-@dataclass(frozen=True)
-class Sample:
-    """One training example: raw (1, z, y, x) float32 in [0, 1]; targets and mask (c, z, y, x), float32 and bool."""
+Sample = dict[str, np.ndarray]
+"""One training example: raw (1, z, y, x) float32 in [0, 1]; targets and mask (c, z, y, x), float32 and bool.
 
-    raw: np.ndarray
-    targets: np.ndarray
-    mask: np.ndarray
+Where the network's output is smaller than the crop, targets and mask are those of the middle of the raw.
+"""
 
 
 @dataclass(frozen=True)
@@ -81,6 +79,8 @@ class Crops:
     augment: Augment | None
     """None: crops as they are."""
     seed: int
+    output: Coordinate | None = None
+    """Extent of targets and mask, in the middle of the crop; None: all of it."""
     must_fit: bool = True
     """Refuse a crop that is larger than its volume; else the volume is mirrored at its faces."""
 
@@ -99,7 +99,7 @@ class Crops:
         volume = self.volumes[rng.choice(len(sizes), p=sizes / sizes.sum())]
         for _ in range(ATTEMPTS):
             sample = self._draw(rng, volume)
-            if sample.mask.any():
+            if sample["mask"].any():
                 break
         return sample
 
@@ -115,7 +115,8 @@ class Crops:
             raw, labels = augment.deform(rng, self.augment, raw, labels, v.voxel_size_nm)
             raw = augment.degrade(rng, self.augment, raw, v.voxel_size_nm)
         targets, mask = affinities.targets(labels, self.offsets, v.zero, erode=self.erode)
-        return Sample(np.ascontiguousarray(raw, np.float32)[None], targets, mask)
+        middle = (slice(None), *centre(self.crop, self.output or self.crop))
+        return {"raw": np.ascontiguousarray(raw, np.float32)[None], "targets": targets[middle], "mask": mask[middle]}
 
 
 NO_AUGMENTATION = Augment(**dict.fromkeys(Augment.model_fields, 0.0))

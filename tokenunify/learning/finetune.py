@@ -2,7 +2,6 @@
 
 import logging
 from contextlib import nullcontext
-from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -11,12 +10,14 @@ from lightning_fabric import Fabric
 
 from tokenunify import arrays, blockwise, manifest
 from tokenunify.learning import checkpoint, crops, loop, networks, objectives
+from tokenunify.learning.networks.base import output_extent
 from tokenunify.stages import Finetune
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_SEED = 0
 """The validation crops are the same for every model and seed."""
+COLUMNS = ("step", "loss", "validation_loss", "learning_rate", "seconds")
 
 
 def run(
@@ -44,7 +45,8 @@ def run(
     with blockwise.lock(folder / "locks", range(1)) if fabric.is_global_zero else nullcontext():
         fabric.barrier()
         training = make_training(section, fabric, folder, seed)
-        loop.fit(training, samples, fixed, seed=seed, threads=1 if fabric.device.type == "cpu" else threads)
+        workers = 1 if fabric.device.type == "cpu" else threads
+        loop.fit(training, samples, fixed, seed=seed, threads=workers, columns=COLUMNS)
         if fabric.is_global_zero:
             write(section, training, output, seed=seed, inputs=inputs)
 
@@ -55,19 +57,21 @@ def training_samples(section: Finetune, train: list[Path], seed: int) -> crops.C
         crops.open_labelled(arrays.open_volume(path), sections)
         for path, sections in zip(train, section.sections, strict=True)
     ]
+    output = output_extent(section.network, section.crop)
     return crops.Crops(
-        crops.cached(volumes), section.crop, section.offsets, section.erode_labels, section.augment, seed
+        crops.cached(volumes), section.crop, section.offsets, section.erode_labels, section.augment, seed, output
     )
 
 
-def validation_samples(section: Finetune, validation: list[Path]) -> list[crops.Sample]:
+def validation_samples(section: Finetune, validation: list[Path]) -> list[dict]:
     """The fixed crops of the validation volumes; none without such volumes."""
     volumes = [crops.open_labelled(arrays.open_volume(path)) for path in validation]
     if not volumes:
         logger.warning("no validation volumes: the last weights are kept, whatever finetune.checkpoint says")
         return []
+    output = output_extent(section.network, section.crop)
     source = crops.Crops(
-        volumes, section.crop, section.offsets, section.erode_labels, None, VALIDATION_SEED, must_fit=False
+        volumes, section.crop, section.offsets, section.erode_labels, None, VALIDATION_SEED, output, must_fit=False
     )
     return [source[index] for index in range(section.validation_crops)]
 
@@ -76,23 +80,20 @@ def make_training(section: Finetune, fabric: Fabric, folder: Path, seed: int) ->
     """The network, initialised from the seed or resumed from the folder's state."""
     torch.manual_seed(seed)
     network = networks.build(section.network.model_dump(mode="json"), section.offsets)
-    objective = partial(
-        objectives.affinity_loss, loss=section.loss, max_weight=section.max_weight, balance=section.balance
-    )
-    return loop.Training(fabric, network, objective, section, folder)
+    return loop.Training(fabric, objectives.AffinityTask(network, section), section, folder, stage="finetune")
 
 
 def write(section: Finetune, training: loop.Training, output: Path, *, seed: int, inputs: dict[str, str]) -> None:
     """Hand on weights, transfer table and log; the manifest last."""
     weights = output.with_name(checkpoint.WEIGHTS)
     checkpoint.save_weights(weights, training.weights())
-    manifest.write_text(output.with_name("transfer.csv"), checkpoint.transfer_table(training.module))
+    manifest.write_text(output.with_name("transfer.csv"), checkpoint.transfer_table(training.task.network))
     manifest.write_text(output.with_name("log.csv"), (training.folder / "log.csv").read_text())
     progress = training.progress
     content = {
         "weights": manifest.file_sha256(weights),
         "network": section.network.model_dump(mode="json"),
-        "parameters": sum(p.numel() for p in training.module.parameters()),
+        "parameters": sum(p.numel() for p in training.task.network.parameters()),
         "finetune": section.model_dump(mode="json", exclude={"network"}),
         "seed": seed,
         "pretraining": "none",

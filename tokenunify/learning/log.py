@@ -1,21 +1,22 @@
 """The log of a training: log.csv and TensorBoard."""
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
-COLUMNS = ("step", "loss", "validation_loss", "learning_rate", "seconds")
+NOT_DRAWN = ("step", "seconds")
 
 
 class Log:
     """log.csv and TensorBoard, cut back to the step from which a run resumes."""
 
-    def __init__(self, folder: Path, step: int):
-        self.path = folder / "log.csv"
+    def __init__(self, folder: Path, step: int, columns: Sequence[str]):
+        self.path, self.columns = folder / "log.csv", columns
         kept = [row for row in self._rows() if int(row["step"]) <= step]
         with open(self.path, "w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
         self.board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
@@ -27,9 +28,9 @@ class Log:
             return [row for row in csv.DictReader(file) if None not in row.values()]
 
     def write(self, row: dict) -> None:
-        """Append a row; empty values are left out of TensorBoard."""
+        """Append the columns that the row has; TensorBoard gets the numbers."""
         with open(self.path, "a", newline="") as file:
-            csv.DictWriter(file, COLUMNS).writerow(row)
-        for name in COLUMNS[1:4]:
-            if row[name] != "":
+            csv.DictWriter(file, self.columns, extrasaction="ignore").writerow(row)
+        for name in self.columns:
+            if name not in NOT_DRAWN and isinstance(row.get(name), float):
                 self.board.add_scalar(name, row[name], row["step"])

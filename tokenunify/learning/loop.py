@@ -5,11 +5,11 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,23 +22,37 @@ from tqdm import tqdm
 from tokenunify import config as c
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint
-from tokenunify.learning.crops import Sample
 from tokenunify.learning.log import Log
+from tokenunify.learning.networks.base import Network
 
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 10
 
-Batch = tuple[Tensor, Tensor, Tensor]
-"""raw (b, 1, z, y, x), targets (b, c, z, y, x), mask (b, c, z, y, x)"""
-Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""The loss from logits, targets and mask."""
+Batch = dict[str, Any]
+"""Samples stacked by name: tensors (b, ...), and what all samples of a batch share as it is."""
 
 
 class Samples(Protocol):
-    """Anything whose i-th sample is a function of i."""
+    """Anything whose i-th sample, values by name, is a function of i."""
 
-    def __getitem__(self, index: int) -> Sample: ...
+    def __getitem__(self, index: int) -> Mapping[str, Any]: ...
+
+
+class Task(nn.Module):
+    """A network and what it is trained for."""
+
+    network: Network
+    weights: Mapping[str, float]
+    """Of each loss in their sum."""
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        """Losses by name, each a mean over the targets of this share of the batch; other names are only logged."""
+        raise NotImplementedError
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        """Number of targets behind each loss: means of the shares of a batch are weighed by it."""
+        raise NotImplementedError
 
 
 @dataclass
@@ -50,8 +64,8 @@ class Progress:
     best_step: int = 0
     seconds: float = 0.0
     attempts: int = 0
-    losses: list[float] = field(default_factory=list)
-    """Of the steps since the last row of the log."""
+    logged: dict[str, list[float]] = field(default_factory=dict)
+    """Losses of the steps since the last row of the log."""
 
 
 def make_fabric(device: str, precision: str, *, batch_size: int, threads: int) -> Fabric:
@@ -92,28 +106,36 @@ def make_optimizer(module: nn.Module, config: c.Finetune) -> torch.optim.AdamW:
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
 
 
-def batches(samples: Samples, batch_size: int, steps: range, *, threads: int, rank: int, world: int) -> Iterator[Batch]:
-    """This rank's share of the batch of every step, made in background threads, in order."""
+def steps(
+    samples: Samples, config: c.Finetune, numbers: range, fabric: Fabric, *, threads: int
+) -> Iterator[list[Batch]]:
+    """This rank's batches of every step, made in background threads, in order.
 
-    def make(step: int) -> Batch:
-        share = range(step * batch_size + rank, (step + 1) * batch_size, world)
-        return collate([samples[index] for index in share])
+    The batch_size samples of a step are dealt out to the ranks, and each rank's share to `accumulate` batches.
+    """
+
+    def make(step: int) -> list[Batch]:
+        first = step * config.batch_size
+        share = range(first + fabric.global_rank, first + config.batch_size, fabric.world_size)
+        pieces = [share[number :: config.accumulate] for number in range(config.accumulate)]
+        return [collate([samples[index] for index in piece]) for piece in pieces if piece]
 
     with ThreadPoolExecutor(threads) as pool:
-        pending = deque(pool.submit(make, step) for step in steps[: threads + 1])
-        for step in steps:
-            batch = pending.popleft().result()
-            if step + threads + 1 < steps.stop:
+        pending = deque(pool.submit(make, step) for step in numbers[: threads + 1])
+        for step in numbers:
+            batches = pending.popleft().result()
+            if step + threads + 1 < numbers.stop:
                 pending.append(pool.submit(make, step + threads + 1))
-            yield batch
+            yield batches
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Stack samples."""
-    raw, targets, mask = (
-        torch.from_numpy(np.stack([getattr(sample, name) for sample in samples])) for name in ("raw", "targets", "mask")
-    )
-    return raw, targets, mask
+def collate(samples: Sequence[Mapping[str, Any]]) -> Batch:
+    """Stack the samples' arrays and numbers; a text is the same in all of them."""
+    first = samples[0]
+    return {
+        name: value if isinstance(value, str) else torch.from_numpy(np.stack([sample[name] for sample in samples]))
+        for name, value in first.items()
+    }
 
 
 def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
@@ -123,25 +145,14 @@ def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
             a.lerp_(b, 1 - decay) if a.is_floating_point() else a.copy_(b)
 
 
-class Logits(nn.Module):
-    """A network as it is trained: its log-odds are what a call gives, since Fabric sees to precision in calls only."""
-
-    def __init__(self, network: nn.Module):
-        super().__init__()
-        self.network = network
-
-    def forward(self, raw: Tensor) -> Tensor:
-        return self.network.logits(raw)
-
-
 class Training:
-    """A network in training, with everything that its state on disk holds."""
+    """A task in training, with everything that its state on disk holds."""
 
-    def __init__(self, fabric: Fabric, module: nn.Module, objective: Objective, config: c.Finetune, folder: Path):
-        self.fabric, self.config, self.folder, self.objective = fabric, config, folder, objective
-        self.module = module.to(memory_format=torch.channels_last_3d)  # the layout that low precision is fast in
-        self.logits, self.optimizer = fabric.setup(Logits(module), make_optimizer(module, config))
-        self.average = copy.deepcopy(module) if config.ema else None
+    def __init__(self, fabric: Fabric, task: Task, config: c.Finetune, folder: Path, *, stage: str):
+        self.fabric, self.config, self.folder, self.stage = fabric, config, folder, stage
+        self.task = task.to(memory_format=torch.channels_last_3d)  # the layout that low precision is fast in
+        self.wrapped, self.optimizer = fabric.setup(task, make_optimizer(task, config))
+        self.average = copy.deepcopy(task) if config.ema else None
         self.progress = Progress()
         if (folder / "last.ckpt").exists():
             self._restore(checkpoint.load_state(folder / "last.ckpt"))
@@ -149,63 +160,87 @@ class Training:
         self.started = time.monotonic() - self.progress.seconds
 
     @property
-    def current(self) -> nn.Module:
+    def current(self) -> Task:
         """The weights that are validated and saved: the running average, where there is one."""
-        return self.module if self.average is None else self.average
+        return self.task if self.average is None else self.average
 
-    def step(self, batch: Batch, seed: int) -> None:
-        """One step of the optimiser."""
+    def step(self, batches: Sequence[Batch], seed: int) -> None:
+        """One step of the optimiser, over the batches of which this rank's share is made."""
         torch.manual_seed(seed << 32 | self.progress.step)  # a network's own chance is a function of seed and step
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.progress.step, self.config)
-        raw, targets, mask = self.fabric.to_device(batch)
-        loss = self.objective(self.logits(raw), targets, mask)
-        mean_loss = self.fabric.all_reduce(loss.detach()).item()  # of all ranks, which then all stop, or none
-        self._check_finite(mean_loss)
-        self.fabric.backward(loss)
+        totals = self._totals(batches)
+        values: dict[str, Tensor] = {}
+        for number, batch in enumerate(batches):
+            with self.fabric.no_backward_sync(self.wrapped, enabled=number < len(batches) - 1):
+                losses = self._share(self.wrapped(self.fabric.to_device(batch)), batch, totals)
+                self.fabric.backward(losses["loss"])
+            for name, value in losses.items():
+                values[name] = values.get(name, 0) + value.detach()
+        self._record(values)
         if self.config.clip_norm is not None:
-            self.fabric.clip_gradients(self.logits, self.optimizer, max_norm=self.config.clip_norm)
+            self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.config.clip_norm)
         self.optimizer.step()
         self.optimizer.zero_grad()
         self.progress.step += 1
-        self.progress.losses.append(mean_loss)
         if self.average is not None:
             done = self.progress.step
-            update_average(self.average, self.module, min(self.config.ema, (1 + done) / (10 + done)))
+            update_average(self.average, self.task, min(self.config.ema, (1 + done) / (10 + done)))
 
-    def _check_finite(self, loss: float) -> None:
-        if not math.isfinite(loss):
+    def _totals(self, batches: Sequence[Batch]) -> dict[str, float]:
+        """Number of targets of each loss in the whole step, over all ranks."""
+        counts = [self.task.counts(batch) for batch in batches]
+        names = list(counts[0])
+        local = torch.tensor([[count[name] for name in names] for count in counts], dtype=torch.float64).sum(0)
+        everywhere = self.fabric.all_reduce(self.fabric.to_device(local), reduce_op="sum")
+        return dict(zip(names, everywhere.tolist(), strict=True))
+
+    def _share(self, means: dict[str, Tensor], batch: Batch, totals: dict[str, float]) -> dict[str, Tensor]:
+        """A batch's part of every loss, and of their weighted sum, such that ranks average to the step's true mean."""
+        counts, world = self.task.counts(batch), self.fabric.world_size
+        parts = {name: means[name] * (counts[name] * world / max(1.0, totals[name])) for name in means}
+        weights = self.task.weights
+        return {"loss": sum(weights[name] * part for name, part in parts.items() if name in weights), **parts}
+
+    def _record(self, values: dict[str, Tensor]) -> None:
+        """Note the step's losses; no step is taken on a loss that is not finite."""
+        names = list(values)
+        stacked = torch.stack([values[name].double() for name in names])
+        means = dict(zip(names, self.fabric.all_reduce(stacked).tolist(), strict=True))
+        if not math.isfinite(means["loss"]):  # on all ranks alike: all stop, or none
             raise InputError(
-                f"the loss became {loss} at step {self.progress.step + 1}: lower finetune.learning_rate, lengthen "
-                "finetune.warmup_steps, set finetune.clip_norm, or use precision 32-true"
+                f"the loss became {means['loss']} at step {self.progress.step + 1}: lower {self.stage}.learning_rate, "
+                f"lengthen {self.stage}.warmup_steps, set {self.stage}.clip_norm, or use precision 32-true"
             )
+        for name, value in means.items():
+            self.progress.logged.setdefault(name, []).append(value)
 
     @torch.no_grad()
-    def validate(self, samples: Sequence[Sample]) -> float:
-        """Mean loss over fixed crops; the weights are kept if they are the best so far."""
+    def validate(self, samples: Sequence[Mapping[str, Any]]) -> float:
+        """Mean loss over fixed samples; the weights are kept if they are the best so far."""
         self.current.eval()
         with self.fabric.autocast():
-            losses = [self._loss(self.fabric.to_device(collate([sample]))) for sample in samples]
+            losses = [self._loss(collate([sample])) for sample in samples]
         self.current.train()
         mean = sum(losses) / len(losses)
         if mean < self.progress.best:
             self.progress.best, self.progress.best_step = mean, self.progress.step
             if self.fabric.is_global_zero:
-                checkpoint.save_weights(self._best(), self.current.state_dict())
+                checkpoint.save_weights(self._best(), self.current.network.state_dict())
         return mean
 
     def _best(self) -> Path:
         return self.folder / f"best-{self.progress.best_step}.safetensors"
 
     def _loss(self, batch: Batch) -> float:
-        raw, targets, mask = batch
-        return self.objective(self.current.logits(raw).float(), targets, mask).item()
+        losses = self.current(self.fabric.to_device(batch))
+        return sum(weight * losses[name].item() for name, weight in self.task.weights.items())
 
     def save(self) -> None:
         """Write the state from which a rerun goes on."""
         self.progress.seconds = time.monotonic() - self.started
         state = {
-            "module": self.module.state_dict(),
+            "task": self.task.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
             "optimizer": self.optimizer.state_dict(),
             "precision": self.fabric.strategy.precision.state_dict(),
@@ -217,7 +252,7 @@ class Training:
                 path.unlink()
 
     def _restore(self, state: dict) -> None:
-        self.module.load_state_dict(state["module"])
+        self.task.load_state_dict(state["task"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.optimizer.load_state_dict(state["optimizer"])
@@ -226,45 +261,54 @@ class Training:
         logger.info("resuming behind step %d", self.progress.step)
 
     def weights(self) -> dict[str, Tensor]:
-        """The weights to hand on, as the config's `checkpoint` says; without validation the last."""
-        if self.config.checkpoint == "best" and math.isfinite(self.progress.best):
+        """The network's weights to hand on: the best where validation chose some and the config wants them."""
+        if math.isfinite(self.progress.best) and self.config.checkpoint == "best":
             return load_file(self._best())
-        return self.current.state_dict()
+        return self.current.network.state_dict()
 
 
-def fit(training: Training, samples: Samples, validation: Sequence[Sample], *, seed: int, threads: int) -> None:
-    """Train to the last step, validating, logging and saving on the way."""
+def fit(
+    training: Training,
+    samples: Samples,
+    validation: Sequence[Mapping[str, Any]],
+    *,
+    seed: int,
+    threads: int,
+    columns: Sequence[str],
+    after_step: Callable[[], None] = lambda: None,
+) -> None:
+    """Train to the last step, validating, logging the columns and saving on the way."""
     fabric, config, progress = training.fabric, training.config, training.progress
-    log = Log(training.folder, progress.step) if fabric.is_global_zero else None
-    steps = range(progress.step, config.steps)
-    source = batches(
-        samples, config.batch_size, steps, threads=threads, rank=fabric.global_rank, world=fabric.world_size
-    )
-    training.module.train()
+    log = Log(training.folder, progress.step, columns) if fabric.is_global_zero else None
+    source = steps(samples, config, range(progress.step, config.steps), fabric, threads=threads)
+    training.task.train()
     bar = tqdm(source, initial=progress.step, total=config.steps, unit="step", mininterval=5, disable=log is None)
-    for batch in bar:
-        training.step(batch, seed)
+    for batches in bar:
+        training.step(batches, seed)
         last = progress.step == config.steps
-        due = last or progress.step % config.validate_every == 0
-        loss = training.validate(validation) if validation and due else ""
-        if last or loss != "" or progress.step % LOG_EVERY == 0:
-            row = _row(training, loss)
-            bar.set_postfix(loss=row["loss"], validation=loss, refresh=False)
+        due = bool(validation) and (last or progress.step % config.validate_every == 0)
+        loss = training.validate(validation) if due else ""
+        if last or due or progress.step % LOG_EVERY == 0:
+            row = _row(training, batches[0], loss)
+            bar.set_postfix(loss=row["loss"], refresh=False)
             if log is not None:
                 log.write(row)
+        after_step()
         if last or progress.step % config.checkpoint_every == 0:
             training.save()
     if log is not None:
         log.board.close()
 
 
-def _row(training: Training, validation_loss: float | str) -> dict:
+def _row(training: Training, batch: Batch, validation_loss: float | str) -> dict:
+    """What the log may hold of the last steps: means of what was logged, and the texts of the last batch."""
     progress = training.progress
-    mean = sum(progress.losses) / len(progress.losses)
-    progress.losses.clear()
+    means = {name: round(sum(values) / len(values), 6) for name, values in progress.logged.items()}
+    progress.logged.clear()
     return {
+        **{name: value for name, value in batch.items() if isinstance(value, str)},
+        **means,
         "step": progress.step,
-        "loss": round(mean, 6),
         "validation_loss": round(validation_loss, 6) if validation_loss != "" else "",
         "learning_rate": training.optimizer.param_groups[0]["lr"],
         "seconds": round(time.monotonic() - training.started, 2),

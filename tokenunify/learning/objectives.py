@@ -1,14 +1,16 @@
-"""Losses on affinities; every one is told by a mask where the target is known.
+"""Fine-tuning's task, and its losses; every one is told by a mask where the target is known.
 
 Shapes: (b, c, z, y, x), or (c, z, y, x) for one crop.
 """
-
-from typing import Literal
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from tokenunify.config import Finetune
+from tokenunify.learning.loop import Batch, Task
+from tokenunify.learning.networks.base import Network
 
 Array = Tensor | np.ndarray
 LOWEST, HIGHEST = 0.05, 0.99
@@ -53,22 +55,31 @@ def bce(logits: Array, targets: Array, mask: Array | None = None) -> Tensor:
     return _masked_mean(F.binary_cross_entropy_with_logits(_float(logits), _float(targets), reduction="none"), mask)
 
 
-def affinity_loss(
-    logits: Tensor,
-    targets: Tensor,
-    mask: Tensor,
-    *,
-    loss: Literal["mse", "weighted_mse", "bce"],
-    max_weight: float,
-    balance: str,
-) -> Tensor:
-    """The loss that fine-tuning minimises, from the network's logits."""
-    if loss == "bce":
+class AffinityTask(Task):
+    """A network that learns affinities: batches hold raw (b, 1, z, y, x), targets and mask (b, c, z, y, x)."""
+
+    def __init__(self, network: Network, config: Finetune):
+        super().__init__()
+        self.network, self.config = network, config
+        self.weights = {"affinities": 1.0}
+
+    def forward(self, batch: Batch) -> dict[str, Tensor]:
+        logits = self.network.logits(batch["raw"])
+        return {"affinities": affinity_loss(logits, batch["targets"], batch["mask"], self.config)}
+
+    def counts(self, batch: Batch) -> dict[str, float]:
+        return {"affinities": batch["mask"].sum().item()}
+
+
+def affinity_loss(logits: Tensor, targets: Tensor, mask: Tensor, config: Finetune) -> Tensor:
+    """The configured loss, from the network's logits."""
+    if config.loss == "bce":
         return bce(logits, targets, mask)
     affinities = torch.sigmoid(logits.float())
-    if loss == "mse":
+    if config.loss == "mse":
         return mse(affinities, targets, mask)
-    return weighted_mse(affinities, targets, class_weights(targets, mask, max_weight=max_weight, balance=balance), mask)
+    weights = class_weights(targets, mask, max_weight=config.max_weight, balance=config.balance)
+    return weighted_mse(affinities, targets, weights, mask)
 
 
 def _masked_mean(values: Tensor, mask: Array | None) -> Tensor:
