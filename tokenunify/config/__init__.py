@@ -15,6 +15,7 @@ from tokenunify.config.learning import NEAREST, Augment, Finetune, Predict
 from tokenunify.config.networks import (
     NETWORKS,
     Architecture,
+    EMmamba,
     Mala,
     Network,
     Pea,
@@ -47,6 +48,7 @@ __all__ = [
     "Config",
     "Count",
     "Dataset",
+    "EMmamba",
     "Evaluation",
     "FileSource",
     "Finetune",

@@ -8,7 +8,7 @@ z y x the extent of the map, whose tokens stand in raster order: x fastest, z sl
     sum of the three orders, times silu(gate) -> out_proj -> (b, l, c)
 
 Orders are forward, backward and by slices: the first token of each slice, then the second of each, and so on. The
-modules carry the names of the published weights: conv1d, x_proj, dt_proj, A_log and D, with _b and _s for the other two.
+names are those of the published weights: conv1d, x_proj, dt_proj, A_log and D, with _b and _s for the other orders.
 """
 
 import math
@@ -105,28 +105,3 @@ def initialise_steps(projection: nn.Linear) -> None:
     with torch.no_grad():
         step = torch.empty_like(projection.bias).uniform_(math.log(LEAST_STEP), math.log(MOST_STEP)).exp()
         projection.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
-
-
-RELEASED = {"d_model": None, "d_state": 16, "d_conv": 4, "expand": 2, "dt_rank": "auto", "nslices": 5}
-"""Constructor keys of the published weights' class with their defaults."""
-
-
-def from_released(keys: dict) -> Mamba:
-    """The block that the published class builds from these constructor keys; its weights load by name."""
-    given = dict(keys)
-    for key, expected in (("cls", "Mamba"), ("bimamba_type", "v3")):
-        if given.pop(key, expected) != expected:
-            raise InputError(f"network.{key}: expected {expected}, found {keys[key]!r}; correct it")
-    if unknown := [key for key in given if key not in RELEASED]:
-        raise InputError(f"network.{unknown[0]}: expected a key among {sorted(RELEASED)}; correct or remove it")
-    if "d_model" not in given:
-        raise InputError("network.d_model: this key is required and was not found; add it")
-    values = RELEASED | given
-    return Mamba(
-        values["d_model"],
-        num_states=values["d_state"],
-        kernel=values["d_conv"],
-        expand=values["expand"],
-        rank=None if values["dt_rank"] == "auto" else values["dt_rank"],
-        slices=values["nslices"],
-    )

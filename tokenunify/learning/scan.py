@@ -88,8 +88,8 @@ def _choose(backend: str, variable: str, device: str) -> str:
     if asked == "cuda" and not importlib.util.find_spec("mamba_ssm"):
         raise InputError(f"{name}: cuda needs the package mamba-ssm, which is not installed; install tokenunify[gpu]")
     if asked == "auto":
-        kernel = device == "cpu" or (device == "cuda" and importlib.util.find_spec("mamba_ssm"))
-        asked = device if kernel else "loop"
+        kernels = {"cpu": "cpu", "meta": "cpu"} | ({"cuda": "cuda"} if importlib.util.find_spec("mamba_ssm") else {})
+        asked = kernels.get(device, "loop")
     logger.info("selective scan of %s tensors: backend %s", device, asked)
     return asked
 

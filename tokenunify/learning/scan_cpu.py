@@ -264,6 +264,8 @@ def _pool(process: int, threads: int) -> ThreadPoolExecutor:
 
 def _run(function: Callable, softplus: bool, *arguments: Sequence[Tensor]) -> None:
     """Call a kernel for every group and sample of its arguments (group, sample, ...), in as many threads as torch."""
+    if arguments[0][0].is_meta:  # no values: the shapes are what was asked for
+        return
     kernel = _kernel(function, arguments[0][0].dtype)
     items = [item for group in zip(*arguments, strict=True) for item in zip(*(x.numpy() for x in group), strict=True)]
     threads = torch.get_num_threads()

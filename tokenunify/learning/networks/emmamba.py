@@ -10,15 +10,19 @@ The modules carry the names of the published weights. Instance normalisation has
 running statistics.
 """
 
+from typing import ClassVar
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenunify.config import EMmamba as Config
+from tokenunify.config import validate
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
 from tokenunify.learning.mamba import Mamba
 from tokenunify.learning.networks.base import Network
 from tokenunify.learning.networks.blocks import ResBlock, UpBlock, convolution, named
+from tokenunify.learning.networks.released import check_keys
 
 
 class Gsc(nn.Module):
@@ -100,12 +104,11 @@ class EMmamba(Network):
     """The whole network."""
 
     HEAD = ("out.",)
-    PARTS = {  # noqa: RUF012
+    PARTS: ClassVar = {
         "mamba": ("vit.stages.",),
         "encoder": ("vit.downsample_layers.", "vit.gscs.", "vit.mlps.", "encoder"),
         "decoder": ("decoder",),
     }
-    """Prefixes of the names of the parts that fine-tuning can train alone."""
 
     def __init__(self, config: Config, out_channels: int, in_channels: int = 1):
         super().__init__(config)
@@ -133,29 +136,26 @@ class EMmamba(Network):
         return self.out(features)
 
 
-RELEASED = {
-    "in_chans": 1,
-    "out_chans": 3,
-    "depths": Config().depths,
-    "feat_size": Config().features,
-    "hidden_size": Config().hidden,
-    "kernel_size": Config().kernel,
-}
-"""Constructor keys of the published weights' class with their defaults."""
+KEYS = {"feat_size": "features", "hidden_size": "hidden", "depths": "depths", "kernel_size": "kernel"}
+"""Constructor keys of the published class that are keys of the description."""
 
 
 def from_released(keys: dict) -> EMmamba:
     """The network that the published class builds from these constructor keys; its weights load by name."""
-    given = dict(keys)
-    if given.pop("cls", "SegMamba") != "SegMamba":
-        raise InputError(f"network.cls: expected SegMamba, found {keys['cls']!r}; correct it")
-    if unknown := [key for key in given if key not in RELEASED]:
-        raise InputError(f"network.{unknown[0]}: expected a key among {sorted(RELEASED)}; correct or remove it")
-    values = RELEASED | given
-    config = Config(
-        features=tuple(values["feat_size"]),
-        hidden=values["hidden_size"],
-        depths=tuple(values["depths"]),
-        kernel=tuple(values["kernel_size"]),
-    )
-    return EMmamba(config, values["out_chans"], values["in_chans"])
+    check_keys(keys, {"cls": ("SegMamba",)}, free=("in_chans", "out_chans", *KEYS))
+    config = validate(Config, {KEYS[key]: value for key, value in keys.items() if key in KEYS}, "network")
+    return EMmamba(config, keys.get("out_chans", 3), keys.get("in_chans", 1))
+
+
+BLOCK_KEYS = {"d_state": "num_states", "d_conv": "kernel", "expand": "expand", "nslices": "slices"}
+"""Constructor keys of the published class that are arguments of the block."""
+
+
+def block_from_released(keys: dict) -> Mamba:
+    """The block that the published class builds from these constructor keys; its weights load by name."""
+    check_keys(keys, {"cls": ("Mamba",), "bimamba_type": ("v3",)}, free=("d_model", "dt_rank", *BLOCK_KEYS))
+    if "d_model" not in keys:
+        raise InputError("network.d_model: this key is required and was not found; add it")
+    rank = keys.get("dt_rank", "auto")
+    arguments = {BLOCK_KEYS[key]: value for key, value in keys.items() if key in BLOCK_KEYS}
+    return Mamba(keys["d_model"], rank=None if rank == "auto" else rank, **arguments)
