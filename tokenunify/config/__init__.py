@@ -13,6 +13,7 @@ from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict, Voxe
 from tokenunify.config.data import Dataset, FileSource, Phantom, RoiConfig, Source, Storage, Volume
 from tokenunify.config.learning import NEAREST, Augment, Finetune, Predict
 from tokenunify.config.networks import NETWORKS, Architecture, Network, Superhuman
+from tokenunify.config.pretraining import Pretraining, Relevance, Resampler
 from tokenunify.config.segmentation import (
     BASELINE,
     Baseline,

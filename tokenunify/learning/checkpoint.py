@@ -2,7 +2,6 @@
 
 import csv
 import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,12 +22,12 @@ WEIGHTS = "weights.safetensors"
 def save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
     """Replace a safetensors file in one step."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    _replace(path, lambda temporary: save_file(tensors, temporary))
+    manifest.replace(path, lambda temporary: save_file(tensors, temporary))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Replace a training state (tensors, numbers, strings and containers of them) in one step."""
-    _replace(path, lambda temporary: torch.save(state, temporary))
+    manifest.replace(path, lambda temporary: torch.save(state, temporary))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -37,15 +36,6 @@ def load_state(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (RuntimeError, EOFError, ValueError) as error:
         raise InputError(f"{path} is damaged ({error}): delete {path.parent} and train again") from None
-
-
-def _replace(path: Path, write) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
 
 
 def rebuild(weights: Path) -> tuple[nn.Module, dict]:

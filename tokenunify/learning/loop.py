@@ -303,7 +303,7 @@ def fit(
 def _row(training: Training, batch: Batch, validation_loss: float | str) -> dict:
     """What the log may hold of the last steps: means of what was logged, and the texts of the last batch."""
     progress = training.progress
-    means = {name: round(sum(values) / len(values), 6) for name, values in progress.logged.items()}
+    means = {_column(training, n): round(sum(values) / len(values), 6) for n, values in progress.logged.items()}
     progress.logged.clear()
     return {
         **{name: value for name, value in batch.items() if isinstance(value, str)},
@@ -313,3 +313,8 @@ def _row(training: Training, batch: Batch, validation_loss: float | str) -> dict
         "learning_rate": training.optimizer.param_groups[0]["lr"],
         "seconds": round(time.monotonic() - training.started, 2),
     }
+
+
+def _column(training: Training, name: str) -> str:
+    """A loss of the task is told apart from their sum and from what is only logged."""
+    return f"loss_{name.replace('-', '_')}" if name in training.task.weights else name

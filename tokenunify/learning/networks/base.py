@@ -18,6 +18,8 @@ class Network(nn.Module):
     HEAD: tuple[str, ...]
     """Prefixes of the head's names in the state dict."""
     feature_channels: int
+    feature_stride: Coordinate = (1, 1, 1)
+    """Voxels of the output per voxel of the features."""
 
     def __init__(self, config: Architecture):
         super().__init__()

@@ -76,7 +76,7 @@ class UNet(Network):
     def __init__(self, config: Superhuman, out_channels: int):
         super().__init__(config)
         filters = config.filters
-        self.feature_channels = filters[0]
+        self.feature_channels, self.feature_stride = filters[0], config.embed_stride
         self.depth = len(filters) - 1
         self.embed_in = nn.Sequential(
             convolution(1, filters[0], config.embed_kernel, bias=True, stride=config.embed_stride), nn.ELU(inplace=True)
