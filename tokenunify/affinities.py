@@ -25,13 +25,13 @@ def from_labels(
     affinities = np.zeros((len(offsets), *labels.shape), np.float32)
     mask = np.zeros(affinities.shape, bool)
     for channel, offset in enumerate(offsets):
-        here, there = _pairs(offset, labels.shape)
+        here, there = pairs(offset, labels.shape)
         affinities[channel][here] = (labels[here] == labels[there]) & inside[here]
         mask[channel][here] = known[here] & known[there]
     return affinities, mask
 
 
-def _pairs(offset: Coordinate, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
+def pairs(offset: Coordinate, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Index of the voxels whose partner is inside the array, and index of the partners."""
     here = tuple(slice(max(0, -o), max(0, n - max(0, o))) for o, n in zip(offset, shape, strict=True))
     there = tuple(slice(max(0, o), max(0, n + min(0, o))) for o, n in zip(offset, shape, strict=True))

@@ -117,6 +117,8 @@ def parser() -> argparse.ArgumentParser:
     clean = _add(commands, "clean", "remove stores and training states that no manifest refers to")
     clean.add_argument("folders", type=Path, nargs="+", help="results, models, data: searched for stale stores")
     clean.add_argument("--dry-run", action="store_true", help="only list them")
+    table = _add(commands, "networks", "print a table of the networks: parameters, legal crops, cost of a crop")
+    table.add_argument("--config", type=Path, help="a configuration file: the networks of its models instead")
     _add(commands, "schema", "print the JSON schema of the configuration file")
     return top
 
@@ -153,6 +155,8 @@ def run(arguments: argparse.Namespace) -> None:
         sys.stdout.write(config.schema_text())
     elif arguments.command in ("prepare", "clean"):
         importlib.import_module(f"tokenunify.{arguments.command}").run(**given)
+    elif arguments.command == "networks":
+        importlib.import_module("tokenunify.learning.summary").run(**given)
     else:
         section, plain = stages.from_json(arguments.command, given.pop("config_json"))
         module = importlib.import_module(f"tokenunify.{COMMANDS[arguments.command].module}")
@@ -176,7 +180,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         logger.error("%s", _os_advice(error))
         return 1
-    if arguments.command not in ("schema", "clean"):
+    if arguments.command not in ("schema", "clean", "networks"):
         logger.info("%s finished in %.1f s", arguments.command, time.monotonic() - started)
     return 0
 

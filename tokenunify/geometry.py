@@ -72,6 +72,13 @@ class Blocks:
         return range(part * len(self) // num_parts, (part + 1) * len(self) // num_parts)
 
 
+def centre(shape: Coordinate, extent: Coordinate) -> tuple[slice, slice, slice]:
+    """Index of the box of that extent in the middle of an array of that shape."""
+    start = ((n - e) // 2 for n, e in zip(shape, extent, strict=True))
+    z, y, x = (slice(s, s + e) for s, e in zip(start, extent, strict=True))
+    return z, y, x
+
+
 def _coordinate(values) -> Coordinate:
     z, y, x = values
     return int(z), int(y), int(x)

@@ -131,7 +131,7 @@ class Plan:
     def predict(self, model: str) -> str:
         m = self._model(model)
         crop = m.predict.crop or m.finetune.crop
-        stride = m.predict.stride or tuple(max(1, n // 2) for n in crop)
+        stride = m.predict.stride or tuple(max(1, n // 2) for n in m.network.output_extent(crop))
         given = {**dict(m.predict), "crop": crop, "stride": stride}
         return stages.to_json("predict", stages.Predict(**given, **self._grid()))
 

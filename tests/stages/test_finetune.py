@@ -161,6 +161,33 @@ def test_options_run_to_the_end(volumes, tmp_path, options):
     assert all(torch.isfinite(t.float()).all() for t in load_file(output.with_name("weights.safetensors")).values())
 
 
+@pytest.mark.parametrize(
+    "network",
+    [
+        c.Pea(filters=(2, 3), embedding=4),
+        c.Unetr(patch=(4, 16, 4), feature=2, hidden=6, mlp=8, heads=1, layers=4),
+        c.ResUnet(filters=(2, 3), kernels=((1, 3, 3), (3, 3, 3)), poolings=((1, 2, 2),)),
+        c.Vit(patch=(2, 4, 5), hidden=12, mlp=9, heads=2, layers=1, feature=2),
+    ],
+    ids=lambda network: network.name,
+)
+def test_every_network_learns(volumes, tmp_path, network):
+    options = {"network": network, "steps": 60, "validate_every": 59, "loss": "mse", "learning_rate": 3e-3}
+    rows = log_of(train(volumes, tmp_path / "weights.json", section(**options)))
+    losses = [float(row["loss"]) for row in rows]
+    assert losses[-1] < losses[0]
+
+
+def test_valid_convolutions_learn_the_middle_of_a_crop(tmp_path):
+    """The smallest crop of MALA: targets of 1 x 2 x 2 voxels."""
+    raw = {name: write_volume(tmp_path, name, shape=(30, 216, 243)) for name in ("train", "other")}
+    text = section(network=c.Mala(filters=(2, 2, 2, 2)), crop=(29, 214, 214), steps=2, validation_crops=1)
+    output = train(raw, tmp_path / "models/weights.json", text)
+    samples = finetune.training_samples(stages.from_json("finetune", text)[0], [raw["train"]], seed=0)
+    assert samples[0]["targets"].shape == (3, 1, 2, 2)
+    assert checkpoint.rebuild(output)[1]["network"]["name"] == "mala"
+
+
 def test_low_precision_is_used_in_training(volumes, tmp_path, monkeypatch):
     loss, seen = finetune.objectives.affinity_loss, []
 

@@ -22,15 +22,17 @@ def workplace(tmp_path):
     arrays.create(tmp_path / "data/v.zarr/raw/0", shape=SHAPE, dtype="uint8", **GRID, attributes={})[:] = raw
     content = {"raw": {"shape": SHAPE, "dtype": "uint8"}, "labels": None, "zero": "background"}
     manifest.write(tmp_path / "data/v.json", {**content, "voxel_size_nm": [40, 8, 8], "offset_nm": [0, 0, 0]})
-    write_weights(tmp_path / "models/weights.json")
+    write_weights(tmp_path / "models/weights.json", c.Superhuman(filters=(3, 4), normalisation="instance"))
     return tmp_path
 
 
-def write_weights(path, **network):
+def write_weights(path, description, change=lambda network: None):
     torch.manual_seed(1)
-    description = c.Superhuman(filters=(3, 4), normalisation="instance", **network).model_dump(mode="json")
+    description = description.model_dump(mode="json")
     offsets = [*c.NEAREST, (0, -3, 0), (0, 0, -3)]
-    checkpoint.save_weights(path.with_name("weights.safetensors"), networks.build(description, offsets).state_dict())
+    network = networks.build(description, offsets)
+    change(network)
+    checkpoint.save_weights(path.with_name("weights.safetensors"), network.state_dict())
     weights = manifest.file_sha256(path.with_name("weights.safetensors"))
     manifest.write(path, {"weights": weights, "network": description, "finetune": {"offsets": offsets}})
 
@@ -53,20 +55,25 @@ def run(place, settings, parts=1, folder="results"):
     return arrays.open_prepared(prepared)[:], [manifest.read(output) for output in outputs]
 
 
-def reference(place, settings):
-    """Every crop of the mirrored whole volume, in raster order, one by one."""
-    raw = np.pad(arrays.open_volume(place / "data/v.json").raw[:], 40, mode="reflect").astype(np.float32) / 255
+def reference(place, settings, lost=(0, 0, 0)):
+    """Every crop of the mirrored whole volume, in raster order, one by one; outputs lack `lost` of its voxels."""
+    before = [40 + n // 2 for n in lost]
+    padding = [(b, b) for b in before]
+    raw = np.pad(arrays.open_volume(place / "data/v.json").raw[:], padding, mode="reflect").astype(np.float32) / 255
     network, _ = checkpoint.rebuild(place / "models/weights.json")
-    weight = blending_weight(settings.crop, settings.sigma)
+    output = tuple(n - k for n, k in zip(settings.crop, lost, strict=True))
+    weight = blending_weight(output, settings.sigma)
     sums, total = np.zeros((3, *raw.shape), np.float32), np.zeros(raw.shape, np.float32)
-    tiling = Tiling(SHAPE, settings.crop, settings.stride, settings.padding)
+    tiling = Tiling(SHAPE, output, settings.stride, settings.padding)
     for number in range(len(tiling)):
-        box = tuple(slice(s + 40, s + 40 + n) for s, n in zip(tiling.start(number), settings.crop, strict=True))
+        first = [s + b for s, b in zip(tiling.start(number), before, strict=True)]
+        box = tuple(slice(f, f + n) for f, n in zip(first, output, strict=True))
+        around = tuple(slice(f - k // 2, f - k // 2 + n) for f, k, n in zip(first, lost, settings.crop, strict=True))
         with torch.no_grad():
-            affinities = network(torch.from_numpy(raw[box])[None, None])[0, :3].numpy()
+            affinities = network(torch.from_numpy(raw[around])[None, None])[0, :3].numpy()
         sums[(slice(None), *box)] += weight * affinities
         total[box] += weight
-    inside = tuple(slice(40, 40 + n) for n in SHAPE)
+    inside = tuple(slice(b, b + n) for b, n in zip(before, SHAPE, strict=True))
     return sums[(slice(None), *inside)] / total[inside]
 
 
@@ -82,6 +89,23 @@ def test_any_blocks_and_parts_give_the_whole_volumes_bytes(workplace):
     exact = reference(workplace, section()) * 255
     assert np.abs(results[0] - exact).max() <= 0.501
     assert results[0].std() > 5
+
+
+def test_valid_convolutions_predict_every_voxel(workplace):
+    """Outputs, not crops, are laid over the volume; each reads the raw around it, mirrored beyond the faces."""
+
+    def spread(network):  # of themselves the affinities of random weights are all but equal
+        with torch.no_grad():
+            std, mean = torch.std_mean(network.logits(torch.rand(1, 1, 30, 214, 241)), (0, 2, 3, 4))
+            network.conv18.weight /= std[:, None, None, None, None]
+            network.conv18.bias.sub_(mean).div_(std)
+
+    write_weights(workplace / "models/weights.json", c.Mala(filters=(2, 2, 2, 2)), spread)
+    settings = section(crop=(32, 241, 241), stride=(3, 19, 23), padding=(0, 1, 2), block_shape=(4, 16, 16))
+    result, (part,) = run(workplace, settings)
+    assert part["run"]["crops_computed"] == 2 * 2 * 2
+    assert np.abs(result - reference(workplace, settings, lost=(28, 212, 212)) * 255).max() <= 0.501
+    assert result.std() > 5
 
 
 def test_crops_are_computed_once_while_the_cache_lasts(workplace, monkeypatch):

@@ -66,6 +66,28 @@ def test_valid_configuration_inherits():
         ("storage/shard_shape", [24, 256, 256], ["storage.shard_shape", "multiple of chunk_shape [16, 64, 64]"]),
         ("finetune/crop", [8, 32, 96], ["models.m.finetune.crop", "training volume a", "[20, 64, 80]", "[8, 32, 96]"]),
         ("finetune/crop", [8, 33, 64], ["models.m.finetune.crop", "multiple of [1, 16, 16]", "[8, 33, 64]"]),
+        ("models/m/network", {"name": "mala"}, ["models.m.finetune.crop must be", "nearest is [29, 214, 214]; change"]),
+        ("models/m/network", {}, ["models.m.network.name: this key is required"]),
+        (
+            "models/m/network",
+            {"name": "superhumam"},
+            ["models.m.network.name: expected one of 'superhuman', 'mala', 'pea', ", 'found "superhumam"'],
+        ),
+        (
+            "models/m/network",
+            {"name": "vit", "hiden": 8},
+            ["models.m.network.hiden: unknown key, did you mean hidden?"],
+        ),
+        (
+            "models/m/network",
+            {"name": "unetr", "layers": 3},
+            ["models.m.network.layers: expected greater than or equal to 4, found 3"],
+        ),
+        (
+            "models/m/network",
+            {"name": "resunet", "poolings": [[2, 2, 2]]},
+            ["models.m.network: poolings must have 3 entries for 4 filters, got 1"],
+        ),
         ("datasets/d/test", ["x"], ["datasets.d.test", "'x'", "['a', 'b', 'c']"]),
         ("datasets/d/test", ["a"], ["datasets.d.test", "share ['a']"]),
         ("datasets/d/validation", [], ["segmentations.w.threshold.tune", "needs validation volumes", "datasets.d"]),
@@ -170,6 +192,16 @@ def test_wrong_file_is_explained(file: dict, words: list[str]):
 def test_indices_may_have_leading_zeros(field: str):
     file = {"url": f"https://x/{field}.png", "indices": [5, 7], "format": "images"}
     config.from_dict(changed("volumes/a/sources", [{"raw": file, "labels": FILE}]))
+
+
+def test_stride_is_at_most_the_output_of_valid_convolutions():
+    value = changed("models/m/network", {"name": "mala"})
+    for name in "abc":
+        value["volumes"][name]["sources"][0]["phantom"]["shape"] = [60, 300, 300]
+    value["finetune"]["crop"] = [53, 268, 268]
+    config.from_dict(value | {"predict": {"stride": [25, 56, 56]}})
+    text = refused(value | {"predict": {"stride": [25, 57, 56]}})
+    assert "models.m.predict.stride must be at most the output [25, 56, 56] of the crop [53, 268, 268]" in text
 
 
 def test_tuned_baseline_needs_validation_volumes():

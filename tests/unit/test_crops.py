@@ -47,6 +47,16 @@ def test_sample_shapes_and_targets_without_augmentation():
     np.testing.assert_array_equal(sample["mask"], mask)
 
 
+def test_targets_of_a_smaller_output_are_those_of_the_middle():
+    augmented = Augment(**dict.fromkeys(Augment().model_dump(), 0.5))
+    whole, middle = source(augment=augmented), source(augment=augmented, output=(2, 8, 6))
+    for index in range(3):
+        np.testing.assert_array_equal(middle[index]["raw"], whole[index]["raw"])
+        for name in ("targets", "mask"):
+            np.testing.assert_array_equal(middle[index][name], whole[index][name][:, 1:3, 2:10, 5:11])
+    assert source(output=(2, 8, 6))[0]["mask"].all()  # every partner is inside the crop
+
+
 def test_crops_turned_in_a_narrow_volume_stay_inside():
     turned = source([labelled(shape=(4, 12, 40))], crop=(4, 12, 16), augment=Augment(rotate=1.0))
     assert all(turned[i]["raw"].shape == (1, 4, 12, 16) for i in range(10))

@@ -9,7 +9,7 @@ import torch
 from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint
-from tokenunify.learning.networks import build
+from tokenunify.learning.networks import BUILDERS, RELEASED, build
 
 SMALL = {"name": "superhuman", "filters": [3, 4, 5], "pooling": [1, 2, 2]}
 
@@ -18,9 +18,82 @@ def num_parameters(network):
     return sum(p.numel() for p in network.parameters())
 
 
-@pytest.mark.parametrize(("merge", "expected"), [("add", 1_477_659), ("cat", 1_554_331)])
-def test_published_number_of_parameters(merge, expected):
-    assert num_parameters(build({"name": "superhuman", "merge": merge})) == expected
+SMALLEST = {
+    "superhuman": (SMALL, (3, 12, 20)),
+    "pea": ({**SMALL, "name": "pea", "embedding": 5}, (3, 12, 20)),
+    "mala": ({"name": "mala", "filters": [2, 3, 4, 5]}, (30, 214, 241)),
+    "unetr": ({"name": "unetr", "feature": 2, "hidden": 6, "mlp": 8, "heads": 1, "layers": 4}, (8, 16, 48)),
+    "resunet": ({"name": "resunet", "filters": [2, 3], "kernels": [[1, 3, 3]] * 2, "poolings": [[1, 2, 2]]}, (3, 6, 8)),
+    "vit": ({"name": "vit", "patch": [2, 4, 8], "hidden": 8, "mlp": 9, "heads": 2, "layers": 2}, (4, 12, 24)),
+}
+"""A small form of each network, and a crop for it."""
+
+
+def test_every_network_is_tested():
+    assert set(SMALLEST) == set(BUILDERS)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({"name": "superhuman"}, 1_477_659),
+        ({"name": "superhuman", "merge": "cat"}, 1_554_331),
+        ({"name": "mala"}, 84_020_475),
+        ({"name": "pea"}, 1_478_036),
+        ({"name": "pea", "merge": "cat"}, 1_554_708),
+        ({"name": "pea", "upsampling": "transpose"}, 1_479_176),
+        ({"name": "pea", "merge": "cat", "upsampling": "transpose"}, 1_555_848),
+        ({"name": "pea-deep-released", "merge_mode": "add"}, 1_481_748),
+        ({"name": "pea-deep-released"}, 1_558_420),
+        ({"name": "unetr"}, 60_559_827),
+        ({"name": "unetr-released"}, 129_071_547),
+    ],
+)
+def test_published_number_of_parameters(config, expected):
+    with torch.device("meta"):
+        assert num_parameters(build(config)) == expected
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_output_is_an_affinity_or_intensities_of_the_promised_extent(name):
+    config, crop = SMALLEST[name]
+    raw = torch.rand(2, 1, *crop)
+    network = build(config, offsets=[*NEAREST, (0, -3, 0)])
+    extent = network.config.output_extent(crop)
+    affinities = network(raw)
+    assert affinities.shape == (2, 4, *extent)
+    assert affinities.min() >= 0 and affinities.max() <= 1 and affinities.std() > 0
+    pretraining = build(config, offsets=None)
+    assert pretraining.logits(raw).shape == (2, 1, *extent)
+    assert pretraining.features(raw).shape[:2] == (2, pretraining.feature_channels)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_every_parameter_is_used_and_belongs_to_one_part(name):
+    config, crop = SMALLEST[name]
+    network = build(config)
+    network(torch.rand(2, 1, *crop)).square().sum().backward()
+    prefixes = [*network.HEAD, *network.PARTS["encoder"], *network.PARTS["decoder"]]
+    for key, parameter in network.named_parameters():
+        assert parameter.grad is not None, key
+        assert sum(key.startswith(prefix) for prefix in prefixes) == 1, key
+    for prefix in prefixes:
+        assert any(key.startswith(prefix) for key in network.state_dict()), prefix
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_only_the_head_depends_on_the_task(name):
+    config, _ = SMALLEST[name]
+    body, other = ({k: t.shape for k, t in build(config, offsets=o).state_dict().items()} for o in (NEAREST, None))
+    differing = {k for k in {**body, **other} if body.get(k) != other.get(k)}
+    assert differing and all(k.startswith(build(config).HEAD) for k in differing)
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_a_crop_that_does_not_suit_the_network_is_refused(name):
+    config, (z, y, x) = SMALLEST[name]
+    with pytest.raises(InputError, match=r"the crop must be .*; change finetune\.crop"):
+        build(config)(torch.rand(1, 1, z, y + 1, x))
 
 
 @pytest.mark.parametrize("upsampling", ["trilinear", "transpose"])
@@ -58,6 +131,13 @@ def test_crop_that_cannot_be_pooled_is_refused():
         ({"name": "superhumam"}, "network.name: expected one of"),
         ({**SMALL, "filter": [3, 4]}, "filter: unknown key, did you mean filters"),
         ({"name": "superhuman-released", "relu_mode": "gelu"}, "relu_mode: expected one of .'elu'"),
+        ({"name": "mala-released", "width": [2, 4, 6, 8]}, "width: expected a key among .*'widths'"),
+        ({"name": "mala-released", "widths": [2, 4]}, "filters.2: this key is required"),
+        ({"name": "pea-released", "cls": "UNet_PNI"}, "cls: expected one of .'UNet_PNI_embedding'"),
+        ({"name": "unetr", "patch": [3, 16, 16]}, "patch must divide 16 in every axis, got .3, 16, 16."),
+        ({"name": "vit", "hidden": 10, "heads": 3}, "hidden must be a multiple of heads 3, got 10"),
+        ({"name": "resunet", "filters": [8, 16]}, "kernels must have 2 entries for 2 filters, got 4"),
+        ({"name": "resunet", "normalisation": "group", "groups": 24}, "filters must be multiples of groups 24"),
     ],
 )
 def test_bad_description_is_explained(config, words):
@@ -89,22 +169,64 @@ def test_load_released_reports_what_did_not_load():
     assert network.state_dict()["center.block3.weight"].eq(1).all()
 
 
-def test_published_names_and_shapes(golden_folder):
-    published = json.loads((golden_folder / "superhuman_bilinear_add_keys.json").read_text())
-    own = {name: list(tensor.shape) for name, tensor in build({"name": "superhuman"}).state_dict().items()}
-    assert own == published
+@pytest.mark.parametrize(
+    ("file", "config"),
+    [
+        ("superhuman_bilinear_add", {"name": "superhuman"}),
+        ("superhuman_bilinear_cat", {"name": "superhuman-released"}),
+        ("mala", {"name": "mala"}),
+        ("pea_bilinear_add", {"name": "pea"}),
+        ("pea_bilinear_cat", {"name": "pea-released"}),
+        ("pea_deep_bilinear_add", {"name": "pea-deep-released", "merge_mode": "add"}),
+        ("pea_deep_bilinear_cat", {"name": "pea-deep-released"}),
+        ("unetr", {"name": "unetr-released"}),
+    ],
+)
+def test_published_names_and_shapes(golden_folder, file, config):
+    published = json.loads((golden_folder / f"{file}_keys.json").read_text())
+    with torch.device("meta"):
+        assert {name: list(tensor.shape) for name, tensor in build(config).state_dict().items()} == published
 
 
-@pytest.mark.parametrize("name", ["superhuman_a", "superhuman_b"])
-def test_published_outputs(golden, name):
-    arrays = golden(f"{name}.npz")
-    network = build({"name": "superhuman-released", **json.loads(str(arrays["constructor_json"]))}).eval()
+def test_unused_published_parameters_are_all_that_the_live_network_lacks():
+    with torch.device("meta"):
+        live, published = (build({"name": name}) for name in ("unetr", "unetr-released"))
+    unused = published.state_dict().keys() - live.state_dict().keys()
+    assert unused and live.state_dict().keys() == published.state_dict().keys() - unused
+    assert all(name.startswith(published.UNUSED) for name in unused)
+
+
+PUBLISHED = {
+    "superhuman_a": ("superhuman-released", 1e-5),
+    "superhuman_b": ("superhuman-released", 1e-5),
+    "mala_a": ("mala-released", 1e-5),
+    "pea_a": ("pea-released", 1e-4),
+    "pea_deep_a": ("pea-deep-released", 1e-4),
+    "unetr_a": ("unetr-released", 1e-5),
+}
+"""The published arrays: the network's name, and how far single precision may be off."""
+
+
+def test_every_published_network_is_tested():
+    assert {name for name, _ in PUBLISHED.values()} == set(RELEASED)
+
+
+@pytest.mark.parametrize("file", PUBLISHED)
+def test_published_outputs(golden, file):
+    arrays = golden(f"{file}.npz")
+    name, tolerance = PUBLISHED[file]
+    network = build({"name": name, **json.loads(str(arrays["constructor_json"]))}).eval()
     state = {key[3:]: torch.from_numpy(arrays[key]) for key in arrays if key.startswith("sd/")}
     report = checkpoint.load_released(network, state)
-    assert not report.missing and not report.unexpected
+    assert set(report.loaded) == set(state) and not report.missing and not report.unexpected
+    expected = [arrays[key] for key in sorted(arrays) if key.startswith("output") and "f64" not in key]
     with torch.no_grad():
-        output = network(torch.from_numpy(arrays["input"])).numpy()
-        planes = slice(*arrays["output_f64_z"])
-        exact = network.double()(torch.from_numpy(arrays["input"]).double()).numpy()[:, :, planes]
-    np.testing.assert_allclose(output, arrays["output"], atol=1e-5)
-    np.testing.assert_allclose(exact, arrays["output_f64"], atol=1e-9)
+        outputs = tuple_of(network(torch.from_numpy(arrays["input"])))
+        *_, exact = tuple_of(network.double()(torch.from_numpy(arrays["input"]).double()))
+    for output, published in zip(outputs, expected, strict=True):
+        np.testing.assert_allclose(output, published, atol=tolerance)
+    np.testing.assert_allclose(exact[:, :, slice(*arrays["output_f64_z"])], arrays["output_f64"], atol=1e-9)
+
+
+def tuple_of(outputs):
+    return outputs if isinstance(outputs, tuple) else (outputs,)

@@ -80,6 +80,16 @@ def test_default_crop_and_stride(root: Path):
     assert (value["crop"], value["stride"]) == ([4, 24, 24], [2, 12, 12])
 
 
+def test_default_stride_is_half_the_output_of_valid_convolutions(root: Path):
+    value = config.load(root / "tests/config/tiny.yaml")
+    model = value.models["small"]
+    valid = model.model_copy(
+        update={"network": config.Mala(), "predict": model.predict.model_copy(update={"crop": (53, 268, 268)})}
+    )
+    plan = Plan(value.model_copy(update={"models": {"small": valid}}))
+    assert json.loads(plan.predict("small"))["stride"] == [12, 28, 28]
+
+
 @pytest.mark.parametrize("kind", ["volume", "model"])
 def test_unknown_names_are_told_with_the_known(plan: Plan, kind: str):
     with pytest.raises(InputError, match=rf"unknown {kind} 'typo', the configuration has .*(superhuman|wafer4)"):

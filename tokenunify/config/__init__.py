@@ -12,8 +12,18 @@ from tokenunify.config import checks
 from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict, VoxelSize, validate
 from tokenunify.config.data import Dataset, FileSource, Phantom, RoiConfig, Source, Storage, Volume
 from tokenunify.config.learning import NEAREST, Augment, Finetune, Predict
-from tokenunify.config.networks import NETWORKS, Architecture, Network, Superhuman
-from tokenunify.config.pretraining import Pretraining, Relevance, Resampler
+from tokenunify.config.networks import (
+    NETWORKS,
+    Architecture,
+    Mala,
+    Network,
+    Pea,
+    ResUnet,
+    Superhuman,
+    SymmetricUNet,
+    Unetr,
+    Vit,
+)
 from tokenunify.config.segmentation import (
     BASELINE,
     Baseline,
@@ -41,12 +51,15 @@ __all__ = [
     "FileSource",
     "Finetune",
     "Fragments",
+    "Mala",
     "Model",
     "Multicut",
     "Name",
     "Network",
+    "Pea",
     "Phantom",
     "Predict",
+    "ResUnet",
     "Resources",
     "RoiConfig",
     "Segmentation",
@@ -56,7 +69,10 @@ __all__ = [
     "Storage",
     "Strict",
     "Superhuman",
+    "SymmetricUNet",
     "Tuned",
+    "Unetr",
+    "Vit",
     "Volume",
     "VoxelSize",
     "Waterz",

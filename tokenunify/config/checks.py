@@ -90,9 +90,11 @@ def _check_crops(config: "Config", name: str, model: "Model") -> None:
 
 def _check_stride(name: str, model: "Model") -> None:
     crop, stride = model.predict.crop or model.finetune.crop, model.predict.stride
-    if stride and any(s > c for s, c in zip(stride, crop, strict=True)):
+    output = model.network.output_extent(crop)
+    if stride and any(s > n for s, n in zip(stride, output, strict=True)):
+        extent = f"the crop {list(crop)}" if output == crop else f"the output {list(output)} of the crop {list(crop)}"
         raise ValueError(
-            f"models.{name}.predict.stride must be at most the crop {list(crop)} in every axis, got {list(stride)}: "
+            f"models.{name}.predict.stride must be at most {extent} in every axis, got {list(stride)}: "
             "voxels between two crops would not be predicted; use a smaller stride"
         )
 

@@ -34,6 +34,7 @@ class Finetune(Strict):
     offsets: Annotated[tuple[tuple[int, int, int], ...], Field(min_length=3)] = NEAREST
     """Affinity channels; the first three are the nearest neighbours, more only help training."""
     crop: Shape = (16, 160, 160)
+    """Extent of the raw; targets are those of the network's output, which valid convolutions make smaller."""
     batch_size: PositiveInt = 1
     """Samples of one step, over all GPUs."""
     accumulate: PositiveInt = 1
@@ -74,11 +75,11 @@ class Predict(Strict):
     """Block-wise prediction from overlapping crops."""
 
     crop: Shape | None = None
-    """Null: the training crop, which is what normalisation has seen."""
+    """Extent of the raw; null: the training crop, which is what normalisation has seen."""
     stride: Shape | None = None
-    """Null: half the crop."""
+    """Of the outputs of neighbouring crops; null: half their extent."""
     padding: Padding = (4, 15, 15)
-    """Reflected voxels beyond the volume's faces."""
+    """Reflected voxels beyond the volume's faces that are predicted too; valid convolutions read further."""
     sigma: Annotated[float, Field(gt=0)] = 0.2
     """Width of the Gaussian blending weight, in half crops."""
     flips: bool = False

@@ -1,8 +1,9 @@
 """Networks: one class per architecture, its defaults the published form."""
 
-from typing import Annotated, Literal
+from math import prod
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tokenunify.config.base import Fraction, PositiveInt, Shape, Strict
 from tokenunify.geometry import Coordinate
@@ -11,12 +12,26 @@ from tokenunify.geometry import Coordinate
 class Architecture(Strict):
     """What every network's description can tell without building it."""
 
+    CROP: ClassVar[Coordinate]
+    """A crop that suits the defaults: the published one where there is one."""
+
+    @property
+    def unit(self) -> Coordinate:
+        """The step between legal crops: what strides, poolings and patches divide."""
+        raise NotImplementedError
+
+    @property
+    def legal_crops(self) -> str:
+        """Which crops the network takes, in words."""
+        return f"multiples of {list(self.unit)}"
+
     def output_extent(self, crop: Coordinate) -> Coordinate:
         """Extent (z, y, x) of the affinities that a crop gives: its own, or smaller where convolutions are valid.
 
         Raises ValueError, with the rule that it breaks, for a crop that the network cannot take.
         """
-        raise NotImplementedError
+        check_unit(crop, self.unit)
+        return crop
 
 
 def check_unit(crop: Coordinate, unit: Coordinate) -> None:
@@ -27,16 +42,16 @@ def check_unit(crop: Coordinate, unit: Coordinate) -> None:
         )
 
 
-class Superhuman(Architecture):
-    """The residual symmetric U-Net of Lee et al. 2017; the defaults are the published network (1.478 M parameters)."""
+class SymmetricUNet(Architecture):
+    """The options of the residual symmetric U-Net of Lee et al. 2017; the defaults are the published network."""
 
-    name: Literal["superhuman"] = "superhuman"
+    CROP = (18, 160, 160)
     filters: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (28, 36, 48, 64, 80)
     """Feature maps per level, from full resolution to the bottleneck."""
     embed_kernel: Shape = (1, 5, 5)
     """Kernel of the first and the last but one convolution."""
     embed_stride: Shape = (1, 1, 1)
-    """Stride of the first convolution; where it is coarser than 1 the log-odds are interpolated to full resolution."""
+    """Stride of the first convolution; where it is coarser than 1 the output is interpolated to full resolution."""
     first_kernel: Shape = (1, 3, 3)
     """Kernel of the first convolution of each block."""
     block_kernel: Shape = (3, 3, 3)
@@ -49,14 +64,174 @@ class Superhuman(Architecture):
     norm_momentum: Fraction = 0.001
     """Momentum of the batch normalisation's running statistics."""
 
-    def output_extent(self, crop: Coordinate) -> Coordinate:
+    @property
+    def unit(self) -> Coordinate:
         z, y, x = (s * p ** (len(self.filters) - 1) for s, p in zip(self.embed_stride, self.pooling, strict=True))
-        check_unit(crop, (z, y, x))
+        return z, y, x
+
+
+class Superhuman(SymmetricUNet):
+    """The residual symmetric U-Net that predicts affinities (1.478 M parameters)."""
+
+    name: Literal["superhuman"] = "superhuman"
+
+
+class Pea(SymmetricUNet):
+    """The residual symmetric U-Net that embeds voxels; affinities compare the embeddings (1.478 M parameters)."""
+
+    name: Literal["pea"] = "pea"
+    embedding: PositiveInt = 16
+    """Channels of the embedding."""
+
+
+class Mala(Architecture):
+    """The U-Net with valid convolutions of Funke et al. 2019 (84.02 M parameters)."""
+
+    CROP = (53, 268, 268)
+    SMALLEST: ClassVar[Coordinate] = (29, 214, 214)
+    STEP: ClassVar[Coordinate] = (1, 27, 27)
+    LOST: ClassVar[Coordinate] = (28, 212, 212)
+    """Extent of a crop less that of its output, half of it on each side."""
+    name: Literal["mala"] = "mala"
+    filters: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (12, 60, 300, 1500)
+    """Feature maps per level, from full resolution to the bottleneck."""
+
+    @property
+    def unit(self) -> Coordinate:
+        return self.STEP
+
+    @property
+    def legal_crops(self) -> str:
+        return f"{list(self.SMALLEST)} plus multiples of {list(self.STEP)}"
+
+    def output_extent(self, crop: Coordinate) -> Coordinate:
+        below, above = ([self._legal(axis, n, up) for axis, n in enumerate(crop)] for up in (0, 1))
+        if below != list(crop):
+            nearest = " or ".join(str(n) for n in ([below] if below == above else [below, above]))
+            raise ValueError(
+                f"must be {self.legal_crops}, which its valid convolutions and poolings need, got {list(crop)}: "
+                f"the nearest is {nearest}"
+            )
+        z, y, x = (n - lost for n, lost in zip(crop, self.LOST, strict=True))
+        return z, y, x
+
+    def _legal(self, axis: int, extent: int, up: int) -> int:
+        """The largest legal extent up to the given one, or the smallest from there (up = 1)."""
+        smallest, step = self.SMALLEST[axis], self.STEP[axis]
+        return smallest + max(0, (extent - smallest + up * (step - 1)) // step) * step
+
+
+class Unetr(Architecture):
+    """The transformer encoder with a convolutional decoder of Hatamizadeh et al. 2022, without position embedding."""
+
+    CROP = (32, 160, 160)
+    REFINEMENT: ClassVar[int] = 16
+    """How much finer than the tokens the decoder gets, in every axis."""
+    name: Literal["unetr"] = "unetr"
+    patch: Shape = (4, 16, 16)
+    """Voxels of a token."""
+    feature: PositiveInt = 16
+    """Feature maps at full resolution; twice as many at each coarser level."""
+    hidden: PositiveInt = 768
+    """Width of a token."""
+    mlp: PositiveInt = 2048
+    """Width of the hidden layer of each feed-forward network."""
+    heads: PositiveInt = 8
+    """Attention heads, each 64 wide."""
+    layers: Annotated[int, Field(ge=4)] = 12
+    kernel: Shape = (1, 3, 3)
+    """Kernel of the residual blocks."""
+    dropout: Fraction = 0.1
+
+    @property
+    def unit(self) -> Coordinate:
+        return self.patch
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if any(self.REFINEMENT % p for p in self.patch):
+            raise ValueError(f"patch must divide {self.REFINEMENT} in every axis, got {list(self.patch)}; change it")
+        return self
+
+
+class ResUnet(Architecture):
+    """A plain 3D U-Net with residual blocks."""
+
+    CROP = (64, 64, 64)
+    name: Literal["resunet"] = "resunet"
+    filters: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (32, 64, 128, 256)
+    """Feature maps per level, from full resolution to the bottleneck."""
+    kernels: tuple[Shape, ...] = ((3, 3, 3),) * 4
+    """Kernel of each level's convolutions."""
+    poolings: tuple[Shape, ...] = ((2, 2, 2),) * 3
+    """Max-pooling between a level and the next."""
+    normalisation: Literal["instance", "group"] = "instance"
+    groups: PositiveInt = 8
+    """Groups of channels (normalisation: group)."""
+
+    @model_validator(mode="after")
+    def _one_per_level(self) -> Self:
+        levels = len(self.filters)
+        for key, values, expected in (("kernels", self.kernels, levels), ("poolings", self.poolings, levels - 1)):
+            if len(values) != expected:
+                raise ValueError(
+                    f"{key} must have {expected} entries for {levels} filters, got {len(values)}; "
+                    "add or remove some of either"
+                )
+        if self.normalisation == "group" and any(f % self.groups for f in self.filters):
+            raise ValueError(
+                f"filters must be multiples of groups {self.groups}, got {list(self.filters)}; change either"
+            )
+        return self
+
+    @property
+    def unit(self) -> Coordinate:
+        z, y, x = (prod(axis) for axis in zip(*self.poolings, strict=True))
+        return z, y, x
+
+    def output_extent(self, crop: Coordinate) -> Coordinate:
+        super().output_extent(crop)
+        if crop == self.unit:
+            raise ValueError(f"must be larger than {list(self.unit)}, of which one voxel is left to normalise, got it")
         return crop
 
 
-Network = Superhuman
+class Vit(Architecture):
+    """A plain 3D vision transformer: patches to tokens, and each token back to the voxels of its patch."""
+
+    CROP = (16, 160, 160)
+    name: Literal["vit"] = "vit"
+    patch: Shape = (4, 16, 16)
+    """Voxels of a token."""
+    hidden: PositiveInt = 384
+    """Width of a token."""
+    mlp: PositiveInt = 1536
+    """Width of the hidden layer of each feed-forward network."""
+    heads: PositiveInt = 6
+    layers: PositiveInt = 12
+    feature: PositiveInt = 16
+    """Feature maps that tokens are decoded to, at full resolution."""
+
+    @property
+    def unit(self) -> Coordinate:
+        return self.patch
+
+    @model_validator(mode="after")
+    def _divisible(self) -> Self:
+        if self.hidden % self.heads:
+            raise ValueError(f"hidden must be a multiple of heads {self.heads}, got {self.hidden}; change either")
+        return self
+
+
+Network = Annotated[Superhuman | Mala | Pea | Unetr | ResUnet | Vit, Field(discriminator="name")]
 """A network's description, told apart by its name."""
 
-NETWORKS: dict[str, type[Architecture]] = {"superhuman": Superhuman}
+NETWORKS: dict[str, type[Architecture]] = {
+    "superhuman": Superhuman,
+    "mala": Mala,
+    "pea": Pea,
+    "unetr": Unetr,
+    "resunet": ResUnet,
+    "vit": Vit,
+}
 """Class of each name."""

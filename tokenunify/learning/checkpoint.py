@@ -68,12 +68,16 @@ class Report:
 
 
 def load_released(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Report:
-    """Load published weights by name, also from a wrapped (`module.`) network; the report tells what did not load."""
+    """Load published weights by name, also from a wrapped (`module.`) network; the report tells what did not load.
+
+    What no output depends on may be absent.
+    """
     given = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
     own = module.state_dict()
     fits = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
     module.load_state_dict(fits, strict=False)
-    return Report(list(fits), [name for name in own if name not in fits], [name for name in given if name not in own])
+    missing = [name for name in own if name not in fits and not name.startswith(getattr(module, "UNUSED", ()))]
+    return Report(list(fits), missing, [name for name in given if name not in own])
 
 
 def transfer_table(module: nn.Module) -> str:

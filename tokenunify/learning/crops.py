@@ -9,7 +9,7 @@ import numpy as np
 from tokenunify import affinities, arrays
 from tokenunify.config import Augment
 from tokenunify.errors import InputError
-from tokenunify.geometry import Coordinate
+from tokenunify.geometry import Coordinate, centre
 from tokenunify.learning import augment
 
 CACHE_BYTES = 2**31  # volumes are held in memory up to this size together, larger ones are read crop by crop
@@ -62,7 +62,10 @@ def cached(volumes: Sequence[Labelled]) -> list[Labelled]:
 
 
 Sample = dict[str, np.ndarray]
-"""One training example: raw (1, z, y, x) float32 in [0, 1]; targets and mask (c, z, y, x), float32 and bool."""
+"""One training example: raw (1, z, y, x) float32 in [0, 1]; targets and mask (c, z, y, x), float32 and bool.
+
+Where the network's output is smaller than the crop, targets and mask are those of the middle of the raw.
+"""
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,8 @@ class Crops:
     augment: Augment | None
     """None: crops as they are."""
     seed: int
+    output: Coordinate | None = None
+    """Extent of targets and mask, in the middle of the crop; None: all of it."""
     must_fit: bool = True
     """Refuse a crop that is larger than its volume; else the volume is mirrored at its faces."""
 
@@ -110,7 +115,8 @@ class Crops:
             raw, labels = augment.deform(rng, self.augment, raw, labels, v.voxel_size_nm)
             raw = augment.degrade(rng, self.augment, raw, v.voxel_size_nm)
         targets, mask = affinities.targets(labels, self.offsets, v.zero, erode=self.erode)
-        return {"raw": np.ascontiguousarray(raw, np.float32)[None], "targets": targets, "mask": mask}
+        middle = (slice(None), *centre(self.crop, self.output or self.crop))
+        return {"raw": np.ascontiguousarray(raw, np.float32)[None], "targets": targets[middle], "mask": mask[middle]}
 
 
 NO_AUGMENTATION = Augment(**dict.fromkeys(Augment.model_fields, 0.0))

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 
 from tokenunify import arrays, blockwise, manifest
 from tokenunify.learning import checkpoint, crops, loop, networks, objectives
+from tokenunify.learning.networks.base import output_extent
 from tokenunify.stages import Finetune
 
 logger = logging.getLogger(__name__)
@@ -56,8 +57,9 @@ def training_samples(section: Finetune, train: list[Path], seed: int) -> crops.C
         crops.open_labelled(arrays.open_volume(path), sections)
         for path, sections in zip(train, section.sections, strict=True)
     ]
+    output = output_extent(section.network, section.crop)
     return crops.Crops(
-        crops.cached(volumes), section.crop, section.offsets, section.erode_labels, section.augment, seed
+        crops.cached(volumes), section.crop, section.offsets, section.erode_labels, section.augment, seed, output
     )
 
 
@@ -67,8 +69,9 @@ def validation_samples(section: Finetune, validation: list[Path]) -> list[dict]:
     if not volumes:
         logger.warning("no validation volumes: the last weights are kept, whatever finetune.checkpoint says")
         return []
+    output = output_extent(section.network, section.crop)
     source = crops.Crops(
-        volumes, section.crop, section.offsets, section.erode_labels, None, VALIDATION_SEED, must_fit=False
+        volumes, section.crop, section.offsets, section.erode_labels, None, VALIDATION_SEED, output, must_fit=False
     )
     return [source[index] for index in range(section.validation_crops)]
 

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from tokenunify import arrays, blockwise
 from tokenunify.errors import InputError
-from tokenunify.geometry import Blocks, Roi
+from tokenunify.geometry import Blocks, Coordinate, Roi
 from tokenunify.learning import checkpoint
+from tokenunify.learning.networks.base import Network, output_extent
 from tokenunify.learning.tiling import Tiling, blending_weight, read_mirrored
 from tokenunify.stages import Predict
 
@@ -42,9 +43,9 @@ def run(
     predict = CropPredictor(network, section, choose_device(device), threads)
     volume = arrays.open_volume(raw).raw
     blocks = Blocks(volume.shape, section.block_shape)
-    tiling = Tiling(volume.shape, section.crop, section.stride, section.padding)
+    tiling = Tiling(volume.shape, predict.output, section.stride, section.padding)
     crops = CropCache(volume, tiling, blocks, predict, mine=blocks.part(*part))
-    weight = blending_weight(section.crop, section.sigma)
+    weight = blending_weight(predict.output, section.sigma)
 
     def compute(index: int, roi: Roi) -> np.ndarray:
         return arrays.to_uint8(blend(crops.of_block(index), tiling, roi, weight))
@@ -76,18 +77,22 @@ def blend(crops: Iterator[tuple[int, np.ndarray]], tiling: Tiling, roi: Roi, wei
 
 
 class CropPredictor:
-    """Affinities of crops; a crop's result does not depend on what else is predicted with it."""
+    """Affinities of crops; a crop's result does not depend on what else is predicted with it.
 
-    def __init__(self, network: nn.Module, section: Predict, device: torch.device, threads: int):
+    Valid convolutions make the `output` smaller than the `crop` of raw, whose middle it is.
+    """
+
+    def __init__(self, network: Network, section: Predict, device: torch.device, threads: int):
         torch.set_num_threads(threads)
         self.device, self.dtype, self.flips = device, DTYPES[section.precision], section.flips
+        self.crop, self.output = section.crop, output_extent(network.config, section.crop)
         # One by one on the CPU, where a batch saves nothing; on a GPU always one shape, for which kernels are the same.
         self.batch_size = 1 if device.type == "cpu" else section.batch_size
         self.network = network.to(device, memory_format=torch.channels_last_3d)
 
     @torch.inference_mode()
     def __call__(self, crops: list[np.ndarray]) -> list[np.ndarray]:
-        """(c, z, y, x) float32 in [0, 1] for each raw crop (z, y, x) float32 in [0, 1]."""
+        """(c, *output) float32 in [0, 1] for each raw crop (z, y, x) float32 in [0, 1]."""
         padded = crops + crops[-1:] * (-len(crops) % self.batch_size)
         results = []
         for first in range(0, len(padded), self.batch_size):
@@ -149,10 +154,16 @@ class CropCache:
     def _compute(self, numbers: list[int]) -> None:
         if not numbers:
             return
-        raw = [read_mirrored(self.raw, self.tiling.start(n), self.tiling.crop) for n in numbers]
+        raw = [read_mirrored(self.raw, self._raw_start(n), self.predict.crop) for n in numbers]
         results = self.predict([crop.astype(np.float32) * self.scale for crop in raw])
         self.kept.update(zip(numbers, results, strict=True))
         self.computed += len(numbers)
+
+    def _raw_start(self, number: int) -> Coordinate:
+        """First voxel of the raw around an output."""
+        start, crop, output = self.tiling.start(number), self.predict.crop, self.predict.output
+        z, y, x = (s - (c - o) // 2 for s, c, o in zip(start, crop, output, strict=True))
+        return z, y, x
 
     def _next_use(self, number: int, index: int) -> int | None:
         later = (b for b in self.tiling.blocks(number, self.blocks) if index < b < self.mine.stop)

@@ -1,5 +1,7 @@
 """Overlapping crops that cover a volume, and their blending: every voxel sums the same crops in the same order.
 
+A crop is here what the network puts out, which valid convolutions make smaller than the raw that they read.
+
 Starts may lie before the volume, crops may end behind it: there the raw is mirrored at the volume's faces.
 """
 

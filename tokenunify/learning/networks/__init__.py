@@ -5,12 +5,27 @@ from collections.abc import Sequence
 from tokenunify import config as c
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
-from tokenunify.learning.networks import superhuman
+from tokenunify.learning.networks import mala, pea, resunet, superhuman, unetr, vit
 from tokenunify.learning.networks.base import Network
 
-BUILDERS = {"superhuman": superhuman.UNet}
+BUILDERS = {
+    "superhuman": superhuman.UNet,
+    "mala": mala.UNet,
+    "pea": superhuman.UNet,
+    "unetr": unetr.UNETR,
+    "resunet": resunet.UNet,
+    "vit": vit.ViT,
+}
 """Class of each name: (description, number of output channels) -> network."""
-RELEASED = {"superhuman-released": superhuman.from_released}
+COMPARING = {"pea": pea.AffinityNetwork}
+"""Classes whose affinities compare two voxels: (description, offsets) -> network."""
+RELEASED = {
+    "superhuman-released": superhuman.from_released,
+    "mala-released": mala.from_released,
+    "pea-released": pea.from_released,
+    "pea-deep-released": pea.deep_from_released,
+    "unetr-released": unetr.from_released,
+}
 """Builder of each published class from its constructor's keys, which fix the channels too."""
 
 
@@ -24,6 +39,8 @@ def build(config: dict, offsets: Sequence[Coordinate] | None = c.NEAREST) -> Net
     name = config.get("name")
     if name in BUILDERS:
         description = c.validate(c.NETWORKS[name], config, "network")
+        if name in COMPARING and offsets is not None:
+            return COMPARING[name](description, offsets)
         return BUILDERS[name](description, 1 if offsets is None else len(offsets))
     if name in RELEASED:
         return RELEASED[name]({key: value for key, value in config.items() if key != "name"})

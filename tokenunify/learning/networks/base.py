@@ -1,5 +1,7 @@
 """What training and prediction know of every network: a body that makes features, and a head that reads them."""
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -17,6 +19,10 @@ class Network(nn.Module):
 
     HEAD: tuple[str, ...]
     """Prefixes of the head's names in the state dict."""
+    PARTS: Mapping[str, tuple[str, ...]]
+    """Prefixes of the parts, as the description names them, that fine-tuning can train by themselves."""
+    UNUSED: tuple[str, ...] = ()
+    """Prefixes of published tensors that no output depends on."""
     feature_channels: int
     feature_stride: Coordinate = (1, 1, 1)
     """Voxels of the output per voxel of the features."""
@@ -38,13 +44,14 @@ class Network(nn.Module):
 
     def logits(self, raw: Tensor) -> Tensor:
         """The affinities' log-odds, or predicted intensities; smaller than the crop where convolutions are valid."""
-        extent = self.output_extent(raw)
+        z, y, x = raw.shape[2:]
+        extent = output_extent(self.config, (z, y, x))
         return self.head(self.features(raw), extent)
 
-    def output_extent(self, raw: Tensor) -> Coordinate:
-        """Extent of the output; raises InputError for a crop that the network cannot take."""
-        z, y, x = raw.shape[2:]
-        try:
-            return self.config.output_extent((z, y, x))
-        except ValueError as error:
-            raise InputError(f"the crop {error}; change finetune.crop or predict.crop") from None
+
+def output_extent(config: Architecture, crop: Coordinate) -> Coordinate:
+    """Extent of a crop's output; raises InputError for a crop that the network cannot take."""
+    try:
+        return config.output_extent(crop)
+    except ValueError as error:
+        raise InputError(f"the crop {error}; change finetune.crop or predict.crop") from None

@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tokenunify.config import Superhuman
-from tokenunify.errors import InputError
+from tokenunify.config import Superhuman, SymmetricUNet, validate
 from tokenunify.geometry import Coordinate
 from tokenunify.learning.networks.base import Network
+from tokenunify.learning.networks.released import check_keys
 
 
 def convolution(c_in: int, c_out: int, kernel: Coordinate, *, bias: bool, stride: Coordinate = (1, 1, 1)) -> nn.Conv3d:
@@ -25,7 +25,7 @@ def convolution(c_in: int, c_out: int, kernel: Coordinate, *, bias: bool, stride
     return nn.Conv3d(c_in, c_out, kernel, stride=stride, padding=tuple(k // 2 for k in kernel), bias=bias)
 
 
-def normalisation(channels: int, config: Superhuman) -> nn.Module:
+def normalisation(channels: int, config: SymmetricUNet) -> nn.Module:
     """Batch or instance normalisation with learned scale and shift."""
     if config.normalisation == "batch":
         return nn.BatchNorm3d(channels, momentum=config.norm_momentum)
@@ -35,7 +35,7 @@ def normalisation(channels: int, config: Superhuman) -> nn.Module:
 class Block(nn.Module):
     """One convolution that changes the channels, then a residual pair."""
 
-    def __init__(self, c_in: int, c_out: int, config: Superhuman):
+    def __init__(self, c_in: int, c_out: int, config: SymmetricUNet):
         super().__init__()
         first, pair = config.first_kernel, config.block_kernel
         self.block1 = nn.Sequential(
@@ -54,7 +54,7 @@ class Block(nn.Module):
         return F.elu(self.block3(residual + self.block2(residual)), inplace=True)
 
 
-def upsampling(c_in: int, c_out: int, config: Superhuman) -> nn.Module:
+def upsampling(c_in: int, c_out: int, config: SymmetricUNet) -> nn.Module:
     """Finer by the pooling factor, and 1x1x1 to the skip's channels.
 
     The 1x1x1 convolution, "1" in the published weights, commutes with interpolation (whose weights add up to one),
@@ -73,11 +73,19 @@ class UNet(Network):
 
     HEAD = ("out_put.",)
 
-    def __init__(self, config: Superhuman, out_channels: int):
+    def __init__(self, config: SymmetricUNet, out_channels: int):
         super().__init__(config)
         filters = config.filters
         self.feature_channels, self.feature_stride = filters[0], config.embed_stride
         self.depth = len(filters) - 1
+        levels = range(self.depth)
+        self.PARTS = {  # the numbers of the decoder's blocks depend on the depth
+            "encoder": ("embed_in.", *(f"conv{level}." for level in levels), "center."),
+            "decoder": (
+                *(f"{name}." for step in levels for name in (f"up{step}", f"cat{step}", f"conv{self.depth + step}")),
+                "embed_out.",
+            ),
+        }
         self.embed_in = nn.Sequential(
             convolution(1, filters[0], config.embed_kernel, bias=True, stride=config.embed_stride), nn.ELU(inplace=True)
         )
@@ -96,6 +104,10 @@ class UNet(Network):
         initialise(self)
 
     def features(self, raw: Tensor) -> Tensor:
+        return self.embed_out(self.maps(raw)[-1])
+
+    def maps(self, raw: Tensor) -> list[Tensor]:
+        """The bottleneck's map and those of the decoder's levels, from coarse to fine."""
         skips = []
         x = self.embed_in(raw)  # (b, filters[0], z, y, x), divided by embed_stride
         for level in range(self.depth):
@@ -103,11 +115,13 @@ class UNet(Network):
             skips.append(x)
             x = F.max_pool3d(x, self.config.pooling)
         x = self.center(x)  # (b, filters[-1], z / pooling^depth, ...)
+        maps = [x]
         for step, skip in enumerate(reversed(skips)):
             x = self.get_submodule(f"up{step}")(x)
             x = x + skip if self.config.merge == "add" else torch.cat([x, skip], dim=1)
             x = self.get_submodule(f"conv{self.depth + step}")(self.get_submodule(f"cat{step}")(x))
-        return self.embed_out(x)
+            maps.append(x)
+        return maps
 
     def head(self, features: Tensor, extent: Coordinate) -> Tensor:
         x = self.out_put(features)
@@ -127,8 +141,7 @@ def initialise(network: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-RELEASED = {
-    "cls": ("UNet_PNI",),
+OPTIONS = {
     "in_planes": (1,),
     "upsample_mode": ("bilinear", "transposeS"),
     "merge_mode": ("cat", "add"),
@@ -136,19 +149,19 @@ RELEASED = {
     "bn_mode": ("async", "sync"),
     "relu_mode": ("elu",),
 }
-"""Constructor keys of the published weights' class with the values that this network covers, its default first."""
+"""Constructor keys of the published classes with the values that this network covers, their default first."""
 
 
 def from_released(keys: dict) -> UNet:
     """The network that the published class builds from these constructor keys; its weights load by name."""
-    known = {*RELEASED, "out_planes", "filters"}
-    for key, value in keys.items():
-        if key not in known or value not in RELEASED.get(key, (value,)):
-            expected = f"one of {list(RELEASED[key])}" if key in RELEASED else f"a key among {sorted(known)}"
-            raise InputError(f"network.{key}: expected {expected}, found {value!r}; correct it")
-    config = Superhuman(
-        filters=tuple(keys.get("filters", Superhuman().filters)),
-        merge=keys.get("merge_mode", "cat"),
-        upsampling="transpose" if keys.get("upsample_mode") == "transposeS" else "trilinear",
-    )
-    return UNet(config, keys.get("out_planes", 3))
+    check_keys(keys, {"cls": ("UNet_PNI",), **OPTIONS}, free=("out_planes", "filters"))
+    return UNet(validate(Superhuman, released_options(keys), "network"), keys.get("out_planes", 3))
+
+
+def released_options(keys: dict) -> dict:
+    """Our names and values of the published constructor's keys."""
+    return {
+        "filters": keys.get("filters", Superhuman().filters),
+        "merge": keys.get("merge_mode", "cat"),
+        "upsampling": "transpose" if keys.get("upsample_mode") == "transposeS" else "trilinear",
+    }

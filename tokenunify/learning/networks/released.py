@@ -1,0 +1,14 @@
+"""Keys of the published classes' constructors: those that the networks here cover, and what to say of others."""
+
+from collections.abc import Collection, Mapping, Sequence
+
+from tokenunify.errors import InputError
+
+
+def check_keys(keys: Mapping, known: Mapping[str, Sequence], *, free: Collection[str]) -> None:
+    """Refuse an unknown key, and a value that is not among the known ones; keys in `free` take any value."""
+    for key, value in keys.items():
+        if key in known and value not in known[key]:
+            raise InputError(f"network.{key}: expected one of {list(known[key])}, found {value!r}; correct it")
+        if key not in known and key not in free:
+            raise InputError(f"network.{key}: expected a key among {sorted({*known, *free})}; correct or remove it")
