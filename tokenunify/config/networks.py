@@ -1,6 +1,6 @@
 """Networks: one class per architecture, its defaults the published form."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field
 
@@ -10,6 +10,9 @@ from tokenunify.geometry import Coordinate
 
 class Architecture(Strict):
     """What every network's description can tell without building it."""
+
+    PARTS: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+    """Parts that can be trained by themselves."""
 
     def output_extent(self, crop: Coordinate) -> Coordinate:
         """Extent (z, y, x) of the affinities that a crop gives: its own, or smaller where convolutions are valid.

@@ -1,7 +1,11 @@
 """What training and prediction know of every network: a body that makes features, and a head that reads them."""
 
+from collections.abc import Mapping
+from typing import Self
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tokenunify.config import Architecture
 from tokenunify.errors import InputError
@@ -17,6 +21,8 @@ class Network(nn.Module):
 
     HEAD: tuple[str, ...]
     """Prefixes of the head's names in the state dict."""
+    PARTS: Mapping[str, tuple[str, ...]]
+    """Prefixes of the parts, as the description names them, that fine-tuning can train by themselves."""
     feature_channels: int
 
     def __init__(self, config: Architecture):
@@ -46,3 +52,11 @@ class Network(nn.Module):
             return self.config.output_extent((z, y, x))
         except ValueError as error:
             raise InputError(f"the crop {error}; change finetune.crop or predict.crop") from None
+
+    def train(self, mode: bool = True) -> Self:
+        """As for every module, but frozen batch normalisation keeps to its running statistics, and keeps them."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+                module.eval()
+        return self

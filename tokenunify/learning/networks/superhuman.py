@@ -78,6 +78,14 @@ class UNet(Network):
         filters = config.filters
         self.feature_channels = filters[0]
         self.depth = len(filters) - 1
+        levels = range(self.depth)
+        self.PARTS = {  # the numbers of the decoder's blocks depend on the depth
+            "encoder": ("embed_in.", *(f"conv{level}." for level in levels), "center."),
+            "decoder": (
+                *(f"{name}." for step in levels for name in (f"up{step}", f"cat{step}", f"conv{self.depth + step}")),
+                "embed_out.",
+            ),
+        }
         self.embed_in = nn.Sequential(
             convolution(1, filters[0], config.embed_kernel, bias=True, stride=config.embed_stride), nn.ELU(inplace=True)
         )
