@@ -52,9 +52,10 @@ def read_published(path: Path) -> dict[str, Tensor]:
     try:
         value = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
     except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
+        reason = str(error).partition("\n")[0]  # torch goes on with advice to trust the file
         raise InputError(
-            f"{file} cannot be read ({str(error).splitlines()[0]}): expected tensors by name, written by torch.save, or "
-            "by safetensors under a name that ends in .safetensors"
+            f"{file} cannot be read ({reason}): expected tensors by name, written by torch.save, or by safetensors "
+            "under a name that ends in .safetensors"
         ) from None
     state = value.get("model", value) if isinstance(value, dict) else value
     if not (isinstance(state, dict) and state and all(isinstance(item, Tensor) for item in state.values())):
