@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, HFValidationError
+from huggingface_hub.errors import HFValidationError, HTTPError
 
 from tokenunify.config import HubFile
+from tokenunify.data.sources import DISK_FULL
 from tokenunify.errors import InputError
 
 
@@ -19,10 +20,12 @@ def fetch(file: HubFile, target: Path) -> None:
     folder = target.with_name(target.name + ".hub")
     try:
         path = hf_hub_download(file.repo, file.file, revision=file.revision, local_dir=folder)
-    except (HfHubHTTPError, EntryNotFoundError, HFValidationError) as error:
+    except (HTTPError, OSError, HFValidationError) as error:
+        if getattr(error, "errno", None) in DISK_FULL:
+            raise
         raise InputError(
-            f"{address(file)} cannot be fetched ({error}); check repo, file and revision, the network, and that the "
-            "environment's HF_TOKEN may read it, then run snakemake again"
+            f"{address(file)} cannot be fetched ({error.__cause__ or error}); check repo, file and revision, the "
+            "network, and that the token in HF_TOKEN may read it, then run snakemake again"
         ) from None
     os.replace(path, target)
     shutil.rmtree(folder)
