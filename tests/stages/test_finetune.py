@@ -207,7 +207,14 @@ def test_seed_decides_the_weights(volumes, tmp_path):
     assert first == same != other
 
 
-@pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"loss": "bce", "ema": 0.5, "checkpoint": "last"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16-mixed"},
+        {"precision": "bf16-mixed", "train": "lora", "lora": {}},
+        {"loss": "bce", "ema": 0.5, "checkpoint": "last"},
+    ],
+)
 def test_options_run_to_the_end(volumes, tmp_path, options):
     output = train(volumes, tmp_path / "weights.json", section(steps=3, warmup_steps=2, clip_norm=None, **options))
     assert all(torch.isfinite(t.float()).all() for t in load_file(output.with_name("weights.safetensors")).values())

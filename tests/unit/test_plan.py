@@ -106,9 +106,7 @@ def test_published_weights_are_a_download(plan: Plan):
     changed = started(plan, weights=config.WeightsSource(path="a.pt", sha256="0" * 64))
     (source,) = json.loads(changed.download_weights("superhuman"))["sources"]
     assert (source["path"], source["sha256"]) == ("a.pt", "0" * 64)
-    with pytest.raises(
-        InputError, match=r"superhuman has no published weights; add models\.superhuman\.weights"
-    ):
+    with pytest.raises(InputError, match=r"superhuman has no published weights; add models\.superhuman\.weights"):
         plan.download_weights("superhuman")
 
 
