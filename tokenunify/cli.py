@@ -33,7 +33,11 @@ class Command:
 
 
 COMMANDS = {
-    "download": Command("data.download", "fetch and verify a volume's source files", ("downloads", "output")),
+    "download": Command(
+        "data.download",
+        "fetch and verify source files",
+        ("downloads", "output"),
+    ),
     "ingest": Command(
         "data.ingest", "turn source files into an OME-Zarr volume", ("source", "output"), (), ("threads",)
     ),
@@ -41,7 +45,7 @@ COMMANDS = {
         "learning.finetune",
         "train a network to predict affinities",
         ("output",),
-        ("train", "validation"),
+        ("train", "validation", "pretrained", "published"),
         ("seed", "threads"),
         device=True,
     ),

@@ -74,9 +74,10 @@ class Plan:
 
     def dataset(self, model: str) -> c.Dataset:
         """The data set that trains and tests a model."""
-        return self.config.datasets[self._model(model).dataset]
+        return self.config.datasets[self.model(model).dataset]
 
-    def _model(self, name: str) -> c.Model:
+    def model(self, name: str) -> c.Model:
+        """A model by name; InputError names the known ones."""
         return _named("model", name, self.config.models)
 
     def _volume(self, name: str) -> c.Volume:
@@ -110,6 +111,14 @@ class Plan:
     def download(self, volume: str) -> str:
         return stages.to_json("download", stages.Download(sources=self._volume(volume).sources))
 
+    def download_weights(self, model: str) -> str:
+        source = self.model(model).weights
+        if source is None:
+            raise InputError(
+                f"data/weights/{model}.json: models.{model} has no published weights; add models.{model}.weights"
+            )
+        return stages.to_json("download", stages.Download(sources=(source,)))
+
     def ingest(self, volume: str) -> str:
         v, storage = self._volume(volume), self.config.storage
         section = stages.Ingest(
@@ -124,12 +133,20 @@ class Plan:
         return stages.to_json("ingest", section)
 
     def finetune(self, model: str) -> str:
-        m = self._model(model)
-        sections = tuple(t.sections for t in self.dataset(model).train)
-        return stages.to_json("finetune", stages.Finetune(**dict(m.finetune), network=m.network, sections=sections))
+        m = self.model(model)
+        section = stages.Finetune(
+            **dict(m.finetune),
+            network=m.network,
+            sections=tuple(t.sections for t in self.dataset(model).train),
+            start=m.start,
+            transfer=m.transfer,
+            train=m.train,
+            lora=m.lora if m.train == "lora" else None,
+        )
+        return stages.to_json("finetune", section)
 
     def predict(self, model: str) -> str:
-        m = self._model(model)
+        m = self.model(model)
         crop = m.predict.crop or m.finetune.crop
         stride = m.predict.stride or tuple(max(1, n // 2) for n in m.network.output_extent(crop))
         given = {**dict(m.predict), "crop": crop, "stride": stride}
@@ -181,9 +198,10 @@ class Plan:
         return stages.to_json("report", stages.Report(title=", ".join(self.test_volumes)))
 
     def _row(self, run: Run) -> stages.Row:
-        network = "none" if run.model == BASELINE else self.config.models[run.model].network.name
+        model = self.config.models.get(run.model)
+        network, start = (model.network.name, model.start) if model else ("none", "none")
         method = self.segmentations[run.segmentation].method
-        return stages.Row(**vars(run), network=network, pretraining="none", method=method)
+        return stages.Row(**vars(run), network=network, pretraining=start, method=method)
 
     def _grid(self) -> dict[str, Coordinate]:
         storage = self.config.storage

@@ -1,7 +1,7 @@
 """What each stage is told: the config sections that travel as --config-json, and how they come from the config."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from tokenunify import config as c
 from tokenunify.config import Strict
@@ -10,7 +10,7 @@ from tokenunify.versions import STAGES
 
 
 class Download(Strict):
-    sources: tuple[c.Source, ...]
+    sources: tuple[c.Source | c.WeightsSource, ...]
 
 
 class Ingest(Strict):
@@ -27,6 +27,12 @@ class Finetune(c.Finetune):
     network: c.Network
     sections: tuple[tuple[int, int] | None, ...]
     """Sections used of each training volume, in the order of --train."""
+    start: str = "none"
+    """Name of the pretraining that --pretrained is of; `published` with --published."""
+    transfer: Literal["strict", "partial"] = "strict"
+    train: c.Train = "all"
+    lora: c.Lora | None = None
+    """The adapters, where they are what is trained."""
 
 
 class Grid(Strict):

@@ -53,8 +53,8 @@ def files(tmp_path: Path) -> dict[str, list[Path]]:
     return made
 
 
-def rows_of(runs) -> tuple[stages.Row, ...]:
-    known = {"volume": "v1", "dataset": "d", "split": "test", "pretraining": "none", "method": "waterz"}
+def rows_of(runs, pretraining="none") -> tuple[stages.Row, ...]:
+    known = {"volume": "v1", "dataset": "d", "split": "test", "pretraining": pretraining, "method": "waterz"}
     return tuple(
         stages.Row(**known, model=m, network="none" if m == BASELINE else "superhuman", seed=s, segmentation=name)
         for m, s, name in runs
@@ -80,6 +80,10 @@ def test_header_order_and_values(tmp_path, files):
     assert list(found.eroded) == ["no", "yes", "no", "yes", "no"]
     assert set(found.test_raw_in_pretraining) == {"no"}
     assert "0.30000000000000004,validation,0.333333,0.500000,0.833333,0.000000,0,7,no,0," in lines[1]
+
+
+def test_nobody_knows_what_published_weights_have_seen():
+    assert tables.test_raw_in_pretraining(rows_of(RUNS[:1], "published")[0]) == "unknown"
 
 
 def test_the_same_manifests_give_the_same_bytes(tmp_path, files):

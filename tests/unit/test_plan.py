@@ -90,6 +90,36 @@ def test_default_stride_is_half_the_output_of_valid_convolutions(root: Path):
     assert json.loads(plan.predict("small"))["stride"] == [12, 28, 28]
 
 
+def started(plan: Plan, **keys) -> Plan:
+    """The plan with the model superhuman started elsewhere."""
+    models = dict(plan.config.models)
+    models["superhuman"] = models["superhuman"].model_copy(update=keys)
+    return Plan(plan.config.model_copy(update={"models": models}))
+
+
+def test_finetune_knows_what_a_model_starts_from(plan: Plan):
+    for keys, start in (({"pretraining": "p"}, "p"), ({"weights": config.WeightsSource(path="a.pt")}, "published")):
+        changed = started(plan, **keys)
+        assert json.loads(changed.finetune("superhuman"))["start"] == start
+        rows = json.loads(changed.metrics("wafer36-2"))["rows"]
+        assert {row["pretraining"] for row in rows if row["model"] == "superhuman"} == {start}
+        assert {row["pretraining"] for row in rows if row["model"] == config.BASELINE} == {"none"}
+
+
+def test_adapters_matter_only_where_they_are_trained(plan: Plan):
+    lora = config.Lora(rank=4)
+    assert json.loads(started(plan, lora=lora).finetune("superhuman"))["lora"] is None
+    assert json.loads(started(plan, lora=lora, train="lora").finetune("superhuman"))["lora"]["rank"] == 4
+
+
+def test_published_weights_are_a_download(plan: Plan):
+    changed = started(plan, weights=config.WeightsSource(path="a.pt", sha256="0" * 64))
+    (source,) = json.loads(changed.download_weights("superhuman"))["sources"]
+    assert (source["path"], source["sha256"]) == ("a.pt", "0" * 64)
+    with pytest.raises(InputError, match=r"superhuman has no published weights; add models\.superhuman\.weights"):
+        plan.download_weights("superhuman")
+
+
 @pytest.mark.parametrize("kind", ["volume", "model"])
 def test_unknown_names_are_told_with_the_known(plan: Plan, kind: str):
     with pytest.raises(InputError, match=rf"unknown {kind} 'typo', the configuration has .*(superhuman|wafer4)"):

@@ -6,12 +6,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from tokenunify.config import checks
 from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict, VoxelSize, validate
-from tokenunify.config.data import Dataset, FileSource, Phantom, RoiConfig, Source, Storage, Volume
-from tokenunify.config.learning import NEAREST, Augment, Finetune, Predict
+from tokenunify.config.data import (
+    Dataset,
+    FileSource,
+    HubFile,
+    Phantom,
+    RoiConfig,
+    Source,
+    Storage,
+    Volume,
+    WeightsSource,
+)
+from tokenunify.config.learning import NEAREST, Augment, Finetune, Lora, Predict, Train
 from tokenunify.config.networks import (
     NETWORKS,
     Architecture,
@@ -51,6 +61,8 @@ __all__ = [
     "FileSource",
     "Finetune",
     "Fragments",
+    "HubFile",
+    "Lora",
     "Mala",
     "Model",
     "Multicut",
@@ -70,12 +82,14 @@ __all__ = [
     "Strict",
     "Superhuman",
     "SymmetricUNet",
+    "Train",
     "Tuned",
     "Unetr",
     "Vit",
     "Volume",
     "VoxelSize",
     "Waterz",
+    "WeightsSource",
     "from_dict",
     "is_tuned",
     "load",
@@ -98,6 +112,10 @@ StageName = Literal[
 ]
 
 
+def _none(value: Any) -> Any:
+    return None if value == "none" else value
+
+
 class Evaluation(Strict):
     """How segmentations are scored, and what is reported."""
 
@@ -115,6 +133,16 @@ class Model(Strict):
     network: Network
     dataset: Name
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    pretraining: Annotated[Name | None, BeforeValidator(_none)] = None
+    """Whose body the network starts from, of the same seed; none starts from scratch."""
+    weights: WeightsSource | None = None
+    """Published weights that the network starts from, in place of a pretraining."""
+    transfer: Literal["strict", "partial"] = "strict"
+    """Strict: all tensors but the head's must load; partial: those that do not fit are left out, see transfer.csv."""
+    train: Train = "all"
+    """What fine-tuning changes, beside the head."""
+    lora: Lora = Lora()
+    """The adapters of `train: lora`."""
     finetune: Finetune = Finetune()
     """Keys given here replace those of the top-level section."""
     predict: Predict = Predict()
@@ -126,6 +154,27 @@ class Model(Strict):
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"expected different seeds, found {list(seeds)}: equal seeds are one run; remove one")
         return seeds
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.pretraining is not None and self.weights is not None:
+            raise ValueError("pretraining and weights exclude each other; remove one")
+        return self
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> Self:
+        known = self.network.PARTS
+        if self.train not in ("all", "lora") and (lacking := set(self.train.split("+")) - set(known)):
+            raise ValueError(
+                f"train: network {self.network.name} has no {' and no '.join(sorted(lacking))}, expected all, lora or "
+                f"some of {list(known)} with + between, got {self.train!r}; correct it or change the network"
+            )
+        return self
+
+    @property
+    def start(self) -> str:
+        """What the network starts from: the name of a pretraining, `published` weights, or `none`."""
+        return self.pretraining or ("published" if self.weights else "none")
 
 
 class Resources(Strict):

@@ -76,6 +76,33 @@ def _is_numbered(url: str) -> bool:
         return False
 
 
+class HubFile(Strict):
+    """One file of a model repository on the Hugging Face Hub, or on the mirror that HF_ENDPOINT names."""
+
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    """owner/name"""
+    file: str
+    revision: str = "main"
+    """Branch, tag or commit."""
+
+
+class WeightsSource(Strict):
+    """Published weights: a state dict that torch.save (by itself or under the key `model`) or safetensors wrote."""
+
+    path: str | None = None
+    """Local file; `${VARIABLE}` is expanded when used and never hashed."""
+    url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    huggingface: HubFile | None = None
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Checksum of the file; null records what the first download finds."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if sum(place is not None for place in (self.path, self.url, self.huggingface)) != 1:
+            raise ValueError("give one of path, url and huggingface")
+        return self
+
+
 class Phantom(Strict):
     """Parameters of the built-in generated neuropil."""
 

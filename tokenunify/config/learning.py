@@ -7,6 +7,8 @@ from pydantic import Field, model_validator
 from tokenunify.config.base import Count, Fraction, Padding, PositiveInt, Shape, Strict
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Train = Literal["all", "mamba", "encoder", "decoder", "mamba+encoder", "lora"]
+"""Parts of a network that fine-tuning changes; the head is always trained."""
 NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 
 
@@ -69,6 +71,13 @@ class Finetune(Strict):
         if tuple(self.offsets[:3]) != NEAREST:
             raise ValueError(f"offsets must begin with {[list(o) for o in NEAREST]}: agglomeration reads them")
         return self
+
+
+class Lora(Strict):
+    """Low-rank adapters (Hu et al. 2022): a frozen W becomes W + alpha / rank * B A, of which A and B are trained."""
+
+    rank: PositiveInt = 8
+    alpha: Annotated[float, Field(gt=0)] = 8.0
 
 
 class Predict(Strict):

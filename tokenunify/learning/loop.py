@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from tokenunify import config as c
 from tokenunify.errors import InputError
-from tokenunify.learning import checkpoint
+from tokenunify.learning import checkpoint, parts
 from tokenunify.learning.log import Log
 from tokenunify.learning.networks.base import Network
 
@@ -226,7 +226,7 @@ class Training:
         if mean < self.progress.best:
             self.progress.best, self.progress.best_step = mean, self.progress.step
             if self.fabric.is_global_zero:
-                checkpoint.save_weights(self._best(), self.current.network.state_dict())
+                checkpoint.save_weights(self._best(), parts.merged(self.current.network).state_dict())
         return mean
 
     def _best(self) -> Path:
@@ -264,7 +264,7 @@ class Training:
         """The network's weights to hand on: the best where validation chose some and the config wants them."""
         if math.isfinite(self.progress.best) and self.config.checkpoint == "best":
             return load_file(self._best())
-        return self.current.network.state_dict()
+        return parts.merged(self.current.network).state_dict()
 
 
 def fit(

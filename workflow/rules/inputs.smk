@@ -17,6 +17,17 @@ def trained_on(role):
     return names
 
 
+def pretrained(w):
+    """The pre-trained weights of the same seed that the model starts from, if any."""
+    name = explained(plan.model, w.model).pretraining
+    return f"models/pretrain/{name}/seed{w.seed}/weights.json" if name else []
+
+
+def published(w):
+    """The published weights that the model starts from, if any."""
+    return f"data/weights/{w.model}.json" if explained(plan.model, w.model).weights else []
+
+
 def affinity_parts(w):
     """Part manifests of the affinities, predicted or the baseline's."""
     stage = "baseline" if w.model == BASELINE else "predict"

@@ -1,6 +1,7 @@
 """Training and prediction of affinities.
 
 INPUTS   data/volumes/{volume}.json
+         models/pretrain/{pretraining}/seed{seed}/weights.json, or data/weights/{model}.json, where a model has such a start
 OUTPUTS  models/{model}/seed{seed}/weights.json           manifest of weights.safetensors; transfer.csv, log.csv
          results/{volume}/{model}/seed{seed}/predict/     prepared.json names the store, one manifest per part
 
@@ -13,6 +14,8 @@ rule finetune:
     input:
         train=trained_on("train"),
         validation=trained_on("validation"),
+        pretrained=pretrained,
+        published=published,
     output:
         manifest="models/{model}/seed{seed}/weights.json",
         weights="models/{model}/seed{seed}/weights.safetensors",
@@ -38,6 +41,8 @@ rule finetune:
         " --config-json {params.config:q}"
         " --train {input.train:q}"
         " --validation {input.validation:q}"
+        " --pretrained {input.pretrained:q}"
+        " --published {input.published:q}"
         " --seed {wildcards.seed}"
         " --threads {resources.torch_threads}"
         " --device {params.device}"
