@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from tokenunify import config as c
 from tokenunify import manifest, stages
-from tokenunify.config import BASELINE, Config
+from tokenunify.config import BASELINE, Config, exclusion
 from tokenunify.errors import InputError
-from tokenunify.geometry import Coordinate
+from tokenunify.geometry import Coordinate, Roi
 
 Named = TypeVar("Named")
 
@@ -76,6 +76,23 @@ class Plan:
         """The data set that trains and tests a model."""
         return self.config.datasets[self._model(model).dataset]
 
+    def pretraining_of(self, model: str) -> str | None:
+        """The pre-training that a model starts from."""
+        return None if model == BASELINE else self._model(model).pretraining
+
+    def corpus_volumes(self, pretraining: str) -> list[str]:
+        """The volumes that a pre-training reads."""
+        return list(dict.fromkeys(member.volume for members in self._datasets(pretraining) for member in members))
+
+    def _pretraining(self, name: str) -> c.Pretraining:
+        return _named("pretraining", name, self.config.pretrainings)
+
+    def _datasets(self, pretraining: str) -> list[tuple[c.CorpusVolume, ...]]:
+        return list(self._corpus(pretraining).datasets.values())
+
+    def _corpus(self, pretraining: str) -> c.Corpus:
+        return self.config.corpora[self._pretraining(pretraining).corpus]
+
     def _model(self, name: str) -> c.Model:
         return _named("model", name, self.config.models)
 
@@ -122,6 +139,20 @@ class Plan:
             citation=v.citation,
         )
         return stages.to_json("ingest", section)
+
+    def pretrain(self, pretraining: str) -> str:
+        p = self._pretraining(pretraining)
+        given = {key: value for key, value in p if key != "corpus"}
+        datasets = tuple(
+            tuple(region for member in members for region in self._regions(pretraining, member))
+            for members in self._datasets(pretraining)
+        )
+        return stages.to_json("pretrain", stages.Pretrain(**given, datasets=datasets))
+
+    def _regions(self, pretraining: str, member: c.CorpusVolume) -> list[stages.Region]:
+        avoided = exclusion.avoided(self.config, self._corpus(pretraining), member.volume)
+        avoid = tuple(map(_box, avoided))
+        return [stages.Region(volume=member.volume, box=box, avoid=avoid) for box in member.regions or (None,)]
 
     def finetune(self, model: str) -> str:
         m = self._model(model)
@@ -183,7 +214,16 @@ class Plan:
     def _row(self, run: Run) -> stages.Row:
         network = "none" if run.model == BASELINE else self.config.models[run.model].network.name
         method = self.segmentations[run.segmentation].method
-        return stages.Row(**vars(run), network=network, pretraining="none", method=method)
+        pretraining = self.pretraining_of(run.model)
+        return stages.Row(
+            **vars(run),
+            network=network,
+            pretraining=pretraining or "none",
+            method=method,
+            test_raw_in_pretraining=exclusion.shows(self.config, self._corpus(pretraining), run.volume)
+            if pretraining
+            else None,
+        )
 
     def _grid(self) -> dict[str, Coordinate]:
         storage = self.config.storage
@@ -192,6 +232,10 @@ class Plan:
     def _without_fragments(self, segmentation: str) -> c.Waterz | c.Multicut:
         settings = self.segmentations[segmentation]
         return settings.model_copy(update={"fragments": c.Fragments()})
+
+
+def _box(roi: Roi) -> c.RoiConfig:
+    return c.RoiConfig(offset=roi.offset, shape=roi.shape)
 
 
 def _named(kind: str, name: str, known: Mapping[str, Named]) -> Named:

@@ -11,8 +11,9 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from tokenunify.config import checks
 from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict, VoxelSize, validate
 from tokenunify.config.data import Dataset, FileSource, Phantom, RoiConfig, Source, Storage, Volume
-from tokenunify.config.learning import NEAREST, Augment, Finetune, Predict
+from tokenunify.config.learning import NEAREST, Augment, Finetune, Optimisation, Predict, RawAugment
 from tokenunify.config.networks import NETWORKS, Architecture, Network, Superhuman
+from tokenunify.config.pretraining import Corpus, CorpusVolume, Objective, Pretrain, Pretraining, Relevance, Resampler
 from tokenunify.config.segmentation import (
     BASELINE,
     Baseline,
@@ -34,6 +35,8 @@ __all__ = [
     "Augment",
     "Baseline",
     "Config",
+    "Corpus",
+    "CorpusVolume",
     "Count",
     "Dataset",
     "Evaluation",
@@ -44,8 +47,15 @@ __all__ = [
     "Multicut",
     "Name",
     "Network",
+    "Objective",
+    "Optimisation",
     "Phantom",
     "Predict",
+    "Pretrain",
+    "Pretraining",
+    "RawAugment",
+    "Relevance",
+    "Resampler",
     "Resources",
     "RoiConfig",
     "Segmentation",
@@ -69,6 +79,7 @@ __all__ = [
 StageName = Literal[
     "download",
     "ingest",
+    "pretrain",
     "finetune",
     "predict",
     "baseline",
@@ -97,6 +108,8 @@ class Model(Strict):
 
     network: Network
     dataset: Name
+    pretraining: Name | None = None
+    """Pre-training whose weights the network starts from, those of the same seed; null starts from scratch."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
     finetune: Finetune = Finetune()
     """Keys given here replace those of the top-level section."""
@@ -120,11 +133,16 @@ class Resources(Strict):
     mem_mb: PositiveInt = 4000
     runtime: PositiveInt = 120
     """Minutes."""
+    gpus: PositiveInt = 1
+    """GPUs per node, each with so many threads (stages that run a network; predict uses one)."""
+    nodes: PositiveInt = 1
+    """Nodes that share a training (pretrain and finetune on a cluster), each with all of mem_mb."""
 
 
 STAGE_RESOURCES: dict[StageName, Resources] = {
     "download": Resources(mem_mb=2000, runtime=720),
     "ingest": Resources(threads=2),
+    "pretrain": Resources(threads=2, mem_mb=16000, runtime=2880),
     "finetune": Resources(threads=2, mem_mb=16000, runtime=2880),
     "predict": Resources(threads=2, mem_mb=8000, runtime=720),
     "baseline": Resources(),
@@ -147,6 +165,10 @@ class Config(Strict):
     """Stage -> what its jobs ask for, where it differs from the default."""
     volumes: dict[Name, Volume]
     datasets: dict[Name, Dataset]
+    corpora: dict[Name, Corpus] = Field(default={})
+    """Name -> raw to pre-train on."""
+    pretrainings: dict[Name, Pretraining] = Field(default={})
+    """Name -> a pre-training, which is run with the seeds of the models that name it."""
     finetune: Finetune = Finetune()
     """Training settings shared by the models."""
     predict: Predict = Predict()
