@@ -27,7 +27,7 @@ INTERPRETER = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PA
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 shell.prefix(PYTHONPATH if CONDA else PYTHONPATH + INTERPRETER)
 
-# A job asks for `gpu=1`. Where no cluster deals GPUs out, jobs that want one run one after another, each with all that
+# A job asks for `gpu`. Where no cluster deals GPUs out, jobs that want one run one after another, each with all that
 # the machine shows. The executor is not known yet while this file is read: nodes (--jobs) are given to a cluster's only.
 if workflow.resource_settings.nodes is None and "gpu" not in workflow.global_resources:
     shown = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
@@ -36,6 +36,7 @@ if workflow.resource_settings.nodes is None and "gpu" not in workflow.global_res
 
 wildcard_constraints:
     volume="[^/]+",
+    pretraining="[^/]+",
     model="[^/]+",
     seed=r"\d+",
     segmentation="[^/]+",
@@ -54,9 +55,25 @@ def memory(stage):
     return lambda wildcards, attempt: attempt * need(stage).mem_mb
 
 
-def gpus():
-    """GPUs of one job of a stage that runs a network."""
-    return 0 if plan.config.device == "cpu" else 1
+def gpus(stage):
+    """GPUs of one job of a stage that runs a network, on all of its nodes."""
+    return 0 if plan.config.device == "cpu" else need(stage).gpus * need(stage).nodes
+
+
+def ranks(stage):
+    """Resources of a training that several nodes share, with one task per GPU, or per node where none are used.
+
+    `launch` stands in front of its command. On one node it is empty: there a job is a single task, which starts the
+    processes for its GPUs itself. With `mpi` the SLURM plugin leaves it to the command to start the tasks; without
+    `tasks_per_gpu` it would take `tasks` for those of each GPU. The second reading of this file is inside the job.
+    """
+    nodes, threads = need(stage).nodes, need(stage).threads
+    on_cluster = workflow.resource_settings.nodes is not None or "SLURM_JOB_ID" in os.environ
+    if nodes == 1 or not on_cluster:
+        return {"launch": ""}
+    tasks = max(nodes, gpus(stage))
+    options = f"--nodes={nodes} --ntasks={tasks} --ntasks-per-node={tasks // nodes} --cpus-per-task={threads}"
+    return {"nodes": nodes, "tasks": tasks, "tasks_per_gpu": 0, "mpi": "srun", "launch": f"srun {options} "}
 
 
 def parts(stage, folder):
