@@ -104,7 +104,7 @@ class Row(Strict):
     segmentation: str
     method: str
     test_raw_in_pretraining: bool | None
-    """Whether pre-training saw the raw of this volume; null without pre-training."""
+    """Whether pre-training saw the raw of this volume; null where there was none, or it is unknown."""
 
 
 class Metrics(Strict):

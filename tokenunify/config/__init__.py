@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from tokenunify.config import checks
 from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict, VoxelSize, validate
@@ -92,6 +92,10 @@ StageName = Literal[
 ]
 
 
+def _none(value: Any) -> Any:
+    return None if value == "none" else value
+
+
 class Evaluation(Strict):
     """How segmentations are scored, and what is reported."""
 
@@ -108,9 +112,9 @@ class Model(Strict):
 
     network: Network
     dataset: Name
-    pretraining: Name | None = None
-    """Pre-training whose weights the network starts from, those of the same seed; null starts from scratch."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    pretraining: Annotated[Name | None, BeforeValidator(_none)] = None
+    """Whose body the network starts from, of the same seed; none starts from scratch."""
     finetune: Finetune = Finetune()
     """Keys given here replace those of the top-level section."""
     predict: Predict = Predict()

@@ -30,8 +30,8 @@ COLUMNS = (
 )
 SCORES = ("voi_split", "voi_merge", "voi", "arand")
 """VOI in bits and adapted Rand error: lower is better; written with six decimals."""
-
 SEEN = {None: "", True: "true", False: "false"}
+"""How the column test_raw_in_pretraining is written."""
 
 
 def run(
@@ -126,6 +126,8 @@ class Group:
     """Standard deviation over the seeds; NaN for one."""
     segments: str
     labels: int
+    saw_raw: bool
+    """Pre-training had the raw of this volume."""
     best: set[str] = field(default_factory=set)
     """Columns in which no other group is better."""
 
@@ -194,4 +196,5 @@ def _group(rows: pd.DataFrame) -> Group:
         spread=rows[list(SCORES)].std().to_dict(),
         segments=f"{rows['num_segments'].mean():.0f}",
         labels=int(first["num_labels"]),
+        saw_raw=str(first["test_raw_in_pretraining"]).lower() == SEEN[True],
     )

@@ -56,24 +56,26 @@ def memory(stage):
 
 
 def gpus(stage):
-    """GPUs of one job of a stage that runs a network, on all of its nodes."""
-    return 0 if plan.config.device == "cpu" else need(stage).gpus * need(stage).nodes
+    """GPUs of a job on each of its nodes."""
+    return 0 if plan.config.device == "cpu" else need(stage).gpus
 
 
-def ranks(stage):
-    """Resources of a training that several nodes share, with one task per GPU, or per node where none are used.
+def devices(stage):
+    """Resources of a training: GPUs, and where several nodes of a cluster share it, one task per GPU, or per node.
 
-    `launch` stands in front of its command. On one node it is empty: there a job is a single task, which starts the
-    processes for its GPUs itself. With `mpi` the SLURM plugin leaves it to the command to start the tasks; without
-    `tasks_per_gpu` it would take `tasks` for those of each GPU. The second reading of this file is inside the job.
+    `launch` stands in front of the command. On one node it is empty: there a job is a single task, which starts the
+    processes for its GPUs itself. On several, `mpi` tells the SLURM plugin that the command starts the tasks; `gres`
+    counts GPUs per node; without `tasks_per_gpu` the plugin would take `tasks` for those of each GPU.
     """
-    nodes, threads = need(stage).nodes, need(stage).threads
+    nodes, per_node = need(stage).nodes, gpus(stage) or 1
+    # A job reads this file again, on its node.
     on_cluster = workflow.resource_settings.nodes is not None or "SLURM_JOB_ID" in os.environ
     if nodes == 1 or not on_cluster:
-        return {"launch": ""}
-    tasks = max(nodes, gpus(stage))
-    options = f"--nodes={nodes} --ntasks={tasks} --ntasks-per-node={tasks // nodes} --cpus-per-task={threads}"
-    return {"nodes": nodes, "tasks": tasks, "tasks_per_gpu": 0, "mpi": "srun", "launch": f"srun {options} "}
+        return {"gpu": gpus(stage), "launch": ""}
+    spread = f"--nodes={nodes} --ntasks={nodes * per_node} --ntasks-per-node={per_node}"
+    launch = f"srun {spread} --cpus-per-task={need(stage).threads} "
+    tasks = {"nodes": nodes, "tasks": nodes * per_node, "mpi": "srun", "launch": launch}
+    return tasks | ({"gres": f"gpu:{per_node}", "tasks_per_gpu": 0} if gpus(stage) else {})
 
 
 def parts(stage, folder):

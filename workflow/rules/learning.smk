@@ -26,11 +26,10 @@ rule pretrain:
         "../../envs/learning.yaml"
     threads: need("pretrain").threads
     resources:
+        **devices("pretrain"),
         torch_threads=need("pretrain").threads,
         mem_mb=memory("pretrain"),
         runtime=need("pretrain").runtime,
-        gpu=gpus("pretrain"),
-        **ranks("pretrain"),
     params:
         config=lambda w: plan.pretrain(w.pretraining),
         device=plan.config.device,
@@ -62,11 +61,10 @@ rule finetune:
         "../../envs/learning.yaml"
     threads: need("finetune").threads
     resources:
+        **devices("finetune"),
         torch_threads=need("finetune").threads,
         mem_mb=memory("finetune"),
         runtime=need("finetune").runtime,
-        gpu=gpus("finetune"),
-        **ranks("finetune"),
     params:
         config=lambda w: plan.finetune(w.model),
         device=plan.config.device,
@@ -127,7 +125,7 @@ rule predict:
         torch_threads=need("predict").threads,
         mem_mb=memory("predict"),
         runtime=need("predict").runtime,
-        gpu=0 if plan.config.device == "cpu" else 1,
+        gpu=min(1, gpus("predict")),
     params:
         config=lambda w: plan.predict(w.model),
         device=plan.config.device,
