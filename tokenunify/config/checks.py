@@ -147,9 +147,8 @@ def _check_room(config: "Config", key: str, corpus: Corpus, crop: Coordinate) ->
                 if not free_starts(region, crop, avoid):
                     raise ValueError(
                         f"{key}: volume {member.volume} of data set {dataset} has no place for a crop of {list(crop)} "
-                        f"in {_box(region)}, without {', '.join(map(_box, avoid)) or 'anything'} that exclude or a "
-                        "validation or test volume takes; take the volume or region out of the corpus, use a smaller "
-                        "crop, or set allow_test: true in the corpus"
+                        f"in {_box(region)}{_without(avoid)}; take the volume or region out of the corpus, use a "
+                        "smaller crop, or set allow_test: true in the corpus"
                     )
 
 
@@ -157,6 +156,12 @@ def _box(roi: Roi) -> str:
     if roi.shape == exclusion.ANY_SIZE.shape:
         return "the whole volume"
     return f"the box of offset {list(roi.offset)} and shape {list(roi.shape)}"
+
+
+def _without(avoid: tuple[Roi, ...]) -> str:
+    if not avoid:
+        return ""
+    return f" outside of {', '.join(map(_box, avoid))}, which exclude or a validation or test volume holds"
 
 
 def _check_pretraining(config: "Config", key: str, pretraining: Pretraining) -> None:
