@@ -184,9 +184,12 @@ PRETRAINING = {
     "loss_random": "random",
     "loss_next": "next",
     "loss_next_all": "next-all",
-    "variance_ratio": "variance of targets / mean",
+    "variance_ratio": "variance of targets",
 }
-"""Columns of a pre-training's log, each drawn by itself where it holds something, and their titles."""
+"""Columns of a pre-training's log, each drawn by itself where it holds something, and their titles.
+
+The last is relative to the mean over all tokens: an order that puts blank ones last would bring it to 0.
+"""
 
 
 class Tuning(NamedTuple):
@@ -231,11 +234,10 @@ def pretraining(runs: Iterable[Training]) -> bytes:
         figure = Figure(figsize=(8.4, 2.8), layout="constrained")
         for axis, column in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
             for run in runs:
-                known = run.log[run.log[column].notna()]
-                if len(known):
-                    colour = COLOURS[names.index(run.model) % len(COLOURS)]
+                if run.log[column].notna().any():
                     first = run.seed == min(r.seed for r in runs if r.model == run.model)
-                    axis.plot(known["step"], known[column], ".-", color=colour, lw=0.8, ms=2, label=run.model * first)
+                    style = {"color": COLOURS[names.index(run.model) % len(COLOURS)], "lw": 0.8, "ms": 2}
+                    axis.plot(run.log["step"], run.log[column], ".-", label=run.model * first, **style)
             axis.set(title=PRETRAINING[column], xlabel="step", xlim=(0, None))
             axis.legend()
         figure.axes[0].set_ylabel("loss")
