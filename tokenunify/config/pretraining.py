@@ -56,7 +56,7 @@ class Corpus(Strict):
 class Relevance(Strict):
     """Tokens in the order of learned relevance scores, from attention to the tokens placed so far."""
 
-    iterations: PositiveInt = 4
+    iterations: PositiveInt = 8
     """Rounds in which the order is made."""
     width: PositiveInt = 64
 
