@@ -76,23 +76,6 @@ class Plan:
         """The data set that trains and tests a model."""
         return self.config.datasets[self._model(model).dataset]
 
-    def pretraining_of(self, model: str) -> str | None:
-        """The pre-training that a model starts from."""
-        return None if model == BASELINE else self._model(model).pretraining
-
-    def corpus_volumes(self, pretraining: str) -> list[str]:
-        """The volumes that a pre-training reads."""
-        return list(dict.fromkeys(member.volume for members in self._datasets(pretraining) for member in members))
-
-    def _pretraining(self, name: str) -> c.Pretraining:
-        return _named("pretraining", name, self.config.pretrainings)
-
-    def _datasets(self, pretraining: str) -> list[tuple[c.CorpusVolume, ...]]:
-        return list(self._corpus(pretraining).datasets.values())
-
-    def _corpus(self, pretraining: str) -> c.Corpus:
-        return self.config.corpora[self._pretraining(pretraining).corpus]
-
     def _model(self, name: str) -> c.Model:
         return _named("model", name, self.config.models)
 
@@ -123,6 +106,23 @@ class Plan:
     def is_tuned(self, segmentation: str) -> bool:
         """Whether the validation volumes choose this segmentation's threshold or beta."""
         return c.is_tuned(self.segmentations[segmentation])
+
+    def pretraining_of(self, model: str) -> str | None:
+        """The pre-training that a model starts from."""
+        return None if model == BASELINE else self._model(model).pretraining
+
+    def corpus_volumes(self, pretraining: str) -> list[str]:
+        """The volumes that a pre-training reads."""
+        return list(dict.fromkeys(member.volume for members in self._datasets(pretraining) for member in members))
+
+    def _pretraining(self, name: str) -> c.Pretraining:
+        return _named("pretraining", name, self.config.pretrainings)
+
+    def _datasets(self, pretraining: str) -> list[tuple[c.CorpusVolume, ...]]:
+        return list(self._corpus(pretraining).datasets.values())
+
+    def _corpus(self, pretraining: str) -> c.Corpus:
+        return self.config.corpora[self._pretraining(pretraining).corpus]
 
     def download(self, volume: str) -> str:
         return stages.to_json("download", stages.Download(sources=self._volume(volume).sources))
@@ -215,15 +215,9 @@ class Plan:
         network = "none" if run.model == BASELINE else self.config.models[run.model].network.name
         method = self.segmentations[run.segmentation].method
         pretraining = self.pretraining_of(run.model)
-        return stages.Row(
-            **vars(run),
-            network=network,
-            pretraining=pretraining or "none",
-            method=method,
-            test_raw_in_pretraining=exclusion.shows(self.config, self._corpus(pretraining), run.volume)
-            if pretraining
-            else None,
-        )
+        known = {"network": network, "method": method, "pretraining": pretraining or "none"}
+        seen = exclusion.shows(self.config, self._corpus(pretraining), run.volume) if pretraining else None
+        return stages.Row(**vars(run), **known, test_raw_in_pretraining=seen)
 
     def _grid(self) -> dict[str, Coordinate]:
         storage = self.config.storage
