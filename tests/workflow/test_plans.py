@@ -75,16 +75,16 @@ def test_pretraining_reads_the_raw_of_its_corpus_alone(clone: Checkout, tmp_path
 @pytest.mark.parametrize(
     ("device", "gpus", "nodes", "resources", "launch"),
     [
-        ("auto", 4, 1, {"gpu": "4"}, ""),
-        ("cpu", 4, 1, {"gpu": "0"}, ""),
+        ("auto", 4, 1, {"nodes": "1", "gpu": "4"}, ""),
+        ("cpu", 4, 1, {"nodes": "1", "gpu": "0"}, ""),
         (
             *("auto", 4, 2),
-            {"nodes": "2", "tasks": "8", "gres": "gpu:4", "tasks_per_gpu": "0", "mpi": "srun"},
+            {"nodes": "2", "tasks_per_node": "4", "gres": "gpu:4", "mpi": "srun"},
             "srun --nodes=2 --ntasks=8 --ntasks-per-node=4 --cpus-per-task=3 ",
         ),
         (
             *("cpu", 4, 2),
-            {"nodes": "2", "tasks": "2", "mpi": "srun"},
+            {"nodes": "2", "tasks": "2", "tasks_per_gpu": "0", "mpi": "srun"},
             "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=3 ",
         ),
     ],
@@ -98,7 +98,7 @@ def test_a_training_asks_for_its_gpus_and_nodes(
     output = dry_run(clone, tmp_path, *words)
     block = re.search(r"^rule pretrain:\n(?:.*\n)*?Shell command: (.*)$", output, re.MULTILINE)
     asked = dict(re.findall(r"(\w+)=([^,]*)", re.search(r"resources: (.*)", block[0])[1]))
-    wanted = {"gpu", "nodes", "tasks", "gres", "tasks_per_gpu", "mpi"}
+    wanted = {"gpu", "nodes", "tasks", "tasks_per_node", "gres", "tasks_per_gpu", "mpi"}
     assert {key: value for key, value in asked.items() if key in wanted} == resources
     assert block[1].startswith(f"{launch}python -m tokenunify pretrain ")
 

@@ -64,18 +64,20 @@ def devices(stage):
     """Resources of a training: GPUs, and where several nodes of a cluster share it, one task per GPU, or per node.
 
     `launch` stands in front of the command. On one node it is empty: there a job is a single task, which starts the
-    processes for its GPUs itself. On several, `mpi` tells the SLURM plugin that the command starts the tasks; `gres`
-    counts GPUs per node; without `tasks_per_gpu` the plugin would take `tasks` for those of each GPU.
+    processes for its GPUs itself. On several, `mpi` tells the SLURM plugin that the command starts the tasks, and
+    `gres` counts the GPUs of each node. The plugin takes `tasks_per_node` for more than one only, and without
+    `tasks_per_gpu` it would take `tasks` for those of each GPU.
     """
     nodes, per_node = need(stage).nodes, gpus(stage) or 1
     # A job reads this file again, on its node.
     on_cluster = workflow.resource_settings.nodes is not None or "SLURM_JOB_ID" in os.environ
     if nodes == 1 or not on_cluster:
-        return {"gpu": gpus(stage), "launch": ""}
+        return {"nodes": 1, "gpu": gpus(stage), "launch": ""}
     spread = f"--nodes={nodes} --ntasks={nodes * per_node} --ntasks-per-node={per_node}"
     launch = f"srun {spread} --cpus-per-task={need(stage).threads} "
-    tasks = {"nodes": nodes, "tasks": nodes * per_node, "mpi": "srun", "launch": launch}
-    return tasks | ({"gres": f"gpu:{per_node}", "tasks_per_gpu": 0} if gpus(stage) else {})
+    tasks = {"tasks_per_node": per_node} if per_node > 1 else {"tasks": nodes, "tasks_per_gpu": 0}
+    gres = {"gres": f"gpu:{per_node}"} if gpus(stage) else {}
+    return {"nodes": nodes, **tasks, **gres, "mpi": "srun", "launch": launch}
 
 
 def parts(stage, folder):
