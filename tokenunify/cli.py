@@ -41,6 +41,14 @@ COMMANDS = {
     "ingest": Command(
         "data.ingest", "turn source files into an OME-Zarr volume", ("source", "output"), (), ("threads",)
     ),
+    "pretrain": Command(
+        "learning.pretrain",
+        "pre-train a network on unlabelled volumes",
+        ("output",),
+        ("volumes",),
+        ("seed", "threads"),
+        device=True,
+    ),
     "finetune": Command(
         "learning.finetune",
         "train a network to predict affinities",

@@ -23,6 +23,21 @@ class Ingest(Strict):
     citation: str | None
 
 
+class Region(Strict):
+    """Part of a corpus: a box of a volume, in its voxels, without those that no crop may touch."""
+
+    volume: c.Name
+    box: c.RoiConfig | None
+    """Null: the whole volume."""
+    avoid: tuple[c.RoiConfig, ...]
+
+
+class Pretrain(c.Pretrain):
+    network: c.Network
+    datasets: tuple[tuple[Region, ...], ...]
+    """Regions of each data set; their volumes are those of --volumes."""
+
+
 class Finetune(c.Finetune):
     network: c.Network
     sections: tuple[tuple[int, int] | None, ...]
@@ -94,6 +109,8 @@ class Row(Strict):
     seed: int
     segmentation: str
     method: str
+    test_raw_in_pretraining: bool | None
+    """Whether pre-training saw the raw of this volume; null where there was none, or it is unknown."""
 
 
 class Metrics(Strict):
@@ -107,6 +124,7 @@ class Report(Strict):
 SECTIONS: dict[str, type[Strict]] = {
     "download": Download,
     "ingest": Ingest,
+    "pretrain": Pretrain,
     "finetune": Finetune,
     "predict": Predict,
     "baseline": Baseline,

@@ -277,8 +277,9 @@ def test_a_configuration_without_keys_is_explained(value, found: str):
             "resources/predicts!",
             5,
             [
-                "resources.predicts!: expected 'download', 'ingest', 'finetune', 'predict', 'baseline', 'fragments', "
-                "'rag', 'tune', 'agglomerate', 'relabel' or 'evaluate', found \"predicts!\"; correct the key"
+                "resources.predicts!: expected 'download', 'ingest', 'pretrain', 'finetune', 'predict', 'baseline', "
+                "'fragments', 'rag', 'tune', 'agglomerate', 'relabel' or 'evaluate', found \"predicts!\"; "
+                "correct the key"
             ],
         ),
     ],
@@ -318,7 +319,14 @@ def test_schema_is_in_step(root: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["config/config.yaml", "config/demo.yaml", "config/fib25.yaml", "tests/config/tiny.yaml"]
+    "name",
+    [
+        "config/config.yaml",
+        "config/demo.yaml",
+        "config/fib25.yaml",
+        "config/fib25-pretraining.yaml",
+        "tests/config/tiny.yaml",
+    ],
 )
 def test_shipped_configurations_are_valid(root: Path, name: str):
     config.load(root / name)

@@ -19,7 +19,7 @@ OBJECTIVES = ("random", "next", "next-all")
 def make_task(**given):
     torch.manual_seed(0)
     resampler = c.Resampler(latents=3, width=8, heads=2, layers=2)
-    config = c.Pretraining(crop=CROP, patch=PATCH, resampler=resampler, **given)
+    config = c.Pretrain(crop=CROP, patch=PATCH, resampler=resampler, **given)
     network = networks.build(NETWORK, None)
     return TokenTask(network, config, PatchGrid.of(network.config, CROP, PATCH)).eval()
 

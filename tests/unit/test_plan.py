@@ -44,6 +44,7 @@ def test_sections_carry_the_version_and_sorted_keys(plan: Plan):
     texts = {
         "download": plan.download("wafer4"),
         "ingest": plan.ingest("wafer4"),
+        "pretrain": plan.pretrain("tokenunify"),
         "finetune": plan.finetune("superhuman"),
         "predict": plan.predict("superhuman"),
         "baseline": plan.baseline(),

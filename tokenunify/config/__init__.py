@@ -21,7 +21,7 @@ from tokenunify.config.data import (
     Volume,
     WeightsSource,
 )
-from tokenunify.config.learning import NEAREST, Augment, Finetune, Lora, Predict, Train
+from tokenunify.config.learning import NEAREST, Augment, Finetune, Lora, Optimisation, Predict, RawAugment, Train
 from tokenunify.config.networks import (
     NETWORKS,
     Architecture,
@@ -34,6 +34,7 @@ from tokenunify.config.networks import (
     Unetr,
     Vit,
 )
+from tokenunify.config.pretraining import Corpus, CorpusVolume, Objective, Pretrain, Pretraining, Relevance, Resampler
 from tokenunify.config.segmentation import (
     BASELINE,
     Baseline,
@@ -55,6 +56,8 @@ __all__ = [
     "Augment",
     "Baseline",
     "Config",
+    "Corpus",
+    "CorpusVolume",
     "Count",
     "Dataset",
     "Evaluation",
@@ -68,10 +71,17 @@ __all__ = [
     "Multicut",
     "Name",
     "Network",
+    "Objective",
+    "Optimisation",
     "Pea",
     "Phantom",
     "Predict",
+    "Pretrain",
+    "Pretraining",
+    "RawAugment",
+    "Relevance",
     "ResUnet",
+    "Resampler",
     "Resources",
     "RoiConfig",
     "Segmentation",
@@ -100,6 +110,7 @@ __all__ = [
 StageName = Literal[
     "download",
     "ingest",
+    "pretrain",
     "finetune",
     "predict",
     "baseline",
@@ -186,11 +197,16 @@ class Resources(Strict):
     mem_mb: PositiveInt = 4000
     runtime: PositiveInt = 120
     """Minutes."""
+    gpus: PositiveInt = 1
+    """GPUs per node, each with so many threads (stages that run a network; predict uses one)."""
+    nodes: PositiveInt = 1
+    """Nodes that share a training (pretrain and finetune on a cluster), each with all of mem_mb."""
 
 
 STAGE_RESOURCES: dict[StageName, Resources] = {
     "download": Resources(mem_mb=2000, runtime=720),
     "ingest": Resources(threads=2),
+    "pretrain": Resources(threads=2, mem_mb=16000, runtime=2880),
     "finetune": Resources(threads=2, mem_mb=16000, runtime=2880),
     "predict": Resources(threads=2, mem_mb=8000, runtime=720),
     "baseline": Resources(),
@@ -213,6 +229,10 @@ class Config(Strict):
     """Stage -> what its jobs ask for, where it differs from the default."""
     volumes: dict[Name, Volume]
     datasets: dict[Name, Dataset]
+    corpora: dict[Name, Corpus] = Field(default={})
+    """Name -> raw to pre-train on."""
+    pretrainings: dict[Name, Pretraining] = Field(default={})
+    """Name -> a pre-training, which is run with the seeds of the models that name it."""
     finetune: Finetune = Finetune()
     """Training settings shared by the models."""
     predict: Predict = Predict()

@@ -129,7 +129,7 @@ class Source(Strict):
 
 
 class RoiConfig(Strict):
-    """A box in voxels of the source."""
+    """A box in voxels, (z, y, x)."""
 
     offset: Padding
     shape: Shape
@@ -142,7 +142,7 @@ class Volume(Strict):
     """Tried in order; the first that works is used."""
     voxel_size_nm: VoxelSize
     roi: RoiConfig | None = None
-    """Part of the source to ingest; null takes all."""
+    """Part of the source to ingest, in the source's voxels; null takes all."""
     zero: Literal["background", "unlabelled"] = "background"
     """Meaning of label 0 in training: background (affinity 0) or unlabelled (masked out)."""
     license: str | None = None
@@ -176,7 +176,8 @@ class TrainVolume(Strict):
         return self
 
 
-def _name_alone(value: Any) -> Any:
+def name_alone(value: Any) -> Any:
+    """A volume's name, where it stands alone, as the section that it is short for."""
     return {"volume": value} if isinstance(value, str) else value
 
 
@@ -184,7 +185,7 @@ class Dataset(Strict):
     """Which volumes train, choose (thresholds, checkpoint) and test."""
 
     train: Annotated[
-        tuple[Annotated[TrainVolume, BeforeValidator(_name_alone, json_schema_input_type=TrainVolume | Name)], ...],
+        tuple[Annotated[TrainVolume, BeforeValidator(name_alone, json_schema_input_type=TrainVolume | Name)], ...],
         Field(min_length=1),
     ]
     """Names, or names with sections."""

@@ -85,18 +85,18 @@ def make_fabric(device: str, precision: str, *, batch_size: int, threads: int) -
     )
 
 
-def learning_rate(step: int, config: c.Finetune) -> float:
+def learning_rate(step: int, config: c.Optimisation) -> float:
     """Linear warm-up, then constant or a cosine to the final rate."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
+    if config.rate == "constant":
         return config.learning_rate
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     span = config.learning_rate - config.final_learning_rate
     return config.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def make_optimizer(module: nn.Module, config: c.Finetune) -> torch.optim.AdamW:
+def make_optimizer(module: nn.Module, config: c.Optimisation) -> torch.optim.AdamW:
     """AdamW that decays weights, not biases and normalisation."""
     parameters = [p for p in module.parameters() if p.requires_grad]
     groups = [
@@ -107,7 +107,7 @@ def make_optimizer(module: nn.Module, config: c.Finetune) -> torch.optim.AdamW:
 
 
 def steps(
-    samples: Samples, config: c.Finetune, numbers: range, fabric: Fabric, *, threads: int
+    samples: Samples, config: c.Optimisation, numbers: range, fabric: Fabric, *, threads: int
 ) -> Iterator[list[Batch]]:
     """This rank's batches of every step, made in background threads, in order.
 
@@ -148,7 +148,7 @@ def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
 class Training:
     """A task in training, with everything that its state on disk holds."""
 
-    def __init__(self, fabric: Fabric, task: Task, config: c.Finetune, folder: Path, *, stage: str):
+    def __init__(self, fabric: Fabric, task: Task, config: c.Optimisation, folder: Path, *, stage: str):
         self.fabric, self.config, self.folder, self.stage = fabric, config, folder, stage
         self.task = task.to(memory_format=torch.channels_last_3d)  # the layout that low precision is fast in
         self.wrapped, self.optimizer = fabric.setup(task, make_optimizer(task, config))

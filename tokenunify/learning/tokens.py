@@ -9,7 +9,7 @@ from math import prod
 import torch
 from torch import Tensor, nn
 
-from tokenunify.config import Pretraining, Relevance
+from tokenunify.config import Pretrain, Relevance
 from tokenunify.learning import masking
 from tokenunify.learning.loop import Batch, Task
 from tokenunify.learning.masking import Sets
@@ -35,7 +35,7 @@ class TokenTask(Task):
     cut (b, 1), and the names of the step's objectives, separated by spaces.
     """
 
-    def __init__(self, network: Network, config: Pretraining, grid: PatchGrid):
+    def __init__(self, network: Network, config: Pretrain, grid: PatchGrid):
         super().__init__()
         self.network, self.config, self.grid = network, config, grid
         self.output = network.config.output_extent(config.crop)

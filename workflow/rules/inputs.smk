@@ -77,6 +77,9 @@ def manifests_of(run):
     baseline = run.model == BASELINE
     dataset = plan.config.datasets[run.dataset]
     cited = [run.volume, *(t.volume for t in dataset.train), *dataset.validation]
+    pretraining = plan.pretraining_of(run.model)
+    if pretraining:
+        cited += plan.corpus_volumes(pretraining)
     patterns = [
         *volumes(cited),
         f"{PREDICT}/prepared.json",
@@ -88,6 +91,7 @@ def manifests_of(run):
         f"{RELABEL}/prepared.json",
         *parts("relabel", RELABEL),
         f"{RUN}/{{segmentation}}/scores.json",
+        *([f"models/pretrain/{pretraining}/seed{{seed}}/weights.json"] if pretraining else []),
         *([] if baseline else ["models/{model}/seed{seed}/weights.json"]),
         *(["models/{model}/seed{seed}/tune/{segmentation}.json"] if plan.is_tuned(run.segmentation) else []),
     ]
