@@ -25,6 +25,7 @@ from tokenunify.config.learning import NEAREST, Augment, Finetune, Lora, Optimis
 from tokenunify.config.networks import (
     NETWORKS,
     Architecture,
+    EMmamba,
     Mala,
     Network,
     Pea,
@@ -60,6 +61,7 @@ __all__ = [
     "CorpusVolume",
     "Count",
     "Dataset",
+    "EMmamba",
     "Evaluation",
     "FileSource",
     "Finetune",

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from tokenunify import config as c
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
-from tokenunify.learning.networks import mala, pea, resunet, superhuman, unetr, vit
+from tokenunify.learning.networks import emmamba, mala, pea, resunet, superhuman, unetr, vit
 from tokenunify.learning.networks.base import Network
 
 BUILDERS = {
@@ -13,6 +13,7 @@ BUILDERS = {
     "mala": mala.UNet,
     "pea": superhuman.UNet,
     "unetr": unetr.UNETR,
+    **{name: emmamba.EMmamba for name, description in c.NETWORKS.items() if description is c.EMmamba},
     "resunet": resunet.UNet,
     "vit": vit.ViT,
 }
@@ -25,8 +26,11 @@ RELEASED = {
     "pea-released": pea.from_released,
     "pea-deep-released": pea.deep_from_released,
     "unetr-released": unetr.from_released,
+    "emmamba-released": emmamba.from_released,
 }
 """Builder of each published class from its constructor's keys, which fix the channels too."""
+BLOCKS = {"mamba-v3-released": emmamba.block_from_released}
+"""The same for published classes that are a part of a network."""
 
 
 def build(config: dict, offsets: Sequence[Coordinate] | None = c.NEAREST) -> Network:
@@ -42,6 +46,6 @@ def build(config: dict, offsets: Sequence[Coordinate] | None = c.NEAREST) -> Net
         if name in COMPARING and offsets is not None:
             return COMPARING[name](description, offsets)
         return BUILDERS[name](description, 1 if offsets is None else len(offsets))
-    if name in RELEASED:
-        return RELEASED[name]({key: value for key, value in config.items() if key != "name"})
-    raise InputError(f"network.name: expected one of {[*BUILDERS, *RELEASED]}, found {name!r}; correct it")
+    if name in RELEASED or name in BLOCKS:
+        return (RELEASED | BLOCKS)[name]({key: value for key, value in config.items() if key != "name"})
+    raise InputError(f"network.name: expected one of {[*BUILDERS, *RELEASED, *BLOCKS]}, found {name!r}; correct it")
