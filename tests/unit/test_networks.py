@@ -23,6 +23,10 @@ SMALLEST = {
     "pea": ({**SMALL, "name": "pea", "embedding": 5}, (3, 12, 20)),
     "mala": ({"name": "mala", "filters": [2, 3, 4, 5]}, (30, 214, 241)),
     "unetr": ({"name": "unetr", "feature": 2, "hidden": 6, "mlp": 8, "heads": 1, "layers": 4}, (8, 16, 48)),
+    "emmamba": (
+        {"name": "emmamba", "features": [3, 4], "hidden": 5, "depths": [1, 2], "strides": [[1, 2, 2]] * 2},
+        (3, 12, 20),
+    ),
     "resunet": ({"name": "resunet", "filters": [2, 3], "kernels": [[1, 3, 3]] * 2, "poolings": [[1, 2, 2]]}, (3, 6, 8)),
     "vit": ({"name": "vit", "patch": [2, 4, 8], "hidden": 8, "mlp": 9, "heads": 2, "layers": 2}, (4, 12, 24)),
 }
@@ -30,7 +34,7 @@ SMALLEST = {
 
 
 def test_every_network_is_tested():
-    assert set(SMALLEST) == set(BUILDERS)
+    assert set(SMALLEST) == {name.split("-")[0] for name in BUILDERS}  # emmamba-tiny: a size
 
 
 @pytest.mark.parametrize(
@@ -73,7 +77,7 @@ def test_every_parameter_is_used_and_belongs_to_one_part(name):
     config, crop = SMALLEST[name]
     network = build(config)
     network(torch.rand(2, 1, *crop)).square().sum().backward()
-    prefixes = [*network.HEAD, *network.PARTS["encoder"], *network.PARTS["decoder"]]
+    prefixes = [*network.HEAD, *(prefix for part in network.PARTS.values() for prefix in part)]
     for key, parameter in network.named_parameters():
         assert parameter.grad is not None, key
         assert sum(key.startswith(prefix) for prefix in prefixes) == 1, key
@@ -203,6 +207,8 @@ PUBLISHED = {
     "pea_a": ("pea-released", 1e-4),
     "pea_deep_a": ("pea-deep-released", 1e-4),
     "unetr_a": ("unetr-released", 1e-5),
+    "emmamba_a": ("emmamba-released", 1e-3),
+    "emmamba_b": ("emmamba-released", 1e-3),
 }
 """The published arrays: the network's name, and how far single precision may be off."""
 

@@ -21,7 +21,7 @@ from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
 from tokenunify.learning.mamba import Mamba
 from tokenunify.learning.networks.base import Network
-from tokenunify.learning.networks.blocks import ResBlock, UpBlock, convolution, named
+from tokenunify.learning.networks.blocks import ResBlock, UpBlock, convolution, instance_norm, named
 from tokenunify.learning.networks.released import check_keys
 
 
@@ -43,7 +43,7 @@ class Gsc(nn.Module):
 
 def normal_relu(x: Tensor) -> Tensor:
     """Instance normalisation and ReLU."""
-    return F.relu(F.instance_norm(x), inplace=True)
+    return F.relu(instance_norm(x), inplace=True)
 
 
 class TokenLayer(nn.Module):
@@ -84,7 +84,8 @@ class Trunk(nn.Module):
         self.downsample_layers = nn.ModuleList([nn.Sequential(first)])
         for c_in, c_out, stride in zip(features, features[1:], strides[1:], strict=False):
             down = nn.Conv3d(c_in, c_out, (1, *stride[1:]), stride=stride)
-            self.downsample_layers.append(nn.Sequential(nn.InstanceNorm3d(c_in), down))
+            # one channel per group: instance normalisation, see blocks.instance_norm
+            self.downsample_layers.append(nn.Sequential(nn.GroupNorm(c_in, c_in, affine=False), down))
         self.gscs = nn.ModuleList([Gsc(c) for c in features])
         self.stages = nn.ModuleList(
             nn.Sequential(*(TokenLayer(c, config) for _ in range(depth)))
@@ -96,7 +97,7 @@ class Trunk(nn.Module):
         sides = []
         for down, gsc, stage, mlp in zip(self.downsample_layers, self.gscs, self.stages, self.mlps, strict=True):
             x = stage(gsc(down(x)))
-            sides.append(mlp(F.instance_norm(x)))
+            sides.append(mlp(instance_norm(x)))
         return sides
 
 
