@@ -39,7 +39,7 @@ class Augment(RawAugment):
 
 
 class Optimisation(Strict):
-    """How a network is trained, whatever for: AdamW on random crops."""
+    """How a network is trained, whatever for, on random crops."""
 
     crop: Shape = (16, 160, 160)
     """Extent of the raw; targets are those of the network's output, which valid convolutions make smaller."""
@@ -48,6 +48,8 @@ class Optimisation(Strict):
     accumulate: PositiveInt = 1
     """Batches that a GPU's share of the samples is computed in, one after the other, where memory is short."""
     steps: PositiveInt = 1000
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon orthogonalises the steps of hidden weights, AdamW moves the others: fewer, slightly dearer steps."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of weights; biases and normalisation are not decayed."""

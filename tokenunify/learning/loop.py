@@ -23,6 +23,7 @@ from tokenunify import config as c
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint, parts
 from tokenunify.learning.log import Log
+from tokenunify.learning.muon import Muon
 from tokenunify.learning.networks.base import Network
 
 logger = logging.getLogger(__name__)
@@ -96,14 +97,29 @@ def learning_rate(step: int, config: c.Optimisation) -> float:
     return config.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def make_optimizer(module: nn.Module, config: c.Optimisation) -> torch.optim.AdamW:
-    """AdamW that decays weights, not biases and normalisation."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+def make_optimizers(task: Task, config: c.Optimisation) -> list[torch.optim.Optimizer]:
+    """AdamW, which decays weights, not biases and normalisation; where it is wanted, Muon for the hidden weights."""
+    hidden = hidden_weights(task) if config.optimizer == "muon" else []
+    taken = set(map(id, hidden))
+    parameters = [p for p in task.parameters() if p.requires_grad and id(p) not in taken]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    return [adamw, Muon(hidden, config.learning_rate, config.weight_decay)] if hidden else [adamw]
+
+
+def hidden_weights(task: Task) -> list[Tensor]:
+    """Weights that mix channels of hidden layers: neither those that read raw nor the head's."""
+    layers = (nn.Linear, nn.Conv1d, nn.Conv3d, nn.ConvTranspose3d)
+    heads = tuple(f"network.{prefix}" for prefix in task.network.HEAD)
+    weights = [
+        module.weight
+        for name, module in task.named_modules()
+        if isinstance(module, layers) and not f"{name}.".startswith(heads) and module.weight.shape[1] > 1
+    ]
+    return [weight for weight in weights if weight.requires_grad]
 
 
 def steps(
@@ -151,7 +167,7 @@ class Training:
     def __init__(self, fabric: Fabric, task: Task, config: c.Optimisation, folder: Path, *, stage: str):
         self.fabric, self.config, self.folder, self.stage = fabric, config, folder, stage
         self.task = task.to(memory_format=torch.channels_last_3d)  # the layout that low precision is fast in
-        self.wrapped, self.optimizer = fabric.setup(task, make_optimizer(task, config))
+        self.wrapped, *self.optimizers = fabric.setup(task, *make_optimizers(task, config))
         self.average = copy.deepcopy(task) if config.ema else None
         self.progress = Progress()
         if (folder / "last.ckpt").exists():
@@ -167,7 +183,7 @@ class Training:
     def step(self, batches: Sequence[Batch], seed: int) -> None:
         """One step of the optimiser, over the batches of which this rank's share is made."""
         torch.manual_seed(seed << 32 | self.progress.step)  # a network's own chance is a function of seed and step
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(self.progress.step, self.config)
         totals = self._totals(batches)
         values: dict[str, Tensor] = {}
@@ -178,10 +194,11 @@ class Training:
             for name, value in losses.items():
                 values[name] = values.get(name, 0) + value.detach()
         self._record(values)
-        if self.config.clip_norm is not None:
-            self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.config.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            if self.config.clip_norm is not None:
+                self.fabric.clip_gradients(self.wrapped, optimizer, max_norm=self.config.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
         self.progress.step += 1
         if self.average is not None:
             done = self.progress.step
@@ -242,7 +259,7 @@ class Training:
         state = {
             "task": self.task.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "precision": self.fabric.strategy.precision.state_dict(),
             "progress": asdict(self.progress),
         }
@@ -255,7 +272,8 @@ class Training:
         self.task.load_state_dict(state["task"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(held)
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.progress = Progress(**state["progress"])
         logger.info("resuming behind step %d", self.progress.step)
@@ -310,7 +328,7 @@ def _row(training: Training, batch: Batch, validation_loss: float | str) -> dict
         **means,
         "step": progress.step,
         "validation_loss": round(validation_loss, 6) if validation_loss != "" else "",
-        "learning_rate": training.optimizer.param_groups[0]["lr"],
+        "learning_rate": training.optimizers[0].param_groups[0]["lr"],
         "seconds": round(time.monotonic() - training.started, 2),
     }
 
