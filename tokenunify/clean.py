@@ -20,7 +20,7 @@ logger = logging.getLogger(__name__)
 
 STORE = re.compile(r"[0-9a-f]{16}")
 PARTIAL_VOLUME = re.compile(r"\.(?P<volume>.+)\.(?:[0-9a-f]{16}\.(?:partial\.zarr|progress)|old\.zarr)")
-ENDINGS = "json|csv|npz|safetensors|ckpt|html|sha256|zarr|progress"
+ENDINGS = "json|csv|npz|safetensors|ckpt|html|png|sha256|zarr|progress"
 TEMPORARY = re.compile(rf"\.(?:.+\.(?:{ENDINGS})|[0-9a-f]{{16}})\.\d+")
 """Names under which files and stores are written before they get their own: `.{name}.{process}`."""
 INSIDE = ("locks", "ledger", "blocks", "last.ckpt")

@@ -33,15 +33,27 @@ class Command:
 
 
 COMMANDS = {
-    "download": Command("data.download", "fetch and verify a volume's source files", ("downloads", "output")),
+    "download": Command(
+        "data.download",
+        "fetch and verify source files",
+        ("downloads", "output"),
+    ),
     "ingest": Command(
         "data.ingest", "turn source files into an OME-Zarr volume", ("source", "output"), (), ("threads",)
+    ),
+    "pretrain": Command(
+        "learning.pretrain",
+        "pre-train a network on unlabelled volumes",
+        ("output",),
+        ("volumes",),
+        ("seed", "threads"),
+        device=True,
     ),
     "finetune": Command(
         "learning.finetune",
         "train a network to predict affinities",
         ("output",),
-        ("train", "validation"),
+        ("train", "validation", "pretrained", "published"),
         ("seed", "threads"),
         device=True,
     ),

@@ -1,6 +1,8 @@
 """Regions of interest and the grid of blocks; every coordinate is (z, y, x) in voxels."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from math import ceil, prod
 
 Coordinate = tuple[int, int, int]
@@ -37,11 +39,65 @@ class Roi:
         end = tuple(min(n, e + h) for n, e, h in zip(volume_shape, self.end, high, strict=True))
         return Roi(_coordinate(start), _coordinate(e - s for s, e in zip(start, end, strict=True)))
 
+    def moved(self, by: Coordinate) -> "Roi":
+        """The box at another place."""
+        return Roi(_coordinate(o + b for o, b in zip(self.offset, by, strict=True)), self.shape)
+
+    def overlap(self, other: "Roi") -> "Roi | None":
+        """The box that both share."""
+        start = [max(a, b) for a, b in zip(self.offset, other.offset, strict=True)]
+        shape = [min(a, b) - s for a, b, s in zip(self.end, other.end, start, strict=True)]
+        return Roi(_coordinate(start), _coordinate(shape)) if min(shape) > 0 else None
+
+    def minus(self, hole: "Roi") -> "list[Roi]":
+        """At most six disjoint boxes that make up the box without what it shares with `hole`."""
+        if (shared := self.overlap(hole)) is None:
+            return [self]
+        parts, rest = [], [list(self.offset), list(self.end)]
+        for axis in range(3):
+            for low, high in ((rest[0][axis], shared.offset[axis]), (shared.end[axis], rest[1][axis])):
+                if low < high:
+                    start, end = list(rest[0]), list(rest[1])
+                    start[axis], end[axis] = low, high
+                    parts.append(Roi(_coordinate(start), _coordinate(e - s for s, e in zip(start, end, strict=True))))
+            rest[0][axis], rest[1][axis] = shared.offset[axis], shared.end[axis]
+        return parts
+
+    def voxel(self, number: int) -> Coordinate:
+        """The voxel with that number in raster order (x fastest)."""
+        _, rows, columns = self.shape
+        position = (number // (rows * columns), number // columns % rows, number % columns)
+        return _coordinate(o + p for o, p in zip(self.offset, position, strict=True))
+
     def within(self, outer: "Roi") -> tuple[slice, slice, slice]:
         """Index of this box into an array that holds `outer`."""
         start = [o - p for o, p in zip(self.offset, outer.offset, strict=True)]
         z, y, x = (slice(o, o + s) for o, s in zip(start, self.shape, strict=True))
         return z, y, x
+
+
+def subtract(box: Roi, holes: Iterable[Roi]) -> list[Roi]:
+    """Disjoint boxes that make up the box without the holes."""
+    parts = [box]
+    for hole in holes:
+        parts = [rest for part in parts for rest in part.minus(hole)]
+    return parts
+
+
+@cache
+def free_starts(region: Roi, crop: Coordinate, avoid: tuple[Roi, ...]) -> tuple[Roi, ...]:
+    """Disjoint boxes of the first voxels of all crops that lie in the region and touch no box to avoid."""
+    shape = [n - c + 1 for n, c in zip(region.shape, crop, strict=True)]
+    if min(shape) < 1:
+        return ()
+    touching = [
+        Roi(
+            _coordinate(o - c + 1 for o, c in zip(box.offset, crop, strict=True)),
+            _coordinate(n + c - 1 for n, c in zip(box.shape, crop, strict=True)),
+        )
+        for box in avoid
+    ]
+    return tuple(subtract(Roi(region.offset, _coordinate(shape)), touching))
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,17 @@ def write(path: str | Path, content: dict, run: dict | None = None) -> None:
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Replace a text file in one step, on disk before the name appears."""
+    """Replace a text file in one step."""
+    replace(path, lambda temporary: temporary.write_text(text))
+
+
+def replace(path: str | Path, write: Callable[[Path], Any]) -> None:
+    """Replace a file in one step: it is on disk before its name appears. `write` is told a temporary name."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(temporary, "w") as file:
-        file.write(text)
-        file.flush()
+    write(temporary)
+    with open(temporary, "rb") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
 

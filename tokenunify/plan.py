@@ -7,9 +7,9 @@ from typing import TypeVar
 
 from tokenunify import config as c
 from tokenunify import manifest, stages
-from tokenunify.config import BASELINE, Config
+from tokenunify.config import BASELINE, Config, exclusion
 from tokenunify.errors import InputError
-from tokenunify.geometry import Coordinate
+from tokenunify.geometry import Coordinate, Roi
 
 Named = TypeVar("Named")
 
@@ -74,9 +74,10 @@ class Plan:
 
     def dataset(self, model: str) -> c.Dataset:
         """The data set that trains and tests a model."""
-        return self.config.datasets[self._model(model).dataset]
+        return self.config.datasets[self.model(model).dataset]
 
-    def _model(self, name: str) -> c.Model:
+    def model(self, name: str) -> c.Model:
+        """A model by name; InputError names the known ones."""
         return _named("model", name, self.config.models)
 
     def _volume(self, name: str) -> c.Volume:
@@ -107,8 +108,33 @@ class Plan:
         """Whether the validation volumes choose this segmentation's threshold or beta."""
         return c.is_tuned(self.segmentations[segmentation])
 
+    def pretraining_of(self, model: str) -> str | None:
+        """The pre-training that a model starts from."""
+        return None if model == BASELINE else self.model(model).pretraining
+
+    def corpus_volumes(self, pretraining: str) -> list[str]:
+        """The volumes that a pre-training reads."""
+        return list(dict.fromkeys(member.volume for members in self._datasets(pretraining) for member in members))
+
+    def _pretraining(self, name: str) -> c.Pretraining:
+        return _named("pretraining", name, self.config.pretrainings)
+
+    def _datasets(self, pretraining: str) -> list[tuple[c.CorpusVolume, ...]]:
+        return list(self._corpus(pretraining).datasets.values())
+
+    def _corpus(self, pretraining: str) -> c.Corpus:
+        return self.config.corpora[self._pretraining(pretraining).corpus]
+
     def download(self, volume: str) -> str:
         return stages.to_json("download", stages.Download(sources=self._volume(volume).sources))
+
+    def download_weights(self, model: str) -> str:
+        source = self.model(model).weights
+        if source is None:
+            raise InputError(
+                f"data/weights/{model}.json: models.{model} has no published weights; add models.{model}.weights"
+            )
+        return stages.to_json("download", stages.Download(sources=(source,)))
 
     def ingest(self, volume: str) -> str:
         v, storage = self._volume(volume), self.config.storage
@@ -123,13 +149,35 @@ class Plan:
         )
         return stages.to_json("ingest", section)
 
+    def pretrain(self, pretraining: str) -> str:
+        p = self._pretraining(pretraining)
+        given = {key: value for key, value in p if key != "corpus"}
+        datasets = tuple(
+            tuple(region for member in members for region in self._regions(pretraining, member))
+            for members in self._datasets(pretraining)
+        )
+        return stages.to_json("pretrain", stages.Pretrain(**given, datasets=datasets))
+
+    def _regions(self, pretraining: str, member: c.CorpusVolume) -> list[stages.Region]:
+        avoided = exclusion.avoided(self.config, self._corpus(pretraining), member.volume)
+        avoid = tuple(map(_box, avoided))
+        return [stages.Region(volume=member.volume, box=box, avoid=avoid) for box in member.regions or (None,)]
+
     def finetune(self, model: str) -> str:
-        m = self._model(model)
-        sections = tuple(t.sections for t in self.dataset(model).train)
-        return stages.to_json("finetune", stages.Finetune(**dict(m.finetune), network=m.network, sections=sections))
+        m = self.model(model)
+        section = stages.Finetune(
+            **dict(m.finetune),
+            network=m.network,
+            sections=tuple(t.sections for t in self.dataset(model).train),
+            start=m.start,
+            transfer=m.transfer,
+            train=m.train,
+            lora=m.lora if m.train == "lora" else None,
+        )
+        return stages.to_json("finetune", section)
 
     def predict(self, model: str) -> str:
-        m = self._model(model)
+        m = self.model(model)
         crop = m.predict.crop or m.finetune.crop
         stride = m.predict.stride or tuple(max(1, n // 2) for n in m.network.output_extent(crop))
         given = {**dict(m.predict), "crop": crop, "stride": stride}
@@ -181,9 +229,17 @@ class Plan:
         return stages.to_json("report", stages.Report(title=", ".join(self.test_volumes)))
 
     def _row(self, run: Run) -> stages.Row:
-        network = "none" if run.model == BASELINE else self.config.models[run.model].network.name
+        model = self.config.models.get(run.model)
+        network, start = (model.network.name, model.start) if model else ("none", "none")
         method = self.segmentations[run.segmentation].method
-        return stages.Row(**vars(run), network=network, pretraining="none", method=method)
+        known = {"network": network, "method": method, "pretraining": start}
+        return stages.Row(**vars(run), **known, test_raw_in_pretraining=self._was_seen(start, run.volume))
+
+    def _was_seen(self, start: str, volume: str) -> bool | None:
+        """Whether a start of that name has seen the volume's raw; of published weights nobody knows."""
+        if start == "published":
+            return None
+        return start != "none" and exclusion.shows(self.config, self._corpus(start), volume)
 
     def _grid(self) -> dict[str, Coordinate]:
         storage = self.config.storage
@@ -192,6 +248,10 @@ class Plan:
     def _without_fragments(self, segmentation: str) -> c.Waterz | c.Multicut:
         settings = self.segmentations[segmentation]
         return settings.model_copy(update={"fragments": c.Fragments()})
+
+
+def _box(roi: Roi) -> c.RoiConfig:
+    return c.RoiConfig(offset=roi.offset, shape=roi.shape)
 
 
 def _named(kind: str, name: str, known: Mapping[str, Named]) -> Named:

@@ -1,7 +1,7 @@
 """What each stage is told: the config sections that travel as --config-json, and how they come from the config."""
 
 import json
-from typing import Any
+from typing import Any, Literal
 
 from tokenunify import config as c
 from tokenunify.config import Strict
@@ -10,7 +10,7 @@ from tokenunify.versions import STAGES
 
 
 class Download(Strict):
-    sources: tuple[c.Source, ...]
+    sources: tuple[c.Source | c.WeightsSource, ...]
 
 
 class Ingest(Strict):
@@ -23,10 +23,31 @@ class Ingest(Strict):
     citation: str | None
 
 
+class Region(Strict):
+    """Part of a corpus: a box of a volume, in its voxels, without those that no crop may touch."""
+
+    volume: c.Name
+    box: c.RoiConfig | None
+    """Null: the whole volume."""
+    avoid: tuple[c.RoiConfig, ...]
+
+
+class Pretrain(c.Pretrain):
+    network: c.Network
+    datasets: tuple[tuple[Region, ...], ...]
+    """Regions of each data set; their volumes are those of --volumes."""
+
+
 class Finetune(c.Finetune):
     network: c.Network
     sections: tuple[tuple[int, int] | None, ...]
     """Sections used of each training volume, in the order of --train."""
+    start: str = "none"
+    """Name of the pretraining that --pretrained is of; `published` with --published."""
+    transfer: Literal["strict", "partial"] = "strict"
+    train: c.Train = "all"
+    lora: c.Lora | None = None
+    """The adapters, where they are what is trained."""
 
 
 class Grid(Strict):
@@ -88,6 +109,8 @@ class Row(Strict):
     seed: int
     segmentation: str
     method: str
+    test_raw_in_pretraining: bool | None
+    """Whether pre-training saw the raw of this volume; null where there was none, or it is unknown."""
 
 
 class Metrics(Strict):
@@ -101,6 +124,7 @@ class Report(Strict):
 SECTIONS: dict[str, type[Strict]] = {
     "download": Download,
     "ingest": Ingest,
+    "pretrain": Pretrain,
     "finetune": Finetune,
     "predict": Predict,
     "baseline": Baseline,

@@ -3,6 +3,7 @@
 STAGES = {
     "download": 1,
     "ingest": 1,
+    "pretrain": 1,
     "finetune": 2,
     "predict": 1,
     "baseline": 1,
@@ -12,6 +13,6 @@ STAGES = {
     "agglomerate": 1,
     "relabel": 1,
     "evaluate": 1,
-    "metrics": 1,
-    "report": 1,
+    "metrics": 2,
+    "report": 2,
 }

@@ -215,7 +215,7 @@ def test_a_wrong_first_download_can_be_replaced(server, run):
     record = f"{path}.sha256"
     with pytest.raises(InputError, match=f"the first download had the expected one.*delete {record} and run") as caught:
         run(raw(url=f"{server.url}/em/raw.bin"))
-    assert "correct the url or sha256" not in str(caught.value)
+    assert "correct the address or sha256" not in str(caught.value)
     Path(record).unlink()
     assert run(raw(url=f"{server.url}/em/raw.bin"))["content"]["raw"]["sha256"] == SHA256
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from tokenunify import arrays, manifest, stages
 from tokenunify import config as c
 from tokenunify.errors import InputError
-from tokenunify.learning import checkpoint, finetune, loop
+from tokenunify.learning import checkpoint, finetune, loop, networks
 
 NETWORK = c.Superhuman(filters=(2, 3), norm_momentum=0.1)
 
@@ -69,11 +69,40 @@ def section(**given):
     return stages.to_json("finetune", stages.Finetune(**{**tiny, **given}))
 
 
-def train(volumes, output, text=None, *, train=("train",), validation=("other",), seed=0):
+def train(volumes, output, text=None, *, train=("train",), validation=("other",), seed=0, **start):
     parsed, plain = stages.from_json("finetune", text or section(sections=(None,) * len(train)))
     paths = {"train": [volumes[v] for v in train], "validation": [volumes[v] for v in validation]}
-    finetune.run(parsed, plain, **paths, output=output, seed=seed, threads=1, device="cpu")
+    finetune.run(parsed, plain, **paths, **start, output=output, seed=seed, threads=1, device="cpu")
     return output
+
+
+def pretrain(folder, *, seed=7, network=NETWORK):
+    """What a pre-training hands on, without the work: the network with a head for raw intensities."""
+    torch.manual_seed(seed)
+    description = network.model_dump(mode="json")
+    tensors = networks.build(description, offsets=None).state_dict()
+    checkpoint.save_weights(folder / "weights.safetensors", tensors)
+    sha256 = manifest.file_sha256(folder / "weights.safetensors")
+    manifest.write(folder / "weights.json", {"weights": sha256, "network": description, "seed": seed})
+    return folder / "weights.json"
+
+
+def publish(folder, value):
+    """A file of published weights, as the download stage hands it on."""
+    folder.mkdir(exist_ok=True)
+    torch.save(value, folder / "net.pt")
+    sha256 = manifest.file_sha256(folder / "net.pt")
+    manifest.write(folder / "m.json", {"weights": {"sha256": sha256}}, {"weights": str(folder / "net.pt")})
+    return folder / "m.json"
+
+
+def tensors_of(output):
+    return load_file(output.with_name("weights.safetensors"))
+
+
+def transfer_of(output):
+    with open(output.with_name("transfer.csv"), newline="") as file:
+        return list(csv.DictReader(file))
 
 
 def log_of(output):
@@ -89,8 +118,7 @@ def test_outputs_rebuild_the_network(volumes, tmp_path):
     assert content["pretraining"] == "none" and content["seed"] == 0
     assert set(content["inputs"]) == {"train", "other", "small"}
     assert content["finetune"]["steps"] == 11 and content["network"]["filters"] == [2, 3]
-    with open(output.with_name("transfer.csv"), newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = transfer_of(output)
     tensors = load_file(output.with_name("weights.safetensors"))
     assert {row["name"] for row in rows} == set(tensors)
     assert {(row["status"], row["reason"]) for row in rows} == {("new", "from scratch")}
@@ -120,22 +148,46 @@ cli.main(sys.argv[3:])
 
 def test_killed_training_ends_with_the_same_bits(volumes, tmp_path, root):
     """Killed at step 5, behind the state of step 3; then between the best weights of step 8 and the state of step 9."""
-    text = section(ema=0.9, checkpoint="best")
-    whole = train(volumes, tmp_path / "whole/weights.json", text)
+    pretrained = pretrain(tmp_path / "pretrain")
+    text = section(ema=0.9, checkpoint="best", start="p")
+    whole = train(volumes, tmp_path / "whole/weights.json", text, pretrained=[pretrained])
     output = tmp_path / "killed/weights.json"
     words = ["finetune", "--config-json", text, "--train", volumes["train"], "--validation", volumes["other"]]
+    words += ["--pretrained", pretrained]
     words += ["--output", output, "--seed", "0", "--threads", "1", "--device", "cpu"]
     for where, step in (("step", 5), ("validate", 8)):
         command = [sys.executable, "-c", KILLER, where, str(step), *map(str, words)]
         assert subprocess.run(command, cwd=root, capture_output=True).returncode == -signal.SIGKILL
         assert not output.exists()
-    train(volumes, output, text)
+    train(volumes, output, text, pretrained=[pretrained])
     assert manifest.read(output)["run"]["attempts"] == 3
     assert manifest.content(output) == manifest.content(whole)
     for name in ("weights.safetensors", "transfer.csv"):
         assert output.with_name(name).read_bytes() == whole.with_name(name).read_bytes()
     for a, b in zip(log_of(output), log_of(whole), strict=True):
         assert {**a, "seconds": 0} == {**b, "seconds": 0}
+
+
+def test_adapters_survive_a_stop_and_the_start_is_not_read_again(volumes, tmp_path, monkeypatch):
+    pretrained = pretrain(tmp_path / "pretrain")
+    text = section(ema=0.9, start="p", train="lora", lora={"rank": 2})
+    whole = train(volumes, tmp_path / "whole/weights.json", text, pretrained=[pretrained])
+    output, step = tmp_path / "stopped/weights.json", loop.Training.step
+
+    def stopping(self, *arguments):
+        if self.progress.step == 5:
+            raise KeyboardInterrupt
+        step(self, *arguments)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(loop.Training, "step", stopping)
+        train(volumes, output, text, pretrained=[pretrained])
+    pretrained.with_name("weights.safetensors").unlink()
+    train(volumes, output, text, pretrained=[pretrained])
+    assert manifest.read(output)["run"]["attempts"] == 2
+    assert manifest.content(output) == manifest.content(whole)
+    for name in ("weights.safetensors", "transfer.csv"):
+        assert output.with_name(name).read_bytes() == whole.with_name(name).read_bytes()
 
 
 def test_learning_lowers_the_loss(volumes, tmp_path):
@@ -155,7 +207,14 @@ def test_seed_decides_the_weights(volumes, tmp_path):
     assert first == same != other
 
 
-@pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"loss": "bce", "ema": 0.5, "checkpoint": "last"}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"precision": "bf16-mixed"},
+        {"precision": "bf16-mixed", "train": "lora", "lora": {}},
+        {"loss": "bce", "ema": 0.5, "checkpoint": "last"},
+    ],
+)
 def test_options_run_to_the_end(volumes, tmp_path, options):
     output = train(volumes, tmp_path / "weights.json", section(steps=3, warmup_steps=2, clip_norm=None, **options))
     assert all(torch.isfinite(t.float()).all() for t in load_file(output.with_name("weights.safetensors")).values())
@@ -278,6 +337,95 @@ def test_a_damaged_training_state_is_named(volumes, tmp_path):
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(InputError, match=r"last.ckpt is damaged .*delete .*train again"):
         train(volumes, tmp_path / "weights.json", section(steps=3))
+
+
+def test_a_pretrained_body_is_what_training_starts_from(volumes, tmp_path):
+    pretrained = pretrain(tmp_path / "pretrain")
+    frozen = {"start": "p", "train": "lora", "steps": 1, "learning_rate": 1e-30, "checkpoint": "last"}
+    output = train(volumes, tmp_path / "weights.json", section(**frozen, lora={}), pretrained=[pretrained])
+    found, given, fresh = tensors_of(output), tensors_of(pretrained), build_fresh(seed=0)
+    rows = {row["name"]: row["status"] for row in transfer_of(output)}
+    assert rows.keys() == found.keys()
+    for name, tensor in found.items():
+        head = name.startswith("out_put.")
+        assert rows[name] == ("new" if head else "loaded")
+        torch.testing.assert_close(tensor, fresh[name] if head else given[name], rtol=0, atol=1e-20)
+    content = manifest.content(output)
+    assert content["pretraining"] == "p"
+    assert content["inputs"]["starting weights"] == manifest.content_hash(pretrained)
+    assert manifest.read(output)["run"]["trained_parameters"] < content["parameters"] == num_parameters(output)
+
+
+def build_fresh(seed):
+    torch.manual_seed(seed)
+    return networks.build(NETWORK.model_dump(mode="json")).state_dict()
+
+
+def num_parameters(output):
+    return sum(p.numel() for p in checkpoint.rebuild(output)[0].parameters())
+
+
+def test_published_weights_are_loaded_whole(volumes, tmp_path):
+    torch.manual_seed(7)
+    state = networks.build(NETWORK.model_dump(mode="json")).state_dict()
+    published = publish(tmp_path / "data", {"model": {f"module.{name}": tensor for name, tensor in state.items()}})
+    text = section(start="published", steps=1, learning_rate=1e-30, weight_decay=0, checkpoint="last")
+    output = train(volumes, tmp_path / "weights.json", text, published=[published])
+    assert {(row["status"], row["source_name"]) for row in transfer_of(output)} == {
+        ("loaded", f"module.{name}") for name in state
+    }
+    for name, parameter in checkpoint.rebuild(output)[0].named_parameters():
+        torch.testing.assert_close(parameter.data, state[name], rtol=0, atol=1e-20)
+    assert manifest.content(output)["pretraining"] == "published"
+
+
+@pytest.mark.parametrize(("part", "trained"), [("encoder", "encoder"), ("decoder", "decoder"), ("lora", "lora")])
+def test_what_is_frozen_keeps_its_bits(volumes, tmp_path, part, trained):
+    """Weights and statistics; and all that is trained changes."""
+    pretrained = pretrain(tmp_path / "pretrain")
+    lora = {"lora": {}} if part == "lora" else {}
+    text = section(start="p", train=part, steps=3, checkpoint="last", ema=0.5, **lora)
+    output = train(volumes, tmp_path / "weights.json", text, pretrained=[pretrained])
+    given = tensors_of(pretrained) | {n: t for n, t in build_fresh(seed=0).items() if n.startswith("out_put.")}
+    changed = {name for name, tensor in tensors_of(output).items() if not torch.equal(tensor, given[name])}
+    own = {
+        "encoder": ("embed_in.", "conv0.", "center."),
+        "decoder": ("up0.", "cat0.", "conv1.", "embed_out."),
+        "lora": ("up0.1.weight",),
+    }[trained]
+    assert changed == {name for name in given if name.startswith((*own, "out_put."))}
+
+
+@pytest.mark.parametrize(
+    ("options", "given", "words"),
+    [
+        ({"start": "p"}, (), "start 'p' takes 1 of --pretrained and 0 of --published, got 0 and 0"),
+        ({}, ("pretrained",), "start 'none' takes 0 .* got 1 and 0"),
+        ({"start": "p", "network": c.Superhuman(filters=(2, 4))}, ("pretrained",), r"filters: \[2, 4\] in"),
+        ({"start": "published"}, ("published",), "m.json does not fit .* 3 tensors are left over"),
+    ],
+)
+def test_a_start_that_cannot_be_is_explained_before_training(volumes, tmp_path, options, given, words, monkeypatch):
+    state = build_fresh(seed=1)
+    state["odd"] = state.pop("embed_in.0.weight")
+    state["center.block3.weight"] = torch.ones(9)
+    files = {"pretrained": pretrain(tmp_path / "pretrain"), "published": publish(tmp_path / "data", state)}
+    monkeypatch.setattr(loop, "fit", None)
+    with pytest.raises(InputError, match=words):
+        train(volumes, tmp_path / "w.json", section(**options), **{kind: [files[kind]] for kind in given})
+
+
+def test_partial_transfer_goes_on_with_what_fits(volumes, tmp_path):
+    state = build_fresh(seed=1)
+    del state["embed_in.0.weight"]
+    text = section(start="published", transfer="partial", steps=1)
+    output = train(volumes, tmp_path / "w.json", text, published=[publish(tmp_path / "data", state)])
+    assert [row["name"] for row in transfer_of(output) if row["status"] != "loaded"] == ["embed_in.0.weight"]
+
+
+def test_freezing_a_random_start_is_warned_of(volumes, tmp_path, caplog):
+    train(volumes, tmp_path / "weights.json", section(train="decoder", steps=1))
+    assert "train is decoder and the network starts from scratch" in caplog.text
 
 
 def test_config_json_holds_everything(volumes):

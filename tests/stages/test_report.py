@@ -85,6 +85,29 @@ class Tree:
                 loss = (1 + seed / 10) / step
                 writer.writerow([step, loss, loss * 1.2 if step % 30 == 0 else "", 0.001, step * 40.0])
 
+    def pretrained(self, name: str, seed: int, losses: dict[str, list[float]]) -> None:
+        """A pre-training whose log has the columns of `losses` in turn, each for as many rows as it has values."""
+        folder = f"models/pretrain/{name}/seed{seed}"
+        settings = {"schedule": [column.removeprefix("loss_") for column in losses], "mode": "alternate"}
+        content = {
+            "network": {"name": "superhuman"},
+            "parameters": 1261,
+            "seed": seed,
+            "pretrain": {**settings, "ordering": {"iterations": 4, "width": 8}},
+            "inputs": {"unlabelled": "0"},
+        }
+        self.write(f"{folder}/weights.json", content, {"steps": 60, "seconds": 75.0, "device": "cpu"})
+        (self.folder / folder / "reconstructions.png").write_bytes(b"\x89PNG made up")
+        columns = ["step", "epoch", "objective", "loss", "loss_random", "loss_next", "loss_next_all"]
+        columns += ["variance_ratio", "learning_rate", "seconds"]
+        with open(self.folder / folder / "log.csv", "w", newline="") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            rows = [(column, value) for column, values in losses.items() for value in values]
+            for number, (column, value) in enumerate(rows):
+                told = {"objective": column.removeprefix("loss_"), column: value, "loss": value}
+                writer.writerow({"step": 10 * number + 10, "epoch": number, "learning_rate": 0.1, "seconds": 1, **told})
+
     def segmented(
         self, model: str, seed: int, name: str, segments: np.ndarray, *, method="waterz", tuned=False
     ) -> None:
@@ -107,8 +130,9 @@ class Tree:
             content = {"value": 0.4, "curve": curve, "volumes": ["other-validation"]}
             self.write(f"models/{model}/seed{seed}/tune/{name}.json", content, {"voxels": 50, "seconds": 1.5})
         network = "none" if model == tables.BASELINE else "superhuman"
-        known = {"volume": self.name, "dataset": "made-up", "split": "test", "pretraining": "none", "network": network}
-        self.rows.append(stages.Row(**known, model=model, seed=seed, segmentation=name, method=method))
+        known = {"volume": self.name, "dataset": "made-up", "split": "test", "network": network, "method": method}
+        start = {"pretraining": "none", "test_raw_in_pretraining": None}
+        self.rows.append(stages.Row(**known, **start, model=model, seed=seed, segmentation=name))
 
     def metrics(self) -> Path:
         run = [f"results/{self.name}/{row.model}/seed{row.seed}" for row in self.rows]
@@ -218,6 +242,41 @@ def test_panels_are_in_order_whatever_that_of_the_manifests(tree):
         *("smoothed raw", "raw-watershed-made-up"),
     ]
     assert {panel["detail"] for panel in row["panels"][2:5]} == {"small, seed 0"}
+
+
+def test_pretraining_is_shown_with_curves_and_pictures(tmp_path, tree):
+    copy = filled(tmp_path, tree.labels)
+    copy.pretrained("three", 0, {"loss_random": [0.3, 0.2], "loss_next": [0.4], "loss_next_all": [0.5, 0.4]})
+    copy.pretrained("three", 1, {"loss_random": [0.3, 0.1], "loss_next": [0.4], "loss_next_all": [0.5, 0.4]})
+    copy.pretrained("mae", 0, {"loss_random": [0.3, 0.2, 0.1]})
+    rows = [{"test_raw_in_pretraining": True, "pretraining": "three"}, {}, {}]
+    copy.rows = [row.model_copy(update=update) for row, update in zip(copy.rows, rows, strict=True)]
+    text = copy.report([copy.metrics()], copy.manifests)
+    page = Page(text)
+    assert page.headings[3:5] == ["Pre-training", "Training"]
+    pictures = [base64.b64decode(r.split(",")[1]) for r in page.references if r.startswith("data:image/png")]
+    assert sum(picture == b"\x89PNG made up" for picture in pictures) == 3
+    assert "three 0 superhuman 1 261 random, next, next_all in turn relevance 60 75.0 s cpu unlabelled" in page.text
+    assert "mae 0 superhuman 1 261 random relevance" in page.text
+    assert page.text.count("pre-trained on this raw, too") == 1
+
+
+def test_objectives_without_a_loss_have_no_panel(tmp_path, tree):
+    copy = filled(tmp_path, tree.labels)
+    copy.pretrained("mae", 0, {"loss_random": [0.3, 0.2, 0.1]})
+    copy.pretrained("next", 0, {"loss_next": [0.3, 0.2], "variance_ratio": [1.1]})
+    curves = report.pretraining_curves([report.locate(path) for path in copy.manifests]).decode()
+    drawn = re.findall(r"<!-- ([a-z- /]+) -->", curves)
+    assert {"random", "next", "variance of targets", "mae"} <= set(drawn)
+    assert "next-all" not in drawn
+    assert report.pretraining_curves([]) is None
+
+
+def test_places_of_pretrainings_and_models_are_told_apart(tmp_path):
+    made = report.locate(tmp_path / "models/pretrain/mae/seed3/weights.json")
+    assert (made.stage, made.model, made.seed) == ("pretrain", "mae", 3)
+    made = report.locate(tmp_path / "models/mae/seed3/weights.json")
+    assert (made.stage, made.model, made.seed) == ("weights", "mae", 3)
 
 
 def test_sections_without_inputs_are_left_out(tree):

@@ -54,9 +54,18 @@ def files(tmp_path: Path) -> dict[str, list[Path]]:
 
 
 def rows_of(runs) -> tuple[stages.Row, ...]:
-    known = {"volume": "v1", "dataset": "d", "split": "test", "pretraining": "none", "method": "waterz"}
+    known = {"volume": "v1", "dataset": "d", "split": "test", "method": "waterz"}
+    start = {"zeta": ("mae", True), "alpha": ("published", None), BASELINE: ("none", False)}
     return tuple(
-        stages.Row(**known, model=m, network="none" if m == BASELINE else "superhuman", seed=s, segmentation=name)
+        stages.Row(
+            **known,
+            model=m,
+            network="none" if m == BASELINE else "superhuman",
+            pretraining=start[m][0],
+            test_raw_in_pretraining=start[m][1],
+            seed=s,
+            segmentation=name,
+        )
         for m, s, name in runs
     )
 
@@ -78,7 +87,8 @@ def test_header_order_and_values(tmp_path, files):
     assert list(found.crop) == ["16x160x96"] * 4 + [""]
     assert list(found.stride) == ["8x80x48"] * 4 + [""]
     assert list(found.eroded) == ["no", "yes", "no", "yes", "no"]
-    assert set(found.test_raw_in_pretraining) == {"no"}
+    assert list(found.pretraining) == ["mae"] * 3 + ["published", "none"]
+    assert list(found.test_raw_in_pretraining) == ["yes"] * 3 + ["unknown", "no"]
     assert "0.30000000000000004,validation,0.333333,0.500000,0.833333,0.000000,0,7,no,0," in lines[1]
 
 
@@ -99,6 +109,7 @@ def test_what_is_written_can_be_read(tmp_path, files):
     assert summary.groups[0].mean["voi"] == pytest.approx(1 + 5 / 6)
     assert summary.groups[0].spread["voi"] == pytest.approx(2**0.5)
     alike, all_columns = {"arand", "voi_merge"}, set(tables.SCORES)
+    assert [g.saw_raw for g in summary.groups] == [True, True, False, False]
     assert [g.best for g in summary.groups] == [all_columns, all_columns, alike, alike]  # ties are all marked
 
 
@@ -141,3 +152,13 @@ def test_commit_tells_edits_and_places_outside_git(tmp_path, monkeypatch):
     assert tables.commit() == clean
     (package / "__init__.py").write_text("edited")
     assert tables.commit() == f"{clean}-dirty"
+
+
+@pytest.mark.parametrize("seen", [True, False, None])
+def test_a_column_of_one_value_is_read_as_any_other(tmp_path, files, seen):
+    """Readers of tables turn columns of true and false into another type."""
+    rows = tuple(row.model_copy(update={"test_raw_in_pretraining": seen}) for row in rows_of(RUNS))
+    words = [word for name, paths in files.items() for word in (f"--{name}", *map(str, paths))]
+    section, output = stages.to_json("metrics", stages.Metrics(rows=rows)), tmp_path / "m.csv"
+    cli.run(cli.parser().parse_args(["metrics", "--config-json", section, "--output", str(output), *words]))
+    assert {g.saw_raw for g in tables.summary(tables.read(output)).groups} == {bool(seen)}

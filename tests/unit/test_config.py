@@ -135,6 +135,17 @@ def test_valid_configuration_inherits():
         ("segmentations/k/beta", {"tune": [0, 0.5]}, ["segmentations.k.beta.tune.0: expected greater than 0, found 0"]),
         ("segmentations/k/beta", {"tune": [0.5, 1]}, ["segmentations.k.beta.tune.1: expected less than 1, found 1"]),
         ("models/m/seeds", [0, 1, 0], ["models.m.seeds: expected different seeds, found [0, 1, 0]"]),
+        ("models/m/train", "mamba", ["models.m: train: network superhuman has no mamba", "['encoder', 'decoder']"]),
+        ("models/m/train", "mamba+encoder", ["models.m: train: network superhuman has no mamba", "'mamba+encoder'"]),
+        ("models/m/train", "head", ["models.m.train: expected 'all', 'mamba'", 'found "head"']),
+        ("models/m/lora", {"rank": 0}, ["models.m.lora.rank"]),
+        ("models/m/weights", {}, ["models.m.weights: give one of path, url and huggingface"]),
+        (
+            "models/m/weights",
+            {"path": "a.pt", "huggingface": {"repo": "a/b", "file": "c.pt"}},
+            ["models.m.weights: give one of path, url and huggingface"],
+        ),
+        ("models/m/weights", {"huggingface": {"repo": "b", "file": "c.pt"}}, ["models.m.weights.huggingface.repo"]),
         ("models", ["a"], ["  models: expected a section of keys and values, found a list"]),
         ("models/m", None, ["models.m: expected a section of keys and values, found null"]),
         ("models/m/finetune", 5, ["models.m.finetune: expected a section of keys and values, found 5"]),
@@ -155,6 +166,16 @@ def test_wrong_key_is_explained(path: str, value, words: list[str]):
     text = refused(changed(path, value))
     for word in ["my.yaml", *words]:
         assert word in text
+
+
+def test_a_model_starts_from_one_thing():
+    value = changed("models/m/weights", {"path": "a.pt"})
+    assert config.from_dict(value).models["m"].start == "published"
+    value["models"]["m"]["pretraining"] = "p"
+    assert "models.m: pretraining and weights exclude each other; remove one" in refused(value)
+    value["models"]["m"]["pretraining"] = "none"
+    assert config.from_dict(value).models["m"].pretraining is None
+    assert config.from_dict(VALID).models["m"].start == "none"
 
 
 @pytest.mark.parametrize(
@@ -256,8 +277,9 @@ def test_a_configuration_without_keys_is_explained(value, found: str):
             "resources/predicts!",
             5,
             [
-                "resources.predicts!: expected 'download', 'ingest', 'finetune', 'predict', 'baseline', 'fragments', "
-                "'rag', 'tune', 'agglomerate', 'relabel' or 'evaluate', found \"predicts!\"; correct the key"
+                "resources.predicts!: expected 'download', 'ingest', 'pretrain', 'finetune', 'predict', 'baseline', "
+                "'fragments', 'rag', 'tune', 'agglomerate', 'relabel' or 'evaluate', found \"predicts!\"; "
+                "correct the key"
             ],
         ),
     ],
@@ -297,7 +319,14 @@ def test_schema_is_in_step(root: Path):
 
 
 @pytest.mark.parametrize(
-    "name", ["config/config.yaml", "config/demo.yaml", "config/fib25.yaml", "tests/config/tiny.yaml"]
+    "name",
+    [
+        "config/config.yaml",
+        "config/demo.yaml",
+        "config/fib25.yaml",
+        "config/fib25-pretraining.yaml",
+        "tests/config/tiny.yaml",
+    ],
 )
 def test_shipped_configurations_are_valid(root: Path, name: str):
     config.load(root / name)

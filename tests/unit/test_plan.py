@@ -44,6 +44,7 @@ def test_sections_carry_the_version_and_sorted_keys(plan: Plan):
     texts = {
         "download": plan.download("wafer4"),
         "ingest": plan.ingest("wafer4"),
+        "pretrain": plan.pretrain("tokenunify"),
         "finetune": plan.finetune("superhuman"),
         "predict": plan.predict("superhuman"),
         "baseline": plan.baseline(),
@@ -88,6 +89,36 @@ def test_default_stride_is_half_the_output_of_valid_convolutions(root: Path):
     )
     plan = Plan(value.model_copy(update={"models": {"small": valid}}))
     assert json.loads(plan.predict("small"))["stride"] == [12, 28, 28]
+
+
+def started(plan: Plan, **keys) -> Plan:
+    """The plan with the model superhuman started elsewhere."""
+    models = dict(plan.config.models)
+    models["superhuman"] = models["superhuman"].model_copy(update=keys)
+    return Plan(plan.config.model_copy(update={"models": models}))
+
+
+def test_finetune_knows_what_a_model_starts_from(plan: Plan):
+    for keys, start in (({"pretraining": "mae"}, "mae"), ({"weights": config.WeightsSource(path="a.pt")}, "published")):
+        changed = started(plan, **keys)
+        assert json.loads(changed.finetune("superhuman"))["start"] == start
+        rows = json.loads(changed.metrics("wafer36-2"))["rows"]
+        assert {row["pretraining"] for row in rows if row["model"] == "superhuman"} == {start}
+        assert {row["pretraining"] for row in rows if row["model"] == config.BASELINE} == {"none"}
+
+
+def test_adapters_matter_only_where_they_are_trained(plan: Plan):
+    lora = config.Lora(rank=4)
+    assert json.loads(started(plan, lora=lora).finetune("superhuman"))["lora"] is None
+    assert json.loads(started(plan, lora=lora, train="lora").finetune("superhuman"))["lora"]["rank"] == 4
+
+
+def test_published_weights_are_a_download(plan: Plan):
+    changed = started(plan, weights=config.WeightsSource(path="a.pt", sha256="0" * 64))
+    (source,) = json.loads(changed.download_weights("superhuman"))["sources"]
+    assert (source["path"], source["sha256"]) == ("a.pt", "0" * 64)
+    with pytest.raises(InputError, match=r"superhuman has no published weights; add models\.superhuman\.weights"):
+        plan.download_weights("superhuman")
 
 
 @pytest.mark.parametrize("kind", ["volume", "model"])

@@ -1,6 +1,7 @@
 """What the README promises of dry runs in a fresh clone: the whole plan, without network."""
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -29,6 +30,13 @@ sys.addaudithook(refuse)
 """
 
 
+PRETRAINED = "models/pretrain/mae/seed1/weights.json"
+SHARED = """
+device: {device}
+resources: {{pretrain: {{gpus: {gpus}, nodes: {nodes}, threads: 3}}}}
+"""
+
+
 def dry_run(clone: Checkout, folder: Path, *words: str) -> str:
     """Output of a dry run in the clone that ends at once where it touches the network."""
     (folder / "sitecustomize.py").write_text(NO_NETWORK)
@@ -43,7 +51,7 @@ def test_promised_cluster_command_plans_everything(clone: Checkout, tmp_path: Pa
     words = ("--profile", "slurm", "--cores", "32", "results/wafer36-2/metrics.csv")
     jobs = listed(dry_run(clone, tmp_path, *words))
     planned = {job.rule for job in jobs}
-    assert {rule for rule in planned if not rule.startswith("prepare_")} == set(COMMANDS) - {"prepare", "report"}
+    assert {rule for rule in planned if not rule.startswith("prepare_")} == set(COMMANDS) - {"report"}
     assert {f"prepare_{stage}" for stage in ("predict", "baseline", "fragments", "relabel")} < planned
     for rule in ("download", "ingest"):
         assert {job.wildcards for job in jobs if job.rule == rule} == {f"volume={wafer}" for wafer in WAFERS}
@@ -53,3 +61,50 @@ def test_other_configuration_replaces_the_wafers(clone: Checkout, tmp_path: Path
     output = dry_run(clone, tmp_path, "--cores", "2", "--configfile", "config/demo.yaml")
     assert {"metrics", "report"} <= {job.rule for job in listed(output)}
     assert "wafer" not in output
+
+
+def test_pretraining_reads_the_raw_of_its_corpus_alone(clone: Checkout, tmp_path: Path):
+    words = ("--cores", "2", "--configfile", "config/fib25-pretraining.yaml")
+    jobs = listed(dry_run(clone, tmp_path, PRETRAINED, *words))
+    assert [job.wildcards for job in jobs if job.rule == "pretrain"] == ["pretraining=mae, seed=1"]
+    corpus = {"volume=fib25-unlabelled-1", "volume=fib25-unlabelled-2"}
+    assert {job.wildcards for job in jobs if job.rule == "ingest"} == corpus
+    assert {job.rule for job in jobs} == {"download", "ingest", "pretrain"}
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "nodes", "resources", "launch"),
+    [
+        ("auto", 4, 1, {"nodes": "1", "gpu": "4"}, ""),
+        ("cpu", 4, 1, {"nodes": "1", "gpu": "0"}, ""),
+        (
+            *("auto", 4, 2),
+            {"nodes": "2", "tasks_per_node": "4", "gres": "gpu:4", "mpi": "srun"},
+            "srun --nodes=2 --ntasks=8 --ntasks-per-node=4 --cpus-per-task=3 ",
+        ),
+        (
+            *("cpu", 4, 2),
+            {"nodes": "2", "tasks": "2", "tasks_per_gpu": "0", "mpi": "srun"},
+            "srun --nodes=2 --ntasks=2 --ntasks-per-node=1 --cpus-per-task=3 ",
+        ),
+    ],
+)
+def test_a_training_asks_for_its_gpus_and_nodes(
+    clone: Checkout, tmp_path: Path, device, gpus, nodes, resources, launch
+):
+    shared = tmp_path / "shared.yaml"
+    shared.write_text(SHARED.format(device=device, gpus=gpus, nodes=nodes))
+    words = (PRETRAINED, "--printshellcmds", "--profile", "slurm", "--configfile", "config/config.yaml", str(shared))
+    output = dry_run(clone, tmp_path, *words)
+    block = re.search(r"^rule pretrain:\n(?:.*\n)*?Shell command: (.*)$", output, re.MULTILINE)
+    asked = dict(re.findall(r"(\w+)=([^,]*)", re.search(r"resources: (.*)", block[0])[1]))
+    wanted = {"gpu", "nodes", "tasks", "tasks_per_node", "gres", "tasks_per_gpu", "mpi"}
+    assert {key: value for key, value in asked.items() if key in wanted} == resources
+    assert block[1].startswith(f"{launch}python -m tokenunify pretrain ")
+
+
+def test_one_machine_is_one_node(clone: Checkout, tmp_path: Path):
+    shared = tmp_path / "shared.yaml"
+    shared.write_text(SHARED.format(device="cpu", gpus=1, nodes=2))
+    words = (PRETRAINED, "--printshellcmds", "--cores", "2", "--configfile", "config/config.yaml", str(shared))
+    assert "srun" not in dry_run(clone, tmp_path, *words)

@@ -66,6 +66,22 @@ def test_waterz_threshold_executed(checkout: Checkout):
     assert checkout.planned() == []
 
 
+def test_a_model_started_from_published_weights(checkout: Checkout):
+    """From the file of a model of this configuration; what is trained is finetune's business alone."""
+    file = checkout.path / "net.safetensors"
+    shutil.copy(checkout.path / "models/small/seed0/weights.safetensors", file)
+    new = {"network": {"name": "superhuman", "filters": [2, 3]}, "dataset": "tiny", "weights": {"path": str(file)}}
+    checkout.edit(lambda c: c["models"].update(started={**new, "train": "decoder"}))
+    target = "models/started/seed0/weights.json"
+    assert rules(checkout.planned(target)) == ["download_weights", "finetune"]
+    checkout.snakemake(target)
+    transfer = pd.read_csv(checkout.path / "models/started/seed0/transfer.csv")
+    assert set(transfer.status) == {"loaded"}
+    assert checkout.planned(target) == []
+    checkout.edit(lambda c: c["models"]["started"].update(train="encoder"))
+    assert rules(checkout.planned(target)) == ["finetune"]
+
+
 def _starts(line: str) -> bool:
     return line.startswith(("rule ", "localrule ")) and line.endswith(":")
 

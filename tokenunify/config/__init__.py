@@ -6,12 +6,22 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
 from tokenunify.config import checks
 from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict, VoxelSize, validate
-from tokenunify.config.data import Dataset, FileSource, Phantom, RoiConfig, Source, Storage, Volume
-from tokenunify.config.learning import NEAREST, Augment, Finetune, Predict
+from tokenunify.config.data import (
+    Dataset,
+    FileSource,
+    HubFile,
+    Phantom,
+    RoiConfig,
+    Source,
+    Storage,
+    Volume,
+    WeightsSource,
+)
+from tokenunify.config.learning import NEAREST, Augment, Finetune, Lora, Optimisation, Predict, RawAugment, Train
 from tokenunify.config.networks import (
     NETWORKS,
     Architecture,
@@ -25,6 +35,7 @@ from tokenunify.config.networks import (
     Unetr,
     Vit,
 )
+from tokenunify.config.pretraining import Corpus, CorpusVolume, Objective, Pretrain, Pretraining, Relevance, Resampler
 from tokenunify.config.segmentation import (
     BASELINE,
     Baseline,
@@ -46,6 +57,8 @@ __all__ = [
     "Augment",
     "Baseline",
     "Config",
+    "Corpus",
+    "CorpusVolume",
     "Count",
     "Dataset",
     "EMmamba",
@@ -53,15 +66,24 @@ __all__ = [
     "FileSource",
     "Finetune",
     "Fragments",
+    "HubFile",
+    "Lora",
     "Mala",
     "Model",
     "Multicut",
     "Name",
     "Network",
+    "Objective",
+    "Optimisation",
     "Pea",
     "Phantom",
     "Predict",
+    "Pretrain",
+    "Pretraining",
+    "RawAugment",
+    "Relevance",
     "ResUnet",
+    "Resampler",
     "Resources",
     "RoiConfig",
     "Segmentation",
@@ -72,12 +94,14 @@ __all__ = [
     "Strict",
     "Superhuman",
     "SymmetricUNet",
+    "Train",
     "Tuned",
     "Unetr",
     "Vit",
     "Volume",
     "VoxelSize",
     "Waterz",
+    "WeightsSource",
     "from_dict",
     "is_tuned",
     "load",
@@ -88,6 +112,7 @@ __all__ = [
 StageName = Literal[
     "download",
     "ingest",
+    "pretrain",
     "finetune",
     "predict",
     "baseline",
@@ -98,6 +123,10 @@ StageName = Literal[
     "relabel",
     "evaluate",
 ]
+
+
+def _none(value: Any) -> Any:
+    return None if value == "none" else value
 
 
 class Evaluation(Strict):
@@ -117,6 +146,16 @@ class Model(Strict):
     network: Network
     dataset: Name
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    pretraining: Annotated[Name | None, BeforeValidator(_none)] = None
+    """Whose body the network starts from, of the same seed; none starts from scratch."""
+    weights: WeightsSource | None = None
+    """Published weights that the network starts from, in place of a pretraining."""
+    transfer: Literal["strict", "partial"] = "strict"
+    """Strict: all tensors but the head's must load; partial: those that do not fit are left out, see transfer.csv."""
+    train: Train = "all"
+    """What fine-tuning changes, beside the head."""
+    lora: Lora = Lora()
+    """The adapters of `train: lora`."""
     finetune: Finetune = Finetune()
     """Keys given here replace those of the top-level section."""
     predict: Predict = Predict()
@@ -129,6 +168,27 @@ class Model(Strict):
             raise ValueError(f"expected different seeds, found {list(seeds)}: equal seeds are one run; remove one")
         return seeds
 
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.pretraining is not None and self.weights is not None:
+            raise ValueError("pretraining and weights exclude each other; remove one")
+        return self
+
+    @model_validator(mode="after")
+    def _has_parts(self) -> Self:
+        known = self.network.PARTS
+        if self.train not in ("all", "lora") and (lacking := set(self.train.split("+")) - set(known)):
+            raise ValueError(
+                f"train: network {self.network.name} has no {' and no '.join(sorted(lacking))}, expected all, lora or "
+                f"some of {list(known)} with + between, got {self.train!r}; correct it or change the network"
+            )
+        return self
+
+    @property
+    def start(self) -> str:
+        """What the network starts from: the name of a pretraining, `published` weights, or `none`."""
+        return self.pretraining or ("published" if self.weights else "none")
+
 
 class Resources(Strict):
     """What a stage's jobs ask for; none of it changes a result's identity."""
@@ -139,11 +199,16 @@ class Resources(Strict):
     mem_mb: PositiveInt = 4000
     runtime: PositiveInt = 120
     """Minutes."""
+    gpus: PositiveInt = 1
+    """GPUs per node, each with so many threads (stages that run a network; predict uses one)."""
+    nodes: PositiveInt = 1
+    """Nodes that share a training (pretrain and finetune on a cluster), each with all of mem_mb."""
 
 
 STAGE_RESOURCES: dict[StageName, Resources] = {
     "download": Resources(mem_mb=2000, runtime=720),
     "ingest": Resources(threads=2),
+    "pretrain": Resources(threads=2, mem_mb=16000, runtime=2880),
     "finetune": Resources(threads=2, mem_mb=16000, runtime=2880),
     "predict": Resources(threads=2, mem_mb=8000, runtime=720),
     "baseline": Resources(),
@@ -166,6 +231,10 @@ class Config(Strict):
     """Stage -> what its jobs ask for, where it differs from the default."""
     volumes: dict[Name, Volume]
     datasets: dict[Name, Dataset]
+    corpora: dict[Name, Corpus] = Field(default={})
+    """Name -> raw to pre-train on."""
+    pretrainings: dict[Name, Pretraining] = Field(default={})
+    """Name -> a pre-training, which is run with the seeds of the models that name it."""
     finetune: Finetune = Finetune()
     """Training settings shared by the models."""
     predict: Predict = Predict()

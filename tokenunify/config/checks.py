@@ -1,15 +1,20 @@
 """Combinations of sections that could only fail later: refused before any job, each with the keys that disagree."""
 
+from math import prod
 from typing import TYPE_CHECKING
 
+from tokenunify.config import exclusion
 from tokenunify.config.base import check_multiple
 from tokenunify.config.data import Dataset, Volume
+from tokenunify.config.pretraining import Corpus, Pretraining
 from tokenunify.config.segmentation import BASELINE, Multicut, Waterz, is_tuned
-from tokenunify.geometry import Coordinate
+from tokenunify.geometry import Coordinate, Roi, free_starts
 
 if TYPE_CHECKING:
     from tokenunify.config import Config, Model
 
+PRETRAIN_FOLDER = "pretrain"
+"""Folder beside those of the models."""
 STAGE_FOLDERS = ("predict", "fragments", "rag")
 """Folders beside those of the segmentations."""
 
@@ -18,11 +23,18 @@ def check(config: "Config") -> None:
     """Raise ValueError for the first combination of sections that cannot work."""
     for name, dataset in config.datasets.items():
         _check_dataset(config, name, dataset)
+    for name, corpus in config.corpora.items():
+        _check_corpus(config, f"corpora.{name}", corpus)
+    for name, pretraining in config.pretrainings.items():
+        _check_pretraining(config, f"pretrainings.{name}", pretraining)
     for name, model in config.models.items():
         _known(f"models.{name}.dataset", model.dataset, config.datasets)
-        if name == BASELINE:
-            raise ValueError(f"models.{name}: this name belongs to the built-in baseline; choose another name")
+        if name in (BASELINE, PRETRAIN_FOLDER):
+            raise ValueError(
+                f"models.{name}: this name belongs to the built-in baseline or pre-training; choose another name"
+            )
         _check_crops(config, name, model)
+        _check_start(config, name, model)
     for name, segmentation in config.segmentations.items():
         if name in STAGE_FOLDERS or name.startswith(BASELINE):
             raise ValueError(f"segmentations.{name}: {[*STAGE_FOLDERS, BASELINE]} are reserved; choose another name")
@@ -97,6 +109,81 @@ def _check_stride(name: str, model: "Model") -> None:
             f"models.{name}.predict.stride must be at most {extent} in every axis, got {list(stride)}: "
             "voxels between two crops would not be predicted; use a smaller stride"
         )
+
+
+def _check_start(config: "Config", name: str, model: "Model") -> None:
+    if model.pretraining is None:
+        return
+    _known(f"models.{name}.pretraining", model.pretraining, config.pretrainings)
+    mine, theirs = (part.network.model_dump() for part in (model, config.pretrainings[model.pretraining]))
+    if differing := [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]:
+        found = [{key: values.get(key) for key in differing} for values in (mine, theirs)]
+        raise ValueError(
+            f"models.{name}.network must be that of pretrainings.{model.pretraining}, got {found[0]} and {found[1]}: "
+            "weights would not fit; make both equal"
+        )
+
+
+def _check_corpus(config: "Config", key: str, corpus: Corpus) -> None:
+    for box in corpus.exclude:
+        _known(f"{key}.exclude", box.volume, config.volumes)
+    for dataset, members in corpus.datasets.items():
+        for member in members:
+            _known(f"{key}.datasets.{dataset}", member.volume, config.volumes)
+            whole = exclusion.extent(config.volumes[member.volume]).shape
+            for region in exclusion.regions(config, member.volume, member.regions):
+                if any(e > n for e, n in zip(region.end, whole, strict=True)):
+                    raise ValueError(
+                        f"{key}.datasets.{dataset}: a region must end inside volume {member.volume} of shape "
+                        f"{list(whole)}, got an end of {list(region.end)}; correct regions"
+                    )
+    _check_room(config, key, corpus, crop=(1, 1, 1))
+
+
+def _check_room(config: "Config", key: str, corpus: Corpus, crop: Coordinate) -> None:
+    """Refuse a region in which no crop lies without touching an excluded box."""
+    for dataset, members in corpus.datasets.items():
+        for member in members:
+            avoid = exclusion.avoided(config, corpus, member.volume)
+            for region in exclusion.regions(config, member.volume, member.regions):
+                if not free_starts(region, crop, avoid):
+                    raise ValueError(
+                        f"{key}: volume {member.volume} of data set {dataset} has no place for a crop of {list(crop)} "
+                        f"in {_box(region)}{_without(avoid)}; take the volume or region out of the corpus, use a "
+                        "smaller crop, or set allow_test: true in the corpus"
+                    )
+
+
+def _box(roi: Roi) -> str:
+    if roi.shape == exclusion.ANY_SIZE.shape:
+        return "the whole volume"
+    return f"the box of offset {list(roi.offset)} and shape {list(roi.shape)}"
+
+
+def _without(avoid: tuple[Roi, ...]) -> str:
+    if not avoid:
+        return ""
+    return f" outside of {', '.join(map(_box, avoid))}, which exclude or a validation or test volume holds"
+
+
+def _check_pretraining(config: "Config", key: str, pretraining: Pretraining) -> None:
+    _known(f"{key}.corpus", pretraining.corpus, config.corpora)
+    crop, patch = pretraining.crop, pretraining.patch
+    try:
+        output = pretraining.network.output_extent(crop)
+    except ValueError as error:
+        raise ValueError(f"{key}.crop {error}; change it or the network") from None
+    if output == crop and any(c % p for c, p in zip(crop, patch, strict=True)):
+        raise ValueError(
+            f"{key}.crop must be a multiple of patch {list(patch)} in every axis, got {list(crop)}: "
+            "every voxel belongs to a token; change either"
+        )
+    if prod(o // p for o, p in zip(output, patch, strict=True)) < 2:
+        raise ValueError(
+            f"{key}.patch {list(patch)} must fit twice or more into the network's output {list(output)}: "
+            "one token is predicted from others; use smaller patches or a larger crop"
+        )
+    _check_room(config, f"{key}.corpus", config.corpora[pretraining.corpus], crop)
 
 
 def _declared_shape(volume: Volume) -> Coordinate | None:

@@ -76,6 +76,33 @@ def _is_numbered(url: str) -> bool:
         return False
 
 
+class HubFile(Strict):
+    """One file of a model repository on the Hugging Face Hub, or on the mirror that HF_ENDPOINT names."""
+
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    """owner/name"""
+    file: str
+    revision: str = "main"
+    """Branch, tag or commit."""
+
+
+class WeightsSource(Strict):
+    """Published weights: a state dict that torch.save (by itself or under the key `model`) or safetensors wrote."""
+
+    path: str | None = None
+    """Local file; `${VARIABLE}` is expanded when used and never hashed."""
+    url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    huggingface: HubFile | None = None
+    sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
+    """Checksum of the file; null records what the first download finds."""
+
+    @model_validator(mode="after")
+    def _one_place(self) -> Self:
+        if sum(place is not None for place in (self.path, self.url, self.huggingface)) != 1:
+            raise ValueError("give one of path, url and huggingface")
+        return self
+
+
 class Phantom(Strict):
     """Parameters of the built-in generated neuropil."""
 
@@ -102,7 +129,7 @@ class Source(Strict):
 
 
 class RoiConfig(Strict):
-    """A box in voxels of the source."""
+    """A box in voxels, (z, y, x)."""
 
     offset: Padding
     shape: Shape
@@ -115,7 +142,7 @@ class Volume(Strict):
     """Tried in order; the first that works is used."""
     voxel_size_nm: VoxelSize
     roi: RoiConfig | None = None
-    """Part of the source to ingest; null takes all."""
+    """Part of the source to ingest, in the source's voxels; null takes all."""
     zero: Literal["background", "unlabelled"] = "background"
     """Meaning of label 0 in training: background (affinity 0) or unlabelled (masked out)."""
     license: str | None = None
@@ -149,7 +176,8 @@ class TrainVolume(Strict):
         return self
 
 
-def _name_alone(value: Any) -> Any:
+def name_alone(value: Any) -> Any:
+    """A volume's name, where it stands alone, as the section that it is short for."""
     return {"volume": value} if isinstance(value, str) else value
 
 
@@ -157,7 +185,7 @@ class Dataset(Strict):
     """Which volumes train, choose (thresholds, checkpoint) and test."""
 
     train: Annotated[
-        tuple[Annotated[TrainVolume, BeforeValidator(_name_alone, json_schema_input_type=TrainVolume | Name)], ...],
+        tuple[Annotated[TrainVolume, BeforeValidator(name_alone, json_schema_input_type=TrainVolume | Name)], ...],
         Field(min_length=1),
     ]
     """Names, or names with sections."""

@@ -1,4 +1,4 @@
-"""Training and prediction."""
+"""Fine-tuning and prediction, and what every training shares."""
 
 from typing import Annotated, Literal, Self
 
@@ -7,16 +7,26 @@ from pydantic import Field, model_validator
 from tokenunify.config.base import Count, Fraction, Padding, PositiveInt, Shape, Strict
 
 Decay = Annotated[float, Field(ge=0, lt=1)]
+Train = Literal["all", "mamba", "encoder", "decoder", "mamba+encoder", "lora"]
+"""Parts of a network that fine-tuning changes; the head is always trained."""
+Rate = Literal["constant", "cosine"]
 NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 
 
-class Augment(Strict):
-    """Probability of each augmentation; anisotropic volumes are rotated in the section plane only."""
+class RawAugment(Strict):
+    """Probability of each augmentation of raw alone; anisotropic volumes are rotated in the section plane only."""
 
     flip: Fraction = 0.5
     """Each axis."""
     rotate: Fraction = 0.5
     """Exchange of y and x; of all three axes where the voxels are isotropic."""
+    intensity: Fraction = 0.0
+    """Contrast, brightness and gamma of the whole crop, and of each section."""
+
+
+class Augment(RawAugment):
+    """Probability of each augmentation of raw and labels."""
+
     intensity: Fraction = 0.5
     """Contrast, brightness and gamma of the whole crop, and of each section."""
     noise: Fraction = 0.2
@@ -28,11 +38,9 @@ class Augment(Strict):
     elastic: Fraction = 0.1
 
 
-class Finetune(Strict):
-    """Supervised training of an affinity network."""
+class Optimisation(Strict):
+    """How a network is trained, whatever for, on random crops."""
 
-    offsets: Annotated[tuple[tuple[int, int, int], ...], Field(min_length=3)] = NEAREST
-    """Affinity channels; the first three are the nearest neighbours, more only help training."""
     crop: Shape = (16, 160, 160)
     """Extent of the raw; targets are those of the network's output, which valid convolutions make smaller."""
     batch_size: PositiveInt = 1
@@ -40,13 +48,34 @@ class Finetune(Strict):
     accumulate: PositiveInt = 1
     """Batches that a GPU's share of the samples is computed in, one after the other, where memory is short."""
     steps: PositiveInt = 1000
+    optimizer: Literal["adamw", "muon"] = "adamw"
+    """Muon orthogonalises the steps of hidden weights, AdamW moves the others: fewer, slightly dearer steps."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
+    """Of weights; biases and normalisation are not decayed."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     warmup_steps: Count = 0
-    schedule: Literal["constant", "cosine"] = "cosine"
     final_learning_rate: Annotated[float, Field(ge=0)] = 0.0
+    """Where the cosine ends."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
+    """Decay of the running average of the weights that is validated and saved; null saves the weights themselves."""
+    checkpoint_every: PositiveInt = 100
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+
+    @property
+    def rate(self) -> Rate:
+        """What the learning rate does behind the warm-up."""
+        raise NotImplementedError
+
+
+class Finetune(Optimisation):
+    """Supervised training of an affinity network."""
+
+    offsets: Annotated[tuple[tuple[int, int, int], ...], Field(min_length=3)] = NEAREST
+    """Affinity channels; the first three are the nearest neighbours, more only help training."""
+    schedule: Rate = "cosine"
+    """Of the learning rate."""
     loss: Literal["mse", "weighted_mse", "bce"] = "weighted_mse"
     max_weight: Annotated[float, Field(ge=1)] = 20.0
     """Cap of the class-balance weight."""
@@ -54,21 +83,28 @@ class Finetune(Strict):
     """Class balance over all channels of a crop, or of each channel by itself."""
     erode_labels: bool | Literal["3d"] = False
     """Turn voxels at the borders between labels into background: in each section, or (3d) across sections too."""
-    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
-    """Decay of the running average of the weights that is validated and saved; null saves the weights themselves."""
     augment: Augment = Augment()
     validate_every: PositiveInt = 100
     validation_crops: PositiveInt = 8
-    checkpoint_every: PositiveInt = 100
     checkpoint: Literal["best", "last"] = "best"
     """Weights handed on: those with the lowest validation loss, or the last."""
-    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+
+    @property
+    def rate(self) -> Rate:
+        return self.schedule
 
     @model_validator(mode="after")
     def _nearest_first(self) -> Self:
         if tuple(self.offsets[:3]) != NEAREST:
             raise ValueError(f"offsets must begin with {[list(o) for o in NEAREST]}: agglomeration reads them")
         return self
+
+
+class Lora(Strict):
+    """Low-rank adapters (Hu et al. 2022): a frozen W becomes W + alpha / rank * B A, of which A and B are trained."""
+
+    rank: PositiveInt = 8
+    alpha: Annotated[float, Field(gt=0)] = 8.0
 
 
 class Predict(Strict):

@@ -25,6 +25,9 @@ class Architecture(Strict):
         """Which crops the network takes, in words."""
         return f"multiples of {list(self.unit)}"
 
+    PARTS: ClassVar[tuple[str, ...]] = ("encoder", "decoder")
+    """Parts that can be trained by themselves."""
+
     def output_extent(self, crop: Coordinate) -> Coordinate:
         """Extent (z, y, x) of the affinities that a crop gives: its own, or smaller where convolutions are valid.
 

@@ -1,8 +1,9 @@
-"""Fetch and verify a volume's source files; the first of its sources that works is used."""
+"""Fetch and verify source files, of a volume or of published weights; the first of the sources that works is used."""
 
 import logging
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlparse
@@ -13,8 +14,8 @@ from filelock import FileLock
 from tqdm import tqdm
 
 from tokenunify import manifest, stages
-from tokenunify.config import FileSource, Source
-from tokenunify.data import sources
+from tokenunify.config import FileSource, Source, WeightsSource
+from tokenunify.data import hub, sources
 from tokenunify.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -46,8 +47,11 @@ def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path)
     raise InputError("none of the sources works:\n" + "\n".join(reasons))
 
 
-def obtain(source: Source, downloads: Path) -> tuple[dict, dict]:
+def obtain(source: Source | WeightsSource, downloads: Path) -> tuple[dict, dict]:
     """What the files of a source are (hashed downstream), and where they are on this machine."""
+    if isinstance(source, WeightsSource):
+        path, sha256 = _obtain_weights(source, downloads)
+        return {"weights": {"sha256": sha256}}, {"weights": path}
     if source.phantom is not None:
         return {"phantom": source.phantom.model_dump(mode="json"), "labels": None}, {}
     content: dict = {"labels": None}
@@ -66,8 +70,23 @@ def _obtain_file(file: FileSource, downloads: Path) -> tuple[str, str]:
     if file.indices is not None:
         folder = _sequence(file.url, file.indices, downloads)
         return str(folder), sources.verify(folder, "images", file.sha256)
-    target = downloads / f"{manifest.digest(file.url)[:8]}-{_name(file.url)}"
-    return str(target), fetch(file.url, target, file.sha256)
+    return _obtain_url(file.url, file.sha256, downloads)
+
+
+def _obtain_weights(source: WeightsSource, downloads: Path) -> tuple[str, str]:
+    if source.path is not None:
+        return _find_and_verify(source.path, "weights", source.sha256)
+    if source.url is not None:
+        return _obtain_url(source.url, source.sha256, downloads)
+    file = source.huggingface
+    assert file is not None
+    target = downloads / f"{manifest.digest(hub.address(file))[:8]}-{PurePosixPath(file.file).name}"
+    return str(target), _once(hub.address(file), target, source.sha256, lambda _: hub.fetch(file, target))
+
+
+def _obtain_url(url: str, sha256: str | None, downloads: Path) -> tuple[str, str]:
+    target = downloads / f"{manifest.digest(url)[:8]}-{_name(url)}"
+    return str(target), fetch(url, target, sha256)
 
 
 def _find_and_verify(text: str, format: str, sha256: str | None) -> tuple[str, str]:
@@ -99,7 +118,12 @@ def _sequence(url: str, indices: tuple[int, int], downloads: Path) -> Path:
 
 
 def fetch(url: str, target: Path, sha256: str | None, *, progress: bool = True) -> str:
-    """Fetch `url` to `target` unless it is there, and return its SHA-256.
+    """Fetch `url` to `target` unless it is there, and return its SHA-256, which must be the one given."""
+    return _once(url, target, sha256, lambda verified: _fetch(url, target, verified, progress))
+
+
+def _once(address: str, target: Path, sha256: str | None, get: Callable[[bool], None]) -> str:
+    """Call `get(whether a checksum is known)`, which makes `target`, unless it is there; return its SHA-256.
 
     Several processes may ask for the same file: one fetches it. Without `sha256` the first download's value is kept
     beside the file and holds from then on. A file with another checksum is moved aside and never used.
@@ -112,15 +136,15 @@ def fetch(url: str, target: Path, sha256: str | None, *, progress: bool = True) 
         if not target.exists() and aside.exists() and manifest.file_sha256(aside) == expected:
             os.replace(aside, target)
         if not target.exists():
-            _fetch(url, target, expected is not None, progress)
+            get(expected is not None)
         found = manifest.file_sha256(target)
         if expected is not None and found != expected:
             os.replace(target, aside)
             recorded = f"the first download had the expected one: if this file is the right one, delete {record}"
-            mend = "correct the url or sha256" if sha256 else recorded
+            mend = "correct the address or sha256" if sha256 else recorded
             raise InputError(
-                f"{url} is not the expected file: expected sha256 {expected}, found {found}; the file is kept aside as "
-                f"{aside} and not used; {mend} and run snakemake again"
+                f"{address} is not the expected file: expected sha256 {expected}, found {found}; the file is kept "
+                f"aside as {aside} and not used; {mend} and run snakemake again"
             )
         manifest.write_text(record, f"{found}  {target.name}\n")
         return found

@@ -174,9 +174,22 @@ class Training(NamedTuple):
     """The log of one training run."""
 
     model: str
+    """Or pre-training."""
     seed: int
     log: Any
-    """Data frame with the columns step, loss, validation_loss, seconds."""
+    """Data frame with the columns step, loss, seconds, and validation_loss or those of PRETRAINING."""
+
+
+PRETRAINING = {
+    "loss_random": "random",
+    "loss_next": "next",
+    "loss_next_all": "next-all",
+    "variance_ratio": "variance of targets",
+}
+"""Columns of a pre-training's log, each drawn by itself where it holds something, and their titles.
+
+The last is relative to the mean over all tokens: an order that puts blank ones last would bring it to 0.
+"""
 
 
 class Tuning(NamedTuple):
@@ -209,6 +222,25 @@ def training(runs: Iterable[Training]) -> bytes:
         axes[0].set(xlabel="step", ylabel="loss", ylim=(0, None))
         axes[1].set_xlabel(f"training time ({unit})")
         axes[0].legend()
+        return _svg(figure)
+
+
+def pretraining(runs: Iterable[Training]) -> bytes:
+    """SVG of the loss of each objective over steps; one colour per pre-training, one line per seed."""
+    runs = list(runs)
+    names = list(dict.fromkeys(run.model for run in runs))
+    shown = [column for column in PRETRAINING if any(run.log[column].notna().any() for run in runs)]
+    with rc_context(STYLE):
+        figure = Figure(figsize=(8.4, 2.8), layout="constrained")
+        for axis, column in zip(figure.subplots(1, len(shown), squeeze=False)[0], shown, strict=True):
+            for run in runs:
+                if run.log[column].notna().any():
+                    first = run.seed == min(r.seed for r in runs if r.model == run.model)
+                    style = {"color": COLOURS[names.index(run.model) % len(COLOURS)], "lw": 0.8, "ms": 2}
+                    axis.plot(run.log["step"], run.log[column], ".-", label=run.model * first, **style)
+            axis.set(title=PRETRAINING[column], xlabel="step", xlim=(0, None))
+            axis.legend()
+        figure.axes[0].set_ylabel("loss")
         return _svg(figure)
 
 

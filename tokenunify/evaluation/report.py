@@ -29,6 +29,7 @@ TEMPLATE = Path(__file__).with_name("report.html.jinja")
 MODEL = r"(?P<model>[^/]+)/seed(?P<seed>\d+)"
 PLACES = (
     r"data/volumes/(?P<volume>[^/]+)",
+    rf"models/(?P<stage>pretrain)/{MODEL}/weights",
     rf"models/{MODEL}/(?P<stage>weights)",
     rf"models/{MODEL}/(?P<stage>tune)/(?P<name>[^/]+)",
     rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<stage>predict)/(?P<file>[^/]+)",
@@ -56,6 +57,7 @@ class Made(NamedTuple):
     stage: str
     volume: str
     model: str
+    """Or pre-training."""
     seed: int
     name: str
     """Segmentation or fragments; empty where a stage has one."""
@@ -96,6 +98,8 @@ def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], mani
         "tables": [tables.summary(part) for _, part in rows.groupby(["volume", "dataset", "split"], sort=False)],
         "pictures": {volume: list(pictures(volume, made)) for volume in dict.fromkeys(rows["volume"])},
         "files": [str(path) for path in metrics],
+        "pretrainings": pretrainings(made),
+        "pretraining": pretraining_curves(made),
         "models": models(made),
         "training": training_curves(made),
         "tuning": tuning_curves(made),
@@ -201,6 +205,23 @@ def _of(made: Iterable[Made], stage: str) -> list[Made]:
     return [m for m in made if m.stage == stage]
 
 
+def pretrainings(made: list[Made]) -> list[dict]:
+    """What was pre-trained, on which raw, for how long, and the last picture of what it reconstructs."""
+    rows = []
+    for m in _of(made, "pretrain"):
+        content, run = m.read.values()
+        picture = m.path.with_name("reconstructions.png")
+        named = {"name": m.model, "trained_on": ", ".join(content["inputs"]), "run": run}
+        rows.append({**content, **named, "picture": picture.read_bytes() if picture.exists() else None})
+    return rows
+
+
+def pretraining_curves(made: list[Made]) -> bytes | None:
+    """Losses of each objective from the log.csv beside each weights.json."""
+    runs = _logs(_of(made, "pretrain"))
+    return figures.pretraining(runs) if runs else None
+
+
 def models(made: list[Made]) -> list[dict]:
     """What was trained, on what, for how long."""
     rows = []
@@ -214,9 +235,13 @@ def models(made: list[Made]) -> list[dict]:
 
 def training_curves(made: list[Made]) -> bytes | None:
     """Losses from the log.csv beside each weights.json."""
-    logs = [(m, m.path.with_name("log.csv")) for m in _of(made, "weights")]
-    runs = [figures.Training(m.model, m.seed, pd.read_csv(log)) for m, log in logs if log.exists()]
+    runs = _logs(_of(made, "weights"))
     return figures.training(runs) if runs else None
+
+
+def _logs(made: Iterable[Made]) -> list[figures.Training]:
+    logs = [(m, m.path.with_name("log.csv")) for m in made]
+    return [figures.Training(m.model, m.seed, pd.read_csv(log)) for m, log in logs if log.exists()]
 
 
 def tuning_curves(made: list[Made]) -> bytes | None:

@@ -9,7 +9,7 @@ from itertools import permutations
 import numpy as np
 from scipy.ndimage import gaussian_filter, map_coordinates, zoom
 
-from tokenunify.config import Augment
+from tokenunify.config import Augment, RawAugment
 from tokenunify.geometry import Coordinate, VoxelSize
 
 Axes = tuple[int, int, int]
@@ -28,7 +28,7 @@ def interchangeable(a: float, b: float) -> bool:
     return max(a, b) <= ISOTROPY * min(a, b)
 
 
-def choose_axes(rng: np.random.Generator, config: Augment, voxel_size_nm: VoxelSize) -> tuple[Axes, Axes]:
+def choose_axes(rng: np.random.Generator, config: RawAugment, voxel_size_nm: VoxelSize) -> tuple[Axes, Axes]:
     """A permutation of the axes that the voxel size allows, and the axes' steps: 1, or -1 for a flip."""
     allowed = [p for p in permutations(range(3)) if all(map(interchangeable, voxel_size_nm, _sizes(voxel_size_nm, p)))]
     others = [p for p in allowed if p != (0, 1, 2)]

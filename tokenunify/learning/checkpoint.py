@@ -1,15 +1,11 @@
 """Weights and training states on disk: written in one step, and enough to rebuild the network."""
 
-import csv
-import io
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -23,12 +19,12 @@ WEIGHTS = "weights.safetensors"
 def save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
     """Replace a safetensors file in one step."""
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state_dict.items()}
-    _replace(path, lambda temporary: save_file(tensors, temporary))
+    manifest.replace(path, lambda temporary: save_file(tensors, temporary))
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Replace a training state (tensors, numbers, strings and containers of them) in one step."""
-    _replace(path, lambda temporary: torch.save(state, temporary))
+    manifest.replace(path, lambda temporary: torch.save(state, temporary))
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -39,32 +35,36 @@ def load_state(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({error}): delete {path.parent} and train again") from None
 
 
-def _replace(path: Path, write) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+def read_weights(weights: Path) -> tuple[dict[str, Tensor], dict]:
+    """The tensors that a `weights.json` describes, and its content.
+
+    They are read from the safetensors file beside it, whose checksum must be the recorded one.
+    """
+    content, path = manifest.content(weights), weights.with_name(WEIGHTS)
+    if not path.exists():
+        raise InputError(f"{path} does not exist: {_again(weights)}")
+    if (found := manifest.file_sha256(path)) != content["weights"]:
+        raise InputError(
+            f"{path} has SHA-256 {found}, expected {content['weights']} as in {weights.name}: {_again(weights)}"
+        )
+    return load_file(path), content
 
 
 def rebuild(weights: Path) -> tuple[nn.Module, dict]:
-    """The trained network that a `weights.json` describes, in evaluation mode, and the manifest's content.
-
-    The weights are read from the safetensors file beside it, whose checksum must be the recorded one.
-    """
-    content, path = manifest.content(weights), weights.with_name(WEIGHTS)
-    advice = f"delete {weights} and make it again with `snakemake {weights}`"
-    if not path.exists():
-        raise InputError(f"{path} does not exist: {advice}")
-    if (found := manifest.file_sha256(path)) != content["weights"]:
-        raise InputError(f"{path} has SHA-256 {found}, expected {content['weights']} as in {weights.name}: {advice}")
+    """The trained network that a `weights.json` describes, in evaluation mode, and the manifest's content."""
+    tensors, content = read_weights(weights)
     network = networks.build(content["network"], content["finetune"]["offsets"])
     try:
-        network.load_state_dict(load_file(path))
-    except (RuntimeError, SafetensorError) as error:
-        raise InputError(f"{path} does not fit the network in {weights.name} ({error}): {advice}") from None
+        network.load_state_dict(tensors)
+    except RuntimeError as error:
+        raise InputError(
+            f"{weights.with_name(WEIGHTS)} does not fit the network in {weights.name} ({error}): {_again(weights)}"
+        ) from None
     return network.eval(), content
+
+
+def _again(weights: Path) -> str:
+    return f"delete {weights} and make it again with `snakemake {weights}`"
 
 
 @dataclass
@@ -77,24 +77,19 @@ class Report:
     unexpected: list[str] = field(default_factory=list)
 
 
+def own_name(released: str) -> str:
+    """Our name of a published tensor: without the prefix of a network that was wrapped when it was saved."""
+    return released.removeprefix("module.")
+
+
 def load_released(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Report:
     """Load published weights by name, also from a wrapped (`module.`) network; the report tells what did not load.
 
     What no output depends on may be absent.
     """
-    given = {name.removeprefix("module."): tensor for name, tensor in state_dict.items()}
+    given = {own_name(name): tensor for name, tensor in state_dict.items()}
     own = module.state_dict()
     fits = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
     module.load_state_dict(fits, strict=False)
     missing = [name for name in own if name not in fits and not name.startswith(getattr(module, "UNUSED", ()))]
     return Report(list(fits), missing, [name for name in given if name not in own])
-
-
-def transfer_table(module: nn.Module) -> str:
-    """CSV of every tensor of a network trained from scratch: name, shape, where it came from and why."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "shape", "status", "reason"])
-    for name, tensor in module.state_dict().items():
-        writer.writerow([name, "x".join(map(str, tensor.shape)), "new", "from scratch"])
-    return text.getvalue()

@@ -1,6 +1,7 @@
 """Supervised training of an affinity network on labelled volumes."""
 
 import logging
+from collections.abc import Sequence
 from contextlib import nullcontext
 from math import prod
 from pathlib import Path
@@ -9,14 +10,18 @@ import torch
 from lightning_fabric import Fabric
 
 from tokenunify import arrays, blockwise, manifest
-from tokenunify.learning import checkpoint, crops, loop, networks, objectives
-from tokenunify.learning.networks.base import output_extent
+from tokenunify.errors import InputError
+from tokenunify.learning import checkpoint, crops, loop, networks, objectives, parts, transfer
+from tokenunify.learning.networks.base import Network, output_extent
 from tokenunify.stages import Finetune
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_SEED = 0
 """The validation crops are the same for every model and seed."""
+TRANSFER = "transfer.csv"
+START = "starting weights"
+"""Their place among the inputs; no volume has a space in its name."""
 COLUMNS = ("step", "loss", "validation_loss", "learning_rate", "seconds")
 
 
@@ -27,24 +32,32 @@ def run(
     train: list[Path],
     validation: list[Path],
     output: Path,
+    pretrained: Sequence[Path] = (),
+    published: Sequence[Path] = (),
     seed: int,
     threads: int,
     device: str,
 ) -> None:
     """Train and write `weights.json`, with weights, transfer.csv and log.csv beside it.
 
+    The network starts from pre-trained (`weights.json` of a pre-training) or published (a download's manifest)
+    weights, or from scratch where neither is given; at most one is.
+
     The training state is in training/<hash of everything that decides the result>/: a killed run goes on from there.
     """
+    check_start(section, pretrained, published)
     samples = training_samples(section, train, seed)
     fixed = validation_samples(section, validation)
     fabric = loop.make_fabric(device, section.precision, batch_size=section.batch_size, threads=threads)
     fabric.launch()
     inputs = {path.stem: manifest.content_hash(path) for path in [*train, *validation]}
+    for path in [*pretrained, *published]:
+        inputs[START] = manifest.content_hash(path)
     identity = {**plain, "seed": seed, "train": [p.stem for p in train], "validation": [p.stem for p in validation]}
     folder = blockwise.store_folder(output.parent / "training" / output.name, "finetune", identity, inputs)
     with blockwise.lock(folder / "locks", range(1)) if fabric.is_global_zero else nullcontext():
         fabric.barrier()
-        training = make_training(section, fabric, folder, seed)
+        training = make_training(section, fabric, folder, seed, pretrained, published)
         workers = 1 if fabric.device.type == "cpu" else threads
         loop.fit(training, samples, fixed, seed=seed, threads=workers, columns=COLUMNS)
         if fabric.is_global_zero:
@@ -76,33 +89,68 @@ def validation_samples(section: Finetune, validation: list[Path]) -> list[dict]:
     return [source[index] for index in range(section.validation_crops)]
 
 
-def make_training(section: Finetune, fabric: Fabric, folder: Path, seed: int) -> loop.Training:
-    """The network, initialised from the seed or resumed from the folder's state."""
+def check_start(section: Finetune, pretrained: Sequence[Path], published: Sequence[Path]) -> None:
+    """Refuse weights that the section does not speak of, and a pre-training of another network."""
+    expected = {"none": (0, 0), "published": (0, 1)}.get(section.start, (1, 0))
+    if (found := (len(pretrained), len(published))) != expected:
+        raise InputError(
+            f"finetune: start {section.start!r} takes {expected[0]} of --pretrained and {expected[1]} of --published, "
+            f"got {found[0]} and {found[1]} files; paste what Snakemake prints"
+        )
+    for path in pretrained:
+        transfer.check_network(path, section.network.model_dump(mode="json"))
+    if section.start == "none" and section.train != "all":
+        logger.warning("train is %s and the network starts from scratch: what is frozen stays random", section.train)
+
+
+def make_training(
+    section: Finetune, fabric: Fabric, folder: Path, seed: int, pretrained: Sequence[Path], published: Sequence[Path]
+) -> loop.Training:
+    """The network, initialised from the seed and then from the weights given, or resumed from the folder's state."""
     torch.manual_seed(seed)
     network = networks.build(section.network.model_dump(mode="json"), section.offsets)
+    if not (folder / "last.ckpt").exists():
+        rows = start(section, network, pretrained, published)
+        if fabric.is_global_zero:
+            manifest.write_text(folder / TRANSFER, transfer.table(rows))
+    parts.train_only(network, section.train, section.lora)
     return loop.Training(fabric, objectives.AffinityTask(network, section), section, folder, stage="finetune")
+
+
+def start(
+    section: Finetune, network: Network, pretrained: Sequence[Path], published: Sequence[Path]
+) -> list[transfer.Row]:
+    """Load the weights given; a pre-training's head predicts no affinities and stays behind."""
+    for path in pretrained:
+        tensors, _ = checkpoint.read_weights(path)
+        return transfer.load(network, tensors, source=path, with_head=False, mode=section.transfer)
+    for path in published:
+        tensors = transfer.read_published(path)
+        return transfer.load(network, tensors, source=path, with_head=True, mode=section.transfer)
+    return transfer.from_scratch(network)
 
 
 def write(section: Finetune, training: loop.Training, output: Path, *, seed: int, inputs: dict[str, str]) -> None:
     """Hand on weights, transfer table and log; the manifest last."""
     weights = output.with_name(checkpoint.WEIGHTS)
     checkpoint.save_weights(weights, training.weights())
-    manifest.write_text(output.with_name("transfer.csv"), checkpoint.transfer_table(training.task.network))
-    manifest.write_text(output.with_name("log.csv"), (training.folder / "log.csv").read_text())
-    progress = training.progress
+    for name in (TRANSFER, "log.csv"):
+        manifest.write_text(output.with_name(name), (training.folder / name).read_text())
+    progress, network = training.progress, training.task.network
     content = {
         "weights": manifest.file_sha256(weights),
         "network": section.network.model_dump(mode="json"),
-        "parameters": sum(p.numel() for p in training.task.network.parameters()),
+        "parameters": sum(p.numel() for p in parts.merged(network).parameters()),
         "finetune": section.model_dump(mode="json", exclude={"network"}),
         "seed": seed,
-        "pretraining": "none",
+        "pretraining": section.start,
         "inputs": inputs,
     }
     voxels = prod(section.crop) * section.batch_size * section.steps
     run = {
         "training": f"training/{training.folder.name}",
         "device": str(training.fabric.device),
+        "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
         "steps": progress.step,
         "best_step": progress.best_step,
         "best_validation_loss": progress.best if progress.best_step else None,

@@ -21,8 +21,9 @@ from tqdm import tqdm
 
 from tokenunify import config as c
 from tokenunify.errors import InputError
-from tokenunify.learning import checkpoint
+from tokenunify.learning import checkpoint, parts
 from tokenunify.learning.log import Log
+from tokenunify.learning.muon import Muon
 from tokenunify.learning.networks.base import Network
 
 logger = logging.getLogger(__name__)
@@ -85,29 +86,44 @@ def make_fabric(device: str, precision: str, *, batch_size: int, threads: int) -
     )
 
 
-def learning_rate(step: int, config: c.Finetune) -> float:
+def learning_rate(step: int, config: c.Optimisation) -> float:
     """Linear warm-up, then constant or a cosine to the final rate."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.schedule == "constant":
+    if config.rate == "constant":
         return config.learning_rate
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     span = config.learning_rate - config.final_learning_rate
     return config.final_learning_rate + span * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def make_optimizer(module: nn.Module, config: c.Finetune) -> torch.optim.AdamW:
-    """AdamW that decays weights, not biases and normalisation."""
-    parameters = [p for p in module.parameters() if p.requires_grad]
+def make_optimizers(task: Task, config: c.Optimisation) -> list[torch.optim.Optimizer]:
+    """AdamW, which decays weights, not biases and normalisation; where it is wanted, Muon for the hidden weights."""
+    hidden = hidden_weights(task) if config.optimizer == "muon" else []
+    taken = set(map(id, hidden))
+    parameters = [p for p in task.parameters() if p.requires_grad and id(p) not in taken]
     groups = [
         {"params": [p for p in parameters if p.ndim > 1], "weight_decay": config.weight_decay},
         {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    adamw = torch.optim.AdamW(groups, lr=config.learning_rate, betas=config.betas)
+    return [adamw, Muon(hidden, config.learning_rate, config.weight_decay)] if hidden else [adamw]
+
+
+def hidden_weights(task: Task) -> list[Tensor]:
+    """Weights that mix channels of hidden layers: neither those that read raw nor the head's."""
+    layers = (nn.Linear, nn.Conv1d, nn.Conv3d, nn.ConvTranspose3d)
+    heads = tuple(f"network.{prefix}" for prefix in task.network.HEAD)
+    weights = [
+        module.weight
+        for name, module in task.named_modules()
+        if isinstance(module, layers) and not f"{name}.".startswith(heads) and module.weight.shape[1] > 1
+    ]
+    return [weight for weight in weights if weight.requires_grad]
 
 
 def steps(
-    samples: Samples, config: c.Finetune, numbers: range, fabric: Fabric, *, threads: int
+    samples: Samples, config: c.Optimisation, numbers: range, fabric: Fabric, *, threads: int
 ) -> Iterator[list[Batch]]:
     """This rank's batches of every step, made in background threads, in order.
 
@@ -148,10 +164,10 @@ def update_average(average: nn.Module, module: nn.Module, decay: float) -> None:
 class Training:
     """A task in training, with everything that its state on disk holds."""
 
-    def __init__(self, fabric: Fabric, task: Task, config: c.Finetune, folder: Path, *, stage: str):
+    def __init__(self, fabric: Fabric, task: Task, config: c.Optimisation, folder: Path, *, stage: str):
         self.fabric, self.config, self.folder, self.stage = fabric, config, folder, stage
         self.task = task.to(memory_format=torch.channels_last_3d)  # the layout that low precision is fast in
-        self.wrapped, self.optimizer = fabric.setup(task, make_optimizer(task, config))
+        self.wrapped, *self.optimizers = fabric.setup(task, *make_optimizers(task, config))
         self.average = copy.deepcopy(task) if config.ema else None
         self.progress = Progress()
         if (folder / "last.ckpt").exists():
@@ -167,7 +183,7 @@ class Training:
     def step(self, batches: Sequence[Batch], seed: int) -> None:
         """One step of the optimiser, over the batches of which this rank's share is made."""
         torch.manual_seed(seed << 32 | self.progress.step)  # a network's own chance is a function of seed and step
-        for group in self.optimizer.param_groups:
+        for group in (group for optimizer in self.optimizers for group in optimizer.param_groups):
             group["lr"] = learning_rate(self.progress.step, self.config)
         totals = self._totals(batches)
         values: dict[str, Tensor] = {}
@@ -178,10 +194,11 @@ class Training:
             for name, value in losses.items():
                 values[name] = values.get(name, 0) + value.detach()
         self._record(values)
-        if self.config.clip_norm is not None:
-            self.fabric.clip_gradients(self.wrapped, self.optimizer, max_norm=self.config.clip_norm)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
+        for optimizer in self.optimizers:
+            if self.config.clip_norm is not None:
+                self.fabric.clip_gradients(self.wrapped, optimizer, max_norm=self.config.clip_norm)
+            optimizer.step()
+            optimizer.zero_grad()
         self.progress.step += 1
         if self.average is not None:
             done = self.progress.step
@@ -226,7 +243,7 @@ class Training:
         if mean < self.progress.best:
             self.progress.best, self.progress.best_step = mean, self.progress.step
             if self.fabric.is_global_zero:
-                checkpoint.save_weights(self._best(), self.current.network.state_dict())
+                checkpoint.save_weights(self._best(), parts.merged(self.current.network).state_dict())
         return mean
 
     def _best(self) -> Path:
@@ -242,7 +259,7 @@ class Training:
         state = {
             "task": self.task.state_dict(),
             "average": self.average.state_dict() if self.average is not None else None,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "precision": self.fabric.strategy.precision.state_dict(),
             "progress": asdict(self.progress),
         }
@@ -255,7 +272,8 @@ class Training:
         self.task.load_state_dict(state["task"])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        for optimizer, held in zip(self.optimizers, state["optimizers"], strict=True):
+            optimizer.load_state_dict(held)
         self.fabric.strategy.precision.load_state_dict(state["precision"])
         self.progress = Progress(**state["progress"])
         logger.info("resuming behind step %d", self.progress.step)
@@ -264,7 +282,7 @@ class Training:
         """The network's weights to hand on: the best where validation chose some and the config wants them."""
         if math.isfinite(self.progress.best) and self.config.checkpoint == "best":
             return load_file(self._best())
-        return self.current.network.state_dict()
+        return parts.merged(self.current.network).state_dict()
 
 
 def fit(
@@ -303,13 +321,18 @@ def fit(
 def _row(training: Training, batch: Batch, validation_loss: float | str) -> dict:
     """What the log may hold of the last steps: means of what was logged, and the texts of the last batch."""
     progress = training.progress
-    means = {name: round(sum(values) / len(values), 6) for name, values in progress.logged.items()}
+    means = {_column(training, n): round(sum(values) / len(values), 6) for n, values in progress.logged.items()}
     progress.logged.clear()
     return {
         **{name: value for name, value in batch.items() if isinstance(value, str)},
         **means,
         "step": progress.step,
         "validation_loss": round(validation_loss, 6) if validation_loss != "" else "",
-        "learning_rate": training.optimizer.param_groups[0]["lr"],
+        "learning_rate": training.optimizers[0].param_groups[0]["lr"],
         "seconds": round(time.monotonic() - training.started, 2),
     }
+
+
+def _column(training: Training, name: str) -> str:
+    """A loss of the task is told apart from their sum and from what is only logged."""
+    return f"loss_{name.replace('-', '_')}" if name in training.task.weights else name

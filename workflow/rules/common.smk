@@ -27,7 +27,7 @@ INTERPRETER = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PA
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 shell.prefix(PYTHONPATH if CONDA else PYTHONPATH + INTERPRETER)
 
-# A job asks for `gpu=1`. Where no cluster deals GPUs out, jobs that want one run one after another, each with all that
+# A job asks for `gpu`. Where no cluster deals GPUs out, jobs that want one run one after another, each with all that
 # the machine shows. The executor is not known yet while this file is read: nodes (--jobs) are given to a cluster's only.
 if workflow.resource_settings.nodes is None and "gpu" not in workflow.global_resources:
     shown = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
@@ -36,6 +36,7 @@ if workflow.resource_settings.nodes is None and "gpu" not in workflow.global_res
 
 wildcard_constraints:
     volume="[^/]+",
+    pretraining="[^/]+",
     model="[^/]+",
     seed=r"\d+",
     segmentation="[^/]+",
@@ -54,9 +55,29 @@ def memory(stage):
     return lambda wildcards, attempt: attempt * need(stage).mem_mb
 
 
-def gpus():
-    """GPUs of one job of a stage that runs a network."""
-    return 0 if plan.config.device == "cpu" else 1
+def gpus(stage):
+    """GPUs of a job on each of its nodes."""
+    return 0 if plan.config.device == "cpu" else need(stage).gpus
+
+
+def devices(stage):
+    """Resources of a training: GPUs, and where several nodes of a cluster share it, one task per GPU, or per node.
+
+    `launch` stands in front of the command. On one node it is empty: there a job is a single task, which starts the
+    processes for its GPUs itself. On several, `mpi` tells the SLURM plugin that the command starts the tasks, and
+    `gres` counts the GPUs of each node. The plugin takes `tasks_per_node` for more than one only, and without
+    `tasks_per_gpu` it would take `tasks` for those of each GPU.
+    """
+    nodes, per_node = need(stage).nodes, gpus(stage) or 1
+    # A job reads this file again, on its node.
+    on_cluster = workflow.resource_settings.nodes is not None or "SLURM_JOB_ID" in os.environ
+    if nodes == 1 or not on_cluster:
+        return {"nodes": 1, "gpu": gpus(stage), "launch": ""}
+    spread = f"--nodes={nodes} --ntasks={nodes * per_node} --ntasks-per-node={per_node}"
+    launch = f"srun {spread} --cpus-per-task={need(stage).threads} "
+    tasks = {"tasks_per_node": per_node} if per_node > 1 else {"tasks": nodes, "tasks_per_gpu": 0}
+    gres = {"gres": f"gpu:{per_node}"} if gpus(stage) else {}
+    return {"nodes": nodes, **tasks, **gres, "mpi": "srun", "launch": launch}
 
 
 def parts(stage, folder):

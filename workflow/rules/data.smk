@@ -1,7 +1,8 @@
-"""From public sources to OME-Zarr volumes.
+"""From public sources to OME-Zarr volumes, and published weights.
 
 INPUTS   sources named in the configuration
 OUTPUTS  data/downloads/{volume}.json   which source was used and its checksums (files beside it)
+         data/weights/{model}.json      the same for published weights
          data/volumes/{volume}.json     manifest of data/volumes/{volume}.zarr (raw, labels, pyramids)
 """
 
@@ -27,6 +28,17 @@ rule download:
         " --downloads data/downloads"
         " --output {output:q}"
         " &> {log:q}"
+
+
+use rule download as download_weights with:
+    output:
+        "data/weights/{model}.json",
+    log:
+        "logs/download_weights/{model}.log",
+    benchmark:
+        "logs/download_weights/{model}.tsv"
+    params:
+        config=lambda w: explained(plan.download_weights, w.model),
 
 
 rule ingest:

@@ -17,6 +17,17 @@ def trained_on(role):
     return names
 
 
+def pretrained(w):
+    """The pre-trained weights of the same seed that the model starts from, if any."""
+    name = explained(plan.model, w.model).pretraining
+    return f"models/pretrain/{name}/seed{w.seed}/weights.json" if name else []
+
+
+def published(w):
+    """The published weights that the model starts from, if any."""
+    return f"data/weights/{w.model}.json" if explained(plan.model, w.model).weights else []
+
+
 def affinity_parts(w):
     """Part manifests of the affinities, predicted or the baseline's."""
     stage = "baseline" if w.model == BASELINE else "predict"
@@ -66,6 +77,9 @@ def manifests_of(run):
     baseline = run.model == BASELINE
     dataset = plan.config.datasets[run.dataset]
     cited = [run.volume, *(t.volume for t in dataset.train), *dataset.validation]
+    pretraining = plan.pretraining_of(run.model)
+    if pretraining:
+        cited += plan.corpus_volumes(pretraining)
     patterns = [
         *volumes(cited),
         f"{PREDICT}/prepared.json",
@@ -77,6 +91,7 @@ def manifests_of(run):
         f"{RELABEL}/prepared.json",
         *parts("relabel", RELABEL),
         f"{RUN}/{{segmentation}}/scores.json",
+        *([f"models/pretrain/{pretraining}/seed{{seed}}/weights.json"] if pretraining else []),
         *([] if baseline else ["models/{model}/seed{seed}/weights.json"]),
         *(["models/{model}/seed{seed}/tune/{segmentation}.json"] if plan.is_tuned(run.segmentation) else []),
     ]

@@ -1,7 +1,9 @@
-"""Training and prediction of affinities.
+"""Pre-training, fine-tuning and prediction of affinities.
 
 INPUTS   data/volumes/{volume}.json
-OUTPUTS  models/{model}/seed{seed}/weights.json           manifest of weights.safetensors; transfer.csv, log.csv
+         models/pretrain/{pretraining}/seed{seed}/weights.json, or data/weights/{model}.json, where a model has such a start
+OUTPUTS  models/pretrain/{pretraining}/seed{seed}/         weights.json and what it is the manifest of, log.csv, pictures
+         models/{model}/seed{seed}/weights.json           manifest of weights.safetensors; transfer.csv, log.csv
          results/{volume}/{model}/seed{seed}/predict/     prepared.json names the store, one manifest per part
 
 `threads` is what a job is scheduled with, and Snakemake caps it by --cores; `torch_threads` is what torch computes with,
@@ -9,10 +11,46 @@ which decides the last bits of a result and so is the configuration's alone.
 """
 
 
+rule pretrain:
+    input:
+        lambda w: volumes(explained(plan.corpus_volumes, w.pretraining)),
+    output:
+        manifest="models/pretrain/{pretraining}/seed{seed}/weights.json",
+        weights="models/pretrain/{pretraining}/seed{seed}/weights.safetensors",
+        curves="models/pretrain/{pretraining}/seed{seed}/log.csv",
+        pictures="models/pretrain/{pretraining}/seed{seed}/reconstructions.png",
+    log:
+        "logs/pretrain/{pretraining}.seed{seed}.log",
+    benchmark:
+        "logs/pretrain/{pretraining}.seed{seed}.tsv"
+    conda:
+        "../../envs/learning.yaml"
+    threads: need("pretrain").threads
+    resources:
+        **devices("pretrain"),
+        torch_threads=need("pretrain").threads,
+        mem_mb=memory("pretrain"),
+        runtime=need("pretrain").runtime,
+    params:
+        config=lambda w: plan.pretrain(w.pretraining),
+        device=plan.config.device,
+    shell:
+        "{resources.launch}python -m tokenunify pretrain"
+        " --config-json {params.config:q}"
+        " --volumes {input:q}"
+        " --seed {wildcards.seed}"
+        " --threads {resources.torch_threads}"
+        " --device {params.device}"
+        " --output {output.manifest:q}"
+        " &> {log:q}"
+
+
 rule finetune:
     input:
         train=trained_on("train"),
         validation=trained_on("validation"),
+        pretrained=pretrained,
+        published=published,
     output:
         manifest="models/{model}/seed{seed}/weights.json",
         weights="models/{model}/seed{seed}/weights.safetensors",
@@ -26,18 +64,20 @@ rule finetune:
         "../../envs/learning.yaml"
     threads: need("finetune").threads
     resources:
+        **devices("finetune"),
         torch_threads=need("finetune").threads,
         mem_mb=memory("finetune"),
         runtime=need("finetune").runtime,
-        gpu=gpus(),
     params:
         config=lambda w: plan.finetune(w.model),
         device=plan.config.device,
     shell:
-        "python -m tokenunify finetune"
+        "{resources.launch}python -m tokenunify finetune"
         " --config-json {params.config:q}"
         " --train {input.train:q}"
         " --validation {input.validation:q}"
+        " --pretrained {input.pretrained:q}"
+        " --published {input.published:q}"
         " --seed {wildcards.seed}"
         " --threads {resources.torch_threads}"
         " --device {params.device}"
@@ -90,7 +130,7 @@ rule predict:
         torch_threads=need("predict").threads,
         mem_mb=memory("predict"),
         runtime=need("predict").runtime,
-        gpu=gpus(),
+        gpu=min(1, gpus("predict")),
     params:
         config=lambda w: plan.predict(w.model),
         device=plan.config.device,

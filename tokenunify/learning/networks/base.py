@@ -1,9 +1,11 @@
 """What training and prediction know of every network: a body that makes features, and a head that reads them."""
 
 from collections.abc import Mapping
+from typing import Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from tokenunify.config import Architecture
 from tokenunify.errors import InputError
@@ -24,6 +26,8 @@ class Network(nn.Module):
     UNUSED: tuple[str, ...] = ()
     """Prefixes of published tensors that no output depends on."""
     feature_channels: int
+    feature_stride: Coordinate = (1, 1, 1)
+    """Voxels of the output per voxel of the features."""
 
     def __init__(self, config: Architecture):
         super().__init__()
@@ -45,6 +49,14 @@ class Network(nn.Module):
         z, y, x = raw.shape[2:]
         extent = output_extent(self.config, (z, y, x))
         return self.head(self.features(raw), extent)
+
+    def train(self, mode: bool = True) -> Self:
+        """As for every module, but frozen batch normalisation keeps to its running statistics, and keeps them."""
+        super().train(mode)
+        for module in self.modules():
+            if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
+                module.eval()
+        return self
 
 
 def output_extent(config: Architecture, crop: Coordinate) -> Coordinate:

@@ -76,7 +76,7 @@ class UNet(Network):
     def __init__(self, config: SymmetricUNet, out_channels: int):
         super().__init__(config)
         filters = config.filters
-        self.feature_channels = filters[0]
+        self.feature_channels, self.feature_stride = filters[0], config.embed_stride
         self.depth = len(filters) - 1
         levels = range(self.depth)
         self.PARTS = {  # the numbers of the decoder's blocks depend on the depth

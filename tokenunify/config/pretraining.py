@@ -1,0 +1,171 @@
+"""Pre-training: the raw that it may see, its objectives and its optimiser."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from tokenunify.config.base import Name, PositiveInt, Shape, Strict
+from tokenunify.config.data import RoiConfig, name_alone
+from tokenunify.config.learning import Optimisation, Rate, RawAugment
+from tokenunify.config.networks import Network
+
+Objective = Literal["random", "next", "next-all"]
+Share = Annotated[float, Field(gt=0, lt=1)]
+Weight = Annotated[float, Field(gt=0)]
+
+
+class CorpusVolume(Strict):
+    """A volume whose raw is learned from, labelled or not."""
+
+    volume: Name
+    regions: tuple[RoiConfig, ...] = ()
+    """Boxes of the volume, in its own voxels, each drawn equally often; none: the whole volume is one region."""
+
+
+class Excluded(RoiConfig):
+    """A box of a volume, in its own voxels."""
+
+    volume: Name
+
+
+def _one_dataset(value: Any) -> Any:
+    return {"all": value} if isinstance(value, list) else value
+
+
+CorpusVolumes = Annotated[
+    tuple[Annotated[CorpusVolume, BeforeValidator(name_alone, json_schema_input_type=CorpusVolume | Name)], ...],
+    Field(min_length=1),
+]
+
+
+class Corpus(Strict):
+    """Raw to pre-train on: a data set is drawn, one of its regions, and a position there, each uniformly."""
+
+    datasets: Annotated[
+        dict[Name, CorpusVolumes],
+        Field(min_length=1),
+        BeforeValidator(_one_dataset, json_schema_input_type=dict[Name, CorpusVolumes] | CorpusVolumes),
+    ]
+    """Name -> volumes that are drawn as often as those of any other; a list of volumes is one data set."""
+    exclude: tuple[Excluded, ...] = ()
+    """Boxes that no crop touches, in whichever volumes their raw is."""
+    allow_test: bool = False
+    """Also learn from the raw of validation and test volumes; the tables then say so."""
+
+
+class Relevance(Strict):
+    """Tokens in the order of learned relevance scores, from attention to the tokens placed so far."""
+
+    iterations: PositiveInt = 8
+    """Rounds in which the order is made."""
+    width: PositiveInt = 64
+
+
+def _relevance(value: Any) -> Any:
+    return {} if value == "relevance" else value
+
+
+Ordering = Annotated[
+    Literal["raster"] | Relevance,
+    BeforeValidator(_relevance, json_schema_input_type=Literal["raster", "relevance"] | Relevance),
+]
+
+
+class Resampler(Strict):
+    """The Perceiver Resampler, through which next-token prediction reads the features."""
+
+    latents: PositiveInt = 64
+    """Visual tokens."""
+    width: PositiveInt = 256
+    layers: PositiveInt = 2
+    heads: PositiveInt = 8
+
+    @model_validator(mode="after")
+    def _heads_divide(self) -> Self:
+        if self.width % self.heads:
+            raise ValueError(f"width must be a multiple of heads {self.heads}, got {self.width}; change either")
+        return self
+
+
+class Pretrain(Optimisation):
+    """Self-supervised training of a network; the defaults are the paper's, batch size and rate those of its 32 GPUs."""
+
+    schedule: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("random", "next", "next-all")
+    """Objectives: random alone is a masked autoencoder (MAE), next alone an autoregressive model."""
+    mode: Literal["alternate", "joint"] = "alternate"
+    """One objective after the other, again and again, or all in every step."""
+    period_epochs: PositiveInt = 100
+    """Epochs before the next objective's turn (mode alternate)."""
+    samples_per_epoch: PositiveInt = 10_000
+    """Crops that make an epoch."""
+    weights: dict[Objective, Weight] = Field(default={}, validate_default=True)
+    """Of the objectives' losses, 1 where not given."""
+    patch: Shape = (4, 16, 16)
+    """Voxels of a token."""
+    mask_ratio: Share | tuple[Share, Share] = 0.4
+    """Share of the tokens that random hides and predicts; of two, one between them is drawn for each crop."""
+    fill: Literal["noise", "zero", "learned", "noise-released"] = "noise"
+    """What hides tokens: noise of the corpus's mean and deviation, zeros, a learned value, or noise of N(0, 1)."""
+    normalise: bool = True
+    """Divide losses by the number of target voxels; else they are sums over the sequence (eq. 2 to 4)."""
+    ordering: Ordering = "raster"
+    """Order of the tokens for next and next-all."""
+    resampler: Resampler = Resampler()
+
+    batch_size: PositiveInt = 256
+    """Samples of one step, over all GPUs."""
+    steps: PositiveInt = 15_625
+    weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    lr_schedule: Rate = "cosine"
+    checkpointing: bool = False
+    """Compute activations twice, where they do not fit into memory."""
+    augment: RawAugment = RawAugment()
+    picture_every: PositiveInt = 1000
+    """Steps between pictures of reconstructions, in the training's folder."""
+
+    @property
+    def rate(self) -> Rate:
+        return self.lr_schedule
+
+    @property
+    def mask_range(self) -> tuple[float, float]:
+        """Lowest and highest share of hidden tokens."""
+        return self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio, self.mask_ratio)
+
+    @field_validator("schedule")
+    @classmethod
+    def _different(cls, schedule: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if len(set(schedule)) < len(schedule):
+            raise ValueError(f"expected different objectives, found {list(schedule)}; give each once, and its weight")
+        return schedule
+
+    @field_validator("weights")
+    @classmethod
+    def _complete(cls, weights: dict[Objective, float]) -> dict[Objective, float]:
+        return {"random": 1.0, "next": 1.0, "next-all": 1.0, **weights}
+
+    @model_validator(mode="after")
+    def _range_rises(self) -> Self:
+        low, high = self.mask_range
+        if low > high:
+            raise ValueError(f"mask_ratio must be the lowest and the highest share, got {[low, high]}; exchange them")
+        return self
+
+    @model_validator(mode="after")
+    def _every_turn_comes(self) -> Self:
+        turn = self.samples_per_epoch * self.period_epochs
+        trained = 1 + (self.steps - 1) * self.batch_size // turn if self.mode == "alternate" else len(self.schedule)
+        if trained < len(self.schedule):
+            raise ValueError(
+                f"{list(self.schedule[trained:])} would never be trained: steps x batch_size are "
+                f"{self.steps * self.batch_size} samples, but each objective's turn takes samples_per_epoch x "
+                f"period_epochs = {turn}; lower samples_per_epoch or period_epochs, raise steps, or use mode joint"
+            )
+        return self
+
+
+class Pretraining(Pretrain):
+    """A network, the corpus that it is pre-trained on, and how."""
+
+    network: Network
+    corpus: Name

@@ -1,0 +1,146 @@
+"""Pre-training of a network on unlabelled volumes with TokenUnify's objectives."""
+
+import logging
+from contextlib import nullcontext
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tokenunify import blockwise, manifest
+from tokenunify.learning import checkpoint, loop, networks, pictures
+from tokenunify.learning.corpus import Corpus
+from tokenunify.learning.patches import PatchGrid
+from tokenunify.learning.tokens import TokenTask
+from tokenunify.stages import Pretrain
+
+logger = logging.getLogger(__name__)
+
+COLUMNS = (
+    *("step", "epoch", "objective", "loss", "loss_random", "loss_next", "loss_next_all"),
+    *("variance_ratio", "learning_rate", "seconds"),
+)
+SHOWN = 2**40
+"""Number of the sample in the pictures: no training reaches it."""
+
+
+def run(
+    section: Pretrain, plain: dict, *, volumes: list[Path], output: Path, seed: int, threads: int, device: str
+) -> None:
+    """Train and write `weights.json`, with weights, log.csv and reconstructions.png beside it.
+
+    The training state is in training/<hash of everything that decides the result>/: a killed run goes on from there.
+    """
+    corpus = Corpus.open(section, volumes, seed)
+    grid = PatchGrid.of(section.network, section.crop, section.patch)
+    samples = TokenSamples(corpus, section, grid.number, seed, corpus.statistics())
+    fabric = loop.make_fabric(device, section.precision, batch_size=section.batch_size, threads=threads)
+    fabric.launch()
+    inputs = {path.stem: manifest.content_hash(path) for path in volumes}
+    identity = {**plain, "seed": seed, "volumes": [path.stem for path in volumes]}
+    folder = blockwise.store_folder(output.parent / "training" / output.name, "pretrain", identity, inputs)
+    with blockwise.lock(folder / "locks", range(1)) if fabric.is_global_zero else nullcontext():
+        fabric.barrier()
+        training = make_training(section, grid, fabric, folder, seed)
+        draw = Pictures(training, loop.collate([samples[SHOWN]]))
+        workers = 1 if fabric.device.type == "cpu" else threads
+        loop.fit(training, samples, [], seed=seed, threads=workers, columns=COLUMNS, after_step=draw)
+        if fabric.is_global_zero:
+            write(section, training, output, seed=seed, inputs=inputs)
+
+
+@dataclass(frozen=True)
+class TokenSamples:
+    """Crops with everything that chance decides about them; sample i is a function of (seed, i) alone."""
+
+    corpus: Corpus
+    config: Pretrain
+    patches: int
+    """K, per crop."""
+    seed: int
+    statistics: tuple[float, float]
+    """Mean and standard deviation of the corpus."""
+
+    def __getitem__(self, index: int) -> dict:
+        """Sample number `index`."""
+        rng = np.random.default_rng((self.seed, index, 1))  # not the stream that chooses the crop
+        epoch = index // self.config.batch_size * self.config.batch_size // self.config.samples_per_epoch
+        low, high = self.config.mask_range
+        hidden = round(rng.uniform(low, high) * self.patches)
+        return {
+            "raw": self.corpus[index],
+            "noise": self._noise(rng),
+            "permutation": rng.permutation(self.patches),
+            "gumbel": rng.gumbel(size=self.patches).astype(np.float32),
+            "hidden": np.array([min(max(hidden, 1), self.patches)]),
+            "cut": rng.integers(1, self.patches, size=1, endpoint=True),
+            "objective": " ".join(objectives(self.config, epoch)),
+            "epoch": str(epoch),
+        }
+
+    def _noise(self, rng: np.random.Generator) -> np.ndarray:
+        if self.config.fill in ("zero", "learned"):
+            return np.zeros((1, *self.config.crop), np.float32)
+        mean, deviation = (0.0, 1.0) if self.config.fill == "noise-released" else self.statistics
+        return rng.standard_normal((1, *self.config.crop), np.float32) * np.float32(deviation) + np.float32(mean)
+
+
+def objectives(config: Pretrain, epoch: int) -> tuple[str, ...]:
+    """The objectives of an epoch: all at once (joint), or one after the other, each for `period_epochs`."""
+    if config.mode == "joint":
+        return config.schedule
+    return (config.schedule[epoch // config.period_epochs % len(config.schedule)],)
+
+
+@dataclass
+class Pictures:
+    """Called behind each step: draws a fixed sample every `picture_every` steps and at the end."""
+
+    training: loop.Training
+    batch: loop.Batch
+
+    def __call__(self) -> None:
+        training, step = self.training, self.training.progress.step
+        due = step % training.config.picture_every == 0 or step == training.config.steps
+        if due and training.fabric.is_global_zero:
+            path = training.folder / "pictures" / f"step{step:08d}.png"
+            pictures.write(path, training.current, training.fabric.to_device(self.batch))
+
+
+def make_training(section: Pretrain, grid: PatchGrid, fabric, folder: Path, seed: int) -> loop.Training:
+    """The network and what belongs to its task, initialised from the seed or resumed from the folder's state."""
+    torch.manual_seed(seed)
+    network = networks.build(section.network.model_dump(mode="json"), None)
+    return loop.Training(fabric, TokenTask(network, section, grid), section, folder, stage="pretrain")
+
+
+def write(section: Pretrain, training: loop.Training, output: Path, *, seed: int, inputs: dict[str, str]) -> None:
+    """Hand on weights, log and picture; the manifest last."""
+    weights = output.with_name(checkpoint.WEIGHTS)
+    checkpoint.save_weights(weights, training.weights())
+    manifest.write_text(output.with_name("log.csv"), (training.folder / "log.csv").read_text())
+    last = training.folder / "pictures" / f"step{section.steps:08d}.png"
+    manifest.replace(output.with_name("reconstructions.png"), lambda path: path.write_bytes(last.read_bytes()))
+    progress = training.progress
+    content = {
+        "weights": manifest.file_sha256(weights),
+        "network": section.network.model_dump(mode="json"),
+        "parameters": sum(p.numel() for p in training.task.network.parameters()),
+        "pretrain": section.model_dump(mode="json", exclude={"network"}),
+        "seed": seed,
+        "inputs": inputs,
+    }
+    voxels = prod(section.crop) * section.batch_size * section.steps
+    run = {
+        "training": f"training/{training.folder.name}",
+        "device": str(training.fabric.device),
+        "steps": progress.step,
+        "attempts": progress.attempts,
+        "seconds": round(progress.seconds, 3),
+        "voxels": voxels,
+        "voxels_per_second": round(voxels / progress.seconds) if progress.seconds else None,
+        "torch": torch.__version__,
+    }
+    manifest.write(output, content, run)
