@@ -19,7 +19,7 @@ from tokenunify.learning.patches import PatchGrid
 from tokenunify.learning.resampler import PerceiverResampler
 
 SMALLEST_VARIANCE = 1e-3
-"""Of a patch, in units of the intensity range: added where errors are divided by variances."""
+"""Of a patch, in units of the intensity range: what is a matter of noise."""
 ORDERING_WEIGHT = 0.01
 """Of the policy gradient beside the losses of the network, with which it shares no parameter."""
 
@@ -144,10 +144,18 @@ class TokenTask(Task):
         self, log_probabilities: Tensor, cut: Tensor, patches: Tensor, errors: dict[str, Tensor], sets: dict[str, Sets]
     ) -> dict[str, Tensor]:
         variances = patches.var(2, unbiased=False)  # (b, K)
-        hidden = {name: (s.target * (variances + SMALLEST_VARIANCE)).sum(1) for name, s in sets.items()}
-        shares = [errors[name].detach() / (hidden[name] * prod(self.grid.patch)) for name in errors]
-        of_targets = torch.stack([(s.target * variances).sum(1) / s.target.sum(1) for s in sets.values()])
+        numbers = torch.stack([s.target.sum(1) for s in sets.values()])  # (objectives, b)
+        of_targets = torch.stack([(s.target * variances).sum(1) for s in sets.values()]) / numbers
+        mean_errors = torch.stack([errors[name].detach() for name in sets]) / (numbers * prod(self.grid.patch))
         return {
-            "ordering": self.ordering.loss(log_probabilities, cut, torch.stack(shares).mean(0)),
+            "ordering": self.ordering.loss(log_probabilities, cut, unexplained(mean_errors, of_targets).mean(0)),
             "variance_ratio": (of_targets.mean(0) / variances.mean(1).clamp(min=1e-12)).mean().detach(),
         }
+
+
+def unexplained(error: Tensor, variance: Tensor) -> Tensor:
+    """Share in (0, 1] of a variance that is not predicted; an empty patch has nothing to explain, and its share is 1.
+
+    error, variance: means over the same voxels, of any one shape.
+    """
+    return ((error + SMALLEST_VARIANCE) / (variance + SMALLEST_VARIANCE)).clamp(max=1)
