@@ -91,7 +91,7 @@ class TokenTask(Task):
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Every patch as the network's head predicts it, (b, K, P)."""
-        return self.grid.split(self.grid.of_output(self.network.head(features, self.output))).float()
+        return self.grid.split(self.grid.of_output(self.network.head(features, self.output)))
 
     def shown(self, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
         """What the network sees and what it makes of it, two of (b, 1, z, y, x): the covered part with its targets."""
@@ -127,11 +127,11 @@ class TokenTask(Task):
 
     def _next(self, features: Tensor, number: Tensor) -> Tensor:
         """The patch with that number (b,) as the resampler predicts it, (b, P)."""
-        return self.resampler(self.grid.of_features(features, self.network.feature_stride), number).float()
+        return self.resampler(self.grid.of_features(features, self.network.feature_stride), number)
 
     @staticmethod
     def _error(predicted: Tensor, patches: Tensor, target: Tensor) -> Tensor:
-        """Summed squared error (b,) over the target patches."""
+        """Summed squared error (b,) over the target patches; raw is never of low precision."""
         return ((predicted - patches).square().sum(2) * target).sum(1)
 
     def _loss(self, name: str, error: Tensor, target: Tensor) -> Tensor:
