@@ -154,6 +154,14 @@ def test_an_order_of_relevance_logs_the_variance_of_what_it_hides(volumes, tmp_p
     assert all(0.2 < float(row["variance_ratio"]) < 5 for row in rows)
 
 
+@pytest.mark.parametrize("options", [{}, {"normalise": False}, {"fill": "learned"}])
+def test_low_precision_runs_to_the_end(volumes, tmp_path, options):
+    text = section(precision="bf16-mixed", ordering=c.Relevance(iterations=3, width=8), steps=2, **options)
+    output = train(volumes, tmp_path / "weights.json", text)
+    assert all(np.isfinite(tensor.float().numpy()).all() for tensor in tensors_of(output).values())
+    assert len(np.unique(np.asarray(Image.open(output.with_name("reconstructions.png"))))) > 10
+
+
 def test_samples_are_a_function_of_seed_and_index(volumes):
     one, two = (samples_of(section(fill="noise-released"), volumes, seed=3) for _ in range(2))
     other = samples_of(section(fill="noise-released"), volumes, seed=4)

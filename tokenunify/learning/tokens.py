@@ -48,7 +48,7 @@ class TokenTask(Task):
             self.ordering = RelevanceOrdering(config.ordering, grid.number, prod(grid.patch))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        names, patches = self._names(batch), self.grid.split(self.grid.of_crop(batch["raw"]))
+        names, patches = self._names(batch), self._patches(batch)
         losses = {}
         if "random" in names:
             sets = masking.random_token(batch["permutation"], batch["hidden"])
@@ -71,10 +71,16 @@ class TokenTask(Task):
     def _names(batch: Batch) -> list[str]:
         return batch["objective"].split()
 
+    def _patches(self, batch: Batch) -> Tensor:
+        """Patches (b, K, P) of at least float32, and so are errors, whatever the network computes in."""
+        raw = batch["raw"]
+        return self.grid.split(self.grid.of_crop(raw)).to(torch.promote_types(raw.dtype, torch.float32))
+
     def order(self, patches: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | None]:
         """Order sigma (b, K), and the log-probabilities of its choices where it is learned."""
         if isinstance(self.config.ordering, Relevance):
-            return self.ordering(patches, noise)
+            with torch.autocast(patches.device.type, enabled=False):  # log-probabilities sum over all patches
+                return self.ordering(patches, noise)
         return torch.arange(self.grid.number, device=patches.device).expand(len(patches), -1), None
 
     def fill_in(self, batch: Batch, visible: Tensor) -> Tensor:
@@ -95,7 +101,7 @@ class TokenTask(Task):
 
     def shown(self, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
         """What the network sees and what it makes of it, two of (b, 1, z, y, x): the covered part with its targets."""
-        patches = self.grid.split(self.grid.of_crop(batch["raw"]))
+        patches = self._patches(batch)
         order, _ = self.order(patches, torch.zeros_like(batch["gumbel"]))
         number = order.gather(1, batch["cut"] - 1)[:, 0]
         if name == "random":
@@ -131,7 +137,7 @@ class TokenTask(Task):
 
     @staticmethod
     def _error(predicted: Tensor, patches: Tensor, target: Tensor) -> Tensor:
-        """Summed squared error (b,) over the target patches; raw is never of low precision."""
+        """Summed squared error (b,) over the target patches."""
         return ((predicted - patches).square().sum(2) * target).sum(1)
 
     def _loss(self, name: str, error: Tensor, target: Tensor) -> Tensor:
