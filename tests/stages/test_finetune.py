@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 import signal
 import subprocess
 import sys
@@ -147,7 +148,7 @@ cli.main(sys.argv[3:])
 
 
 def test_killed_training_ends_with_the_same_bits(volumes, tmp_path, root):
-    """Killed at step 5, behind the state of step 3; then between the best weights of step 8 and the state of step 9."""
+    """Killed at five steps, and between the best weights of step 8 and the state of step 9."""
     pretrained = pretrain(tmp_path / "pretrain")
     text = section(ema=0.9, checkpoint="best", start="p")
     whole = train(volumes, tmp_path / "whole/weights.json", text, pretrained=[pretrained])
@@ -155,12 +156,13 @@ def test_killed_training_ends_with_the_same_bits(volumes, tmp_path, root):
     words = ["finetune", "--config-json", text, "--train", volumes["train"], "--validation", volumes["other"]]
     words += ["--pretrained", pretrained]
     words += ["--output", output, "--seed", "0", "--threads", "1", "--device", "cpu"]
-    for where, step in (("step", 5), ("validate", 8)):
+    steps = random.Random(3).sample([1, 2, 3, 4, 5, 6, 7, 9, 10], 5)
+    for step, where in sorted([*((step, "step") for step in steps), (8, "validate")]):
         command = [sys.executable, "-c", KILLER, where, str(step), *map(str, words)]
         assert subprocess.run(command, cwd=root, capture_output=True).returncode == -signal.SIGKILL
         assert not output.exists()
     train(volumes, output, text, pretrained=[pretrained])
-    assert manifest.read(output)["run"]["attempts"] == 3
+    assert manifest.read(output)["run"]["attempts"] > 3  # of those that reached a state to save
     assert manifest.content(output) == manifest.content(whole)
     for name in ("weights.safetensors", "transfer.csv"):
         assert output.with_name(name).read_bytes() == whole.with_name(name).read_bytes()

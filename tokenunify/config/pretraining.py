@@ -117,8 +117,6 @@ class Pretrain(Optimisation):
     steps: PositiveInt = 15_625
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     lr_schedule: Rate = "cosine"
-    checkpointing: bool = False
-    """Compute activations twice, where they do not fit into memory."""
     augment: RawAugment = RawAugment()
     picture_every: PositiveInt = 1000
     """Steps between pictures of reconstructions, in the training's folder."""

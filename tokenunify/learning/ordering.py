@@ -26,9 +26,11 @@ class RelevanceOrdering(nn.Module):
         self.position = nn.Parameter(torch.randn(number, width) * 0.02)
         self.start = nn.Parameter(torch.randn(width) * 0.02)
         self.content = nn.Linear(voxels, width)
-        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width)
+        self.query, self.key = nn.Linear(width, width), nn.Linear(width, width, bias=False)
         self.value = nn.Linear(width, width)
-        self.score = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1))
+        self.score = nn.Sequential(
+            nn.LayerNorm(width), nn.Linear(width, width), nn.GELU(), nn.Linear(width, 1, bias=False)
+        )
         self.register_buffer("expected", torch.tensor(1.0))
 
     def forward(self, patches: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -63,7 +65,7 @@ class RelevanceOrdering(nn.Module):
         """Policy gradient (REINFORCE with a running mean as baseline): good orders become more likely.
 
         log_probabilities (b, K); cut (b, 1); unexplained (b,): the share of the targets' variance that was not
-        predicted. A share, so that an order gains nothing by leaving blank patches for the end.
+        predicted. A share, so that an order gains nothing by leaving empty patches for the end.
         """
         advantage = self.expected - unexplained.detach()
         if self.training:

@@ -16,15 +16,19 @@ GAP = 4
 
 @torch.no_grad()
 def write(path: Path, task: TokenTask, batch: Batch) -> np.ndarray:
-    """One row per objective: raw, visible and predicted, in the section through the middle of patch n; uint8 (y, x)."""
+    """One row per objective: raw, visible and predicted, in the section with most predictions; uint8 (y, x)."""
     task.eval()
     raw = task.grid.of_crop(batch["raw"])
     rows = [(raw, *task.shown(batch, name)) for name in task.config.schedule]
     task.train()
-    section = raw.shape[2] // 2
-    image = _stack([_stack([_gray(volume[0, 0, section]) for volume in row], axis=1) for row in rows], axis=0)
+    image = _stack([_stack(_sections(*row), axis=1) for row in rows], axis=0)
     manifest.replace(path, lambda temporary: Image.fromarray(image).save(temporary, format="png"))
     return image
+
+
+def _sections(raw: torch.Tensor, seen: torch.Tensor, made: torch.Tensor) -> list[np.ndarray]:
+    section = (made != seen)[0, 0].sum((1, 2)).argmax()
+    return [_gray(volume[0, 0, section]) for volume in (raw, seen, made)]
 
 
 def _gray(section: torch.Tensor) -> np.ndarray:

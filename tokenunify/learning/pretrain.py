@@ -18,10 +18,8 @@ from tokenunify.stages import Pretrain
 
 logger = logging.getLogger(__name__)
 
-COLUMNS = (
-    *("step", "epoch", "objective", "loss", "loss_random", "loss_next", "loss_next_all"),
-    *("variance_ratio", "learning_rate", "seconds"),
-)
+LOSSES = ("loss_random", "loss_next", "loss_next_all")
+COLUMNS = ("step", "epoch", "objective", "loss", *LOSSES, "variance_ratio", "learning_rate", "seconds")
 SHOWN = 2**40
 """Number of the sample in the pictures: no training reaches it."""
 
@@ -36,7 +34,10 @@ def run(
     corpus = Corpus.open(section, volumes, seed)
     grid = PatchGrid.of(section.network, section.crop, section.patch)
     samples = TokenSamples(corpus, section, grid.number, seed, corpus.statistics())
-    fabric = loop.make_fabric(device, section.precision, batch_size=section.batch_size, threads=threads)
+    together = section.mode == "joint" and len(section.schedule) == len(LOSSES)  # else no loss reads some parameters
+    fabric = loop.make_fabric(
+        device, section.precision, batch_size=section.batch_size, threads=threads, all_used=together
+    )
     fabric.launch()
     inputs = {path.stem: manifest.content_hash(path) for path in volumes}
     identity = {**plain, "seed": seed, "volumes": [path.stem for path in volumes]}

@@ -19,7 +19,7 @@ from tokenunify.learning.patches import PatchGrid
 from tokenunify.learning.resampler import PerceiverResampler
 
 SMALLEST_VARIANCE = 1e-3
-"""Of a patch, in units of the intensity range: added where errors are divided by variances."""
+"""Of a patch, in units of the intensity range: what is a matter of noise."""
 ORDERING_WEIGHT = 0.01
 """Of the policy gradient beside the losses of the network, with which it shares no parameter."""
 
@@ -48,7 +48,7 @@ class TokenTask(Task):
             self.ordering = RelevanceOrdering(config.ordering, grid.number, prod(grid.patch))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        names, patches = self._names(batch), self.grid.split(self.grid.of_crop(batch["raw"]))
+        names, patches = self._names(batch), self._patches(batch)
         losses = {}
         if "random" in names:
             sets = masking.random_token(batch["permutation"], batch["hidden"])
@@ -71,10 +71,16 @@ class TokenTask(Task):
     def _names(batch: Batch) -> list[str]:
         return batch["objective"].split()
 
+    def _patches(self, batch: Batch) -> Tensor:
+        """Patches (b, K, P) of at least float32, and so are errors, whatever the network computes in."""
+        raw = batch["raw"]
+        return self.grid.split(self.grid.of_crop(raw)).to(torch.promote_types(raw.dtype, torch.float32))
+
     def order(self, patches: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | None]:
         """Order sigma (b, K), and the log-probabilities of its choices where it is learned."""
         if isinstance(self.config.ordering, Relevance):
-            return self.ordering(patches, noise)
+            with torch.autocast(patches.device.type, enabled=False):  # log-probabilities sum over all patches
+                return self.ordering(patches, noise)
         return torch.arange(self.grid.number, device=patches.device).expand(len(patches), -1), None
 
     def fill_in(self, batch: Batch, visible: Tensor) -> Tensor:
@@ -91,11 +97,11 @@ class TokenTask(Task):
 
     def reconstruct(self, features: Tensor) -> Tensor:
         """Every patch as the network's head predicts it, (b, K, P)."""
-        return self.grid.split(self.grid.of_output(self.network.head(features, self.output))).float()
+        return self.grid.split(self.grid.of_output(self.network.head(features, self.output)))
 
     def shown(self, batch: Batch, name: str) -> tuple[Tensor, Tensor]:
         """What the network sees and what it makes of it, two of (b, 1, z, y, x): the covered part with its targets."""
-        patches = self.grid.split(self.grid.of_crop(batch["raw"]))
+        patches = self._patches(batch)
         order, _ = self.order(patches, torch.zeros_like(batch["gumbel"]))
         number = order.gather(1, batch["cut"] - 1)[:, 0]
         if name == "random":
@@ -127,7 +133,7 @@ class TokenTask(Task):
 
     def _next(self, features: Tensor, number: Tensor) -> Tensor:
         """The patch with that number (b,) as the resampler predicts it, (b, P)."""
-        return self.resampler(self.grid.of_features(features, self.network.feature_stride), number).float()
+        return self.resampler(self.grid.of_features(features, self.network.feature_stride), number)
 
     @staticmethod
     def _error(predicted: Tensor, patches: Tensor, target: Tensor) -> Tensor:
@@ -144,10 +150,18 @@ class TokenTask(Task):
         self, log_probabilities: Tensor, cut: Tensor, patches: Tensor, errors: dict[str, Tensor], sets: dict[str, Sets]
     ) -> dict[str, Tensor]:
         variances = patches.var(2, unbiased=False)  # (b, K)
-        hidden = {name: (s.target * (variances + SMALLEST_VARIANCE)).sum(1) for name, s in sets.items()}
-        shares = [errors[name].detach() / (hidden[name] * prod(self.grid.patch)) for name in errors]
-        of_targets = torch.stack([(s.target * variances).sum(1) / s.target.sum(1) for s in sets.values()])
+        numbers = torch.stack([s.target.sum(1) for s in sets.values()])  # (objectives, b)
+        of_targets = torch.stack([(s.target * variances).sum(1) for s in sets.values()]) / numbers
+        mean_errors = torch.stack([errors[name].detach() for name in sets]) / (numbers * prod(self.grid.patch))
         return {
-            "ordering": self.ordering.loss(log_probabilities, cut, torch.stack(shares).mean(0)),
+            "ordering": self.ordering.loss(log_probabilities, cut, unexplained(mean_errors, of_targets).mean(0)),
             "variance_ratio": (of_targets.mean(0) / variances.mean(1).clamp(min=1e-12)).mean().detach(),
         }
+
+
+def unexplained(error: Tensor, variance: Tensor) -> Tensor:
+    """Share in (0, 1] of a variance that is not predicted; an empty patch has nothing to explain, and its share is 1.
+
+    error, variance: means over the same voxels, of any one shape.
+    """
+    return ((error + SMALLEST_VARIANCE) / (variance + SMALLEST_VARIANCE)).clamp(max=1)
