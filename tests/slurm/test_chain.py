@@ -15,11 +15,15 @@ import yaml
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(2700)]
 
-ON_GPU = {"finetune", "predict"}
+ON_GPU = {"pretrain", "finetune", "predict"}
 STEPS = 150
 RESULT = "results/tiny/metrics.csv"
 WEIGHTS = "models/small/seed0/weights.json"
-TARGETS = {"finetune": WEIGHTS, "predict": "results/tiny/small/seed0/predict/part0of2.json"}
+TARGETS = {
+    "pretrain": "models/pretrain/tiny/seed0/weights.json",
+    "finetune": WEIGHTS,
+    "predict": "results/tiny/small/seed0/predict/part0of2.json",
+}
 
 
 @pytest.fixture(scope="module")
@@ -87,7 +91,7 @@ def test_every_rule_is_submitted(cluster, undisturbed):
     assert Counter(map(rule_of, jobs)) == planned
     assert {job["JobState"] for job in jobs} == {"COMPLETED"}
     assert output.count("has been submitted with SLURM jobid") == planned.total()
-    stages = {"download", "ingest", "finetune", "predict", "baseline", "fragments", "rag", "tune", "agglomerate"}
+    stages = {"download", "ingest", *ON_GPU, "baseline", "fragments", "rag", "tune", "agglomerate"}
     assert set(planned) == {*stages, "relabel", "evaluate"}
     assert {rule for rule in local if not rule.startswith("prepare_")} == {"metrics"}
 
@@ -139,7 +143,7 @@ def test_job_cancelled_in_the_middle_goes_on_with_more_memory(cluster, submit, c
     assert differing(tmp_path, undisturbed[0]) == []
 
 
-@pytest.mark.parametrize("rule", ["finetune", "predict"])
+@pytest.mark.parametrize("rule", sorted(TARGETS))
 def test_killed_snakemake_goes_on_to_the_same_bytes(rule, cluster, submit, configfile, undisturbed, tmp_path):
     """Its jobs live on, and those of the second run take over from them."""
     words = (TARGETS[rule], "--configfile", configfile)

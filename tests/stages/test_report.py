@@ -312,6 +312,13 @@ def test_means_and_spreads_over_seeds_and_the_best_are_shown(tree):
     assert summary.headline in Page(text).text
 
 
+def test_the_first_part_stands_for_all(tree):
+    few = [path for path in tree.manifests if not path.name.startswith("part1of")]
+    assert len(few) < len(tree.manifests)
+    table = tree.metrics()
+    assert tree.report([table], few) == tree.report([table], tree.manifests)
+
+
 def test_times_add_up_over_parts_seeds_and_segmentations(tree):
     made = [report.locate(path) for path in tree.manifests]
     by_row = {(row["volume"], row["model"]): row for row in report.times(made)}

@@ -99,7 +99,10 @@ def started(plan: Plan, **keys) -> Plan:
 
 
 def test_finetune_knows_what_a_model_starts_from(plan: Plan):
-    for keys, start in (({"pretraining": "mae"}, "mae"), ({"weights": config.WeightsSource(path="a.pt")}, "published")):
+    for keys, start in (
+        ({"pretraining": "mae-superhuman"}, "mae-superhuman"),
+        ({"weights": config.WeightsSource(path="a.pt")}, "published"),
+    ):
         changed = started(plan, **keys)
         assert json.loads(changed.finetune("superhuman"))["start"] == start
         rows = json.loads(changed.metrics("wafer36-2"))["rows"]

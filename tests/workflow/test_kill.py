@@ -17,10 +17,11 @@ from tests.workflow.conftest import TARGETS, Checkout
 pytestmark = [pytest.mark.workflow, pytest.mark.timeout(600)]
 
 BLOCKWISE = {"ingest", "baseline", "predict", "fragments", "rag", "relabel", "evaluate"}
-STAGES = BLOCKWISE | {"download", "finetune", "prepare", "tune", "agglomerate", "metrics", "report"}
+TRAININGS = {"pretrain", "finetune"}
+STAGES = BLOCKWISE | TRAININGS | {"download", "prepare", "tune", "agglomerate", "metrics", "report"}
 
 # Every job imports this from the clone's folder, which is on its path. The job that takes `armed-STAGE` is interrupted
-# in the middle of its work: with two blocks recorded and the third written; finetune with one saved state, at the
+# in the middle of its work: with two blocks recorded and the third written; a training with one saved state, at the
 # second; any other in front of its first manifest. Every block that a job records is noted in recorded.jsonl.
 INTERRUPTION = """
 import json
@@ -64,7 +65,7 @@ if stage in BLOCKWISE:
     from tokenunify import blockwise
 
     blockwise._record = interrupted(blockwise._record, 3, note)
-elif stage == "finetune":
+elif stage in TRAININGS:
     from tokenunify.learning import checkpoint
 
     checkpoint.save_state = interrupted(checkpoint.save_state, 2)
@@ -99,7 +100,9 @@ def checkout(clone: Checkout, tmp_path: Path) -> Checkout:
 
 def arm(checkout: Checkout, *stages: str, then: str) -> None:
     """Let the next job of each stage be interrupted."""
-    (checkout.path / "sitecustomize.py").write_text(f"BLOCKWISE = {BLOCKWISE}\n{INTERRUPTION}{then}")
+    (checkout.path / "sitecustomize.py").write_text(
+        f"BLOCKWISE, TRAININGS = {BLOCKWISE}, {TRAININGS}\n{INTERRUPTION}{then}"
+    )
     for stage in stages:
         (checkout.path / f"armed-{stage}").touch()
 
@@ -107,7 +110,7 @@ def arm(checkout: Checkout, *stages: str, then: str) -> None:
 def results(checkout: Checkout) -> dict[str, bytes]:
     """Every shard, the weights and the table, by path."""
     paths = [*checkout.path.glob("data/volumes/*.zarr/**/c/**/*"), *checkout.path.glob("results/**/c/**/*")]
-    paths += [*checkout.path.glob("models/*/*/weights.safetensors"), checkout.path / TARGETS[0]]
+    paths += [*checkout.path.glob("models/**/weights.safetensors"), checkout.path / TARGETS[0]]
     return {str(p.relative_to(checkout.path)): p.read_bytes() for p in paths if p.is_file()}
 
 
@@ -125,10 +128,11 @@ def recorded(checkout: Checkout, stage: str) -> Counter:
 
 
 def assert_work_was_kept(checkout: Checkout) -> None:
-    """No finished block was computed again, and training went on from its saved state."""
+    """No finished block was computed again, and trainings went on from their saved states."""
     for stage in BLOCKWISE:
         assert set(recorded(checkout, stage).values()) == {1}, f"{stage} computed a finished block again"
-    assert json.loads((checkout.path / "models/small/seed0/weights.json").read_text())["run"]["attempts"] == 2
+    for folder in ("models/pretrain/tiny", "models/small"):
+        assert json.loads((checkout.path / folder / "seed0/weights.json").read_text())["run"]["attempts"] == 2, folder
 
 
 def test_every_stage_killed_once(checkout: Checkout, finished: Checkout):
@@ -187,7 +191,7 @@ def waits(checkout: Checkout, stage: str) -> bool:
 
 
 def test_snakemake_killed_with_its_children(checkout: Checkout, finished: Checkout, start):
-    for stage in ("download", "ingest", "finetune", "predict", "fragments", "rag", "relabel", "evaluate"):
+    for stage in ("download", "ingest", "pretrain", "finetune", "predict", "fragments", "rag", "relabel", "evaluate"):
         arm(checkout, stage, then=WAIT)
         snakemake = start()
         wait(partial(reached, checkout, stage), checkout, snakemake)
@@ -201,7 +205,7 @@ def test_snakemake_killed_with_its_children(checkout: Checkout, finished: Checko
 
 def test_snakemake_killed_alone(checkout: Checkout, finished: Checkout, start):
     """The jobs that survive are waited for, not raced, by those of the next run."""
-    stages = ("ingest", "finetune", "relabel")
+    stages = ("ingest", "pretrain", "finetune", "relabel")
     arm(checkout, *stages, then=WAIT)
     snakemake = start()
     for stage in stages:

@@ -116,6 +116,13 @@ def test_learning_rate(checkout: Checkout):
     of_model(jobs)
 
 
+def test_pretraining(checkout: Checkout):
+    checkout.edit(lambda c: c["pretrainings"]["tiny"].update(mask_ratio=0.5))
+    jobs = checkout.planned()
+    assert set(rules(jobs)) == {"pretrain", "finetune", *PREDICTED}
+    of_model(jobs)
+
+
 def test_stage_version(checkout: Checkout):
     versions = checkout.path / "tokenunify/versions.py"
     versions.write_text(versions.read_text().replace('"fragments": 1', '"fragments": 2'))

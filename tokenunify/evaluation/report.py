@@ -82,14 +82,24 @@ def locate(path: Path) -> Made:
     raise InputError(f"report: {path} is not the manifest of a stage; give manifests in the folders the workflow uses")
 
 
+def all_parts(path: Path) -> list[Path]:
+    """part0of3.json and its two siblings; any other manifest by itself."""
+    found = re.fullmatch(r"part0of(\d+)\.json", path.name)
+    return [path.with_name(f"part{part}of{found[1]}.json") for part in range(int(found[1]))] if found else [path]
+
+
 def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], manifests: list[Path]) -> None:
-    """Write the page from tables of scores and from manifests, whose places say what they are."""
+    """Write the page from tables of scores and from manifests, whose places say what they are.
+
+    The first part of a stage stands for all of its parts.
+    """
     if not metrics:
         raise InputError(
             "report needs at least one metrics.csv as --metrics; make one with `snakemake results/.../metrics.csv`"
         )
     rows = pd.concat([tables.read(path) for path in metrics], ignore_index=True)
-    made = sorted(map(locate, dict.fromkeys(manifests)), key=lambda m: m.model == BASELINE)
+    paths = dict.fromkeys(path for given in manifests for path in all_parts(given))
+    made = sorted(map(locate, paths), key=lambda m: m.model == BASELINE)
     page = {
         "title": section.title,
         "version": tokenunify.__version__,

@@ -79,10 +79,11 @@ rule report:
         "../../envs/evaluation.yaml"
     params:
         config=plan.report(),
+        manifests=without_parts,
     shell:
         "python -m tokenunify report"
         " --config-json {params.config:q}"
         " --metrics {input.metrics:q}"
-        " --manifests {input.manifests:q}"
+        " --manifests {params.manifests:q}"
         " --output {output:q}"
         " &> {log:q}"

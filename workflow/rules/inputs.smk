@@ -1,5 +1,7 @@
 """Folders of results, and the input functions of the rules: which files of which volume a job reads."""
 
+import re
+
 PREDICT = "results/{volume}/{model}/seed{seed}/predict"
 RUN = "results/{volume}/{model}/seed{seed}"
 FRAGMENTS = f"{RUN}/fragments/{{fragments}}"
@@ -69,6 +71,11 @@ def reported(w):
     """Every manifest behind the tables of the report."""
     rows = [run for volume in plan.test_volumes for run in plan.runs(volume)]
     return list(dict.fromkeys(path for run in rows for path in manifests_of(run)))
+
+
+def without_parts(w, input):
+    """The manifests, of those of parts the first: their number is in its name, and a command's length is limited."""
+    return [path for path in input.manifests if not re.search(r"/part[1-9]\d*of", path)]
 
 
 def manifests_of(run):

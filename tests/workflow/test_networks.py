@@ -1,0 +1,133 @@
+"""Every network, pre-trained with all objectives, through the workflow to its scores.
+
+From scratch and from a masked autoencoder each network is trained by the same commands, in this process: behind the
+training nothing depends on what a network started from, and a process that imports torch takes seconds.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from tests.workflow.conftest import TARGETS, Checkout
+from tokenunify import cli, config
+from tokenunify.plan import Plan
+
+pytestmark = [pytest.mark.workflow, pytest.mark.timeout(1200)]
+
+# Narrow networks. EMmamba in the published form, and in ours.
+NETWORKS = {
+    "superhuman": {"name": "superhuman", "filters": [2, 3]},
+    "pea": {"name": "pea", "filters": [2, 3], "embedding": 4},
+    "mala": {"name": "mala", "filters": [2, 3, 4, 5]},
+    "unetr": {"name": "unetr", "feature": 2, "hidden": 8, "mlp": 8, "heads": 1, "layers": 4},
+    "emmamba-published": {
+        "name": "emmamba",
+        "features": [4, 6],
+        "hidden": 8,
+        "depths": [1, 1],
+        "strides": [[2, 2, 2]] * 2,
+    },
+    "emmamba": {
+        "name": "emmamba",
+        "features": [4, 6],
+        "hidden": 8,
+        "depths": [1, 1],
+        "strides": [[1, 2, 2]] * 2,
+        "residual": True,
+        "slices": "sections",
+        "equal_initialisation": True,
+    },
+    "resunet": {"name": "resunet", "filters": [2, 3], "kernels": [[1, 3, 3]] * 2, "poolings": [[1, 2, 2]]},
+    "vit": {"name": "vit", "patch": [2, 8, 8], "hidden": 8, "mlp": 8, "heads": 2, "layers": 2, "feature": 2},
+}
+CROP = [4, 16, 24]
+CROPS = {"mala": [31, 241, 241], "unetr": [8, 32, 32], "emmamba-published": [4, 8, 40]}
+# MALA loses 28 x 212 x 212 voxels of a crop; one crop of this extent covers the test volume.
+PREDICTED = {"mala": {"crop": [36, 268, 268], "padding": [0, 0, 0]}}
+OBJECTIVES = {"mae": ["random"], "tokenunify": ["random", "next", "next-all"]}
+
+
+def configuration(config: dict) -> None:
+    """Turn the tiny configuration into one with a model of each network and start, the tables with one start each."""
+    shapes = {"tiny-train": [32, 244, 244], "tiny-validation": [8, 40, 48], "tiny": [8, 56, 56]}
+    for name, shape in shapes.items():
+        config["volumes"][name]["sources"][0]["phantom"]["shape"] = shape
+    config["finetune"].update(steps=2, validate_every=2)
+    config["segmentations"] = {"waterz": {"method": "waterz", "threshold": 0.5}}
+    config["evaluation"] = {"baseline": None, "models": {"tiny": [f"{network}-tokenunify" for network in NETWORKS]}}
+    config["pretrainings"] = {f"{start}-{n}": pretraining(n, start) for n in NETWORKS for start in OBJECTIVES}
+    config["models"] = {f"{n}-{start}": model(n, start) for n in NETWORKS for start in ("none", *OBJECTIVES)}
+
+
+def pretraining(network: str, start: str) -> dict:
+    """All objectives in every step."""
+    return {
+        **{"network": NETWORKS[network], "corpus": "tiny", "schedule": OBJECTIVES[start], "mode": "joint"},
+        **{"crop": CROPS.get(network, CROP), "patch": [1, 8, 8]},
+        "resampler": {"latents": 4, "width": 8, "layers": 1, "heads": 2},
+        **{"batch_size": 1, "steps": 2, "picture_every": 2},
+    }
+
+
+def model(network: str, start: str) -> dict:
+    """A model with its pre-training, if any."""
+    return {
+        **{"network": NETWORKS[network], "dataset": "tiny"},
+        **{"finetune": {"crop": CROPS.get(network, CROP)}, "predict": PREDICTED.get(network, {})},
+        "pretraining": f"{start}-{network}" if start in OBJECTIVES else None,
+    }
+
+
+@pytest.fixture(scope="module")
+def checkout(clone: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """All networks in one run."""
+    checkout = clone.copy(tmp_path_factory.mktemp("networks") / "tokenunify")
+    checkout.edit(configuration)
+    checkout.snakemake(TARGETS[0])
+    return checkout
+
+
+def assert_whole_body_loaded(folder: Path) -> None:
+    """Heads are new, and everything else is from the pre-training."""
+    transfer = pd.read_csv(folder / "transfer.csv", keep_default_na=False)
+    heads = transfer.reason == "a head of its own"
+    assert set(transfer.status[heads]) == {"new"}
+    body = transfer[~heads & (transfer.status != "unused")]
+    assert len(body) > 10
+    assert set(body.status) == {"loaded"}
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_network_is_pretrained_trained_and_scored(checkout: Checkout, network: str):
+    table = pd.read_csv(checkout.path / TARGETS[0], keep_default_na=False).set_index("model")
+    assert list(table.index) == [f"{name}-tokenunify" for name in NETWORKS]
+    row = table.loc[f"{network}-tokenunify"]
+    assert (row["network"], row["pretraining"]) == (NETWORKS[network]["name"], f"tokenunify-{network}")
+    assert row["num_segments"] > 0
+    assert np.isfinite(row[["voi_split", "voi_merge", "voi", "arand"]].astype(float)).all()
+    assert_whole_body_loaded(checkout.path / f"models/{network}-tokenunify/seed0")
+
+
+@pytest.mark.parametrize("start", ["none", "mae"])
+@pytest.mark.parametrize("network", NETWORKS)
+def test_network_is_trained_from_other_starts(checkout: Checkout, tmp_path: Path, network: str, start: str):
+    plan = Plan(config.load(checkout.config))
+    train, validation = (checkout.path / f"data/volumes/tiny-{name}.json" for name in ("train", "validation"))
+    pretrained, finetuned = tmp_path / "pretrained/weights.json", tmp_path / "finetuned/weights.json"
+    words = ["--train", train, "--validation", validation]
+    if start == "mae":
+        stage("pretrain", plan.pretrain(f"mae-{network}"), pretrained, "--volumes", train)
+        words += ["--pretrained", pretrained]
+    stage("finetune", plan.finetune(f"{network}-{start}"), finetuned, *words)
+    losses = pd.read_csv(finetuned.with_name("log.csv"))
+    assert np.isfinite(losses.loss.dropna()).all() and losses.loss.notna().any()
+    if start == "mae":
+        assert_whole_body_loaded(finetuned.parent)
+
+
+def stage(name: str, section: str, output: Path, *words: str | Path) -> None:
+    """Run a training as its rule does."""
+    given = ["--config-json", section, "--seed", 0, "--threads", 1, "--device", "cpu", "--output", output, *words]
+    cli.run(cli.parser().parse_args([name, *map(str, given)]))
