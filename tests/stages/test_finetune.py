@@ -150,7 +150,7 @@ cli.main(sys.argv[3:])
 def test_killed_training_ends_with_the_same_bits(volumes, tmp_path, root):
     """Killed at five steps, and between the best weights of step 8 and the state of step 9."""
     pretrained = pretrain(tmp_path / "pretrain")
-    text = section(ema=0.9, checkpoint="best", start="p")
+    text = section(ema=0.9, checkpoint="best", start="p", optimizer="muon")
     whole = train(volumes, tmp_path / "whole/weights.json", text, pretrained=[pretrained])
     output = tmp_path / "killed/weights.json"
     words = ["finetune", "--config-json", text, "--train", volumes["train"], "--validation", volumes["other"]]

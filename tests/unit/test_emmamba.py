@@ -148,7 +148,7 @@ def test_sections_take_any_multiple_of_the_strides():
     [
         ({"name": "emmamba-tiny", "features": [4, 4, 4, 4]}, r"features and hidden of emmamba-tiny are \[32, 64"),
         ({"name": "emmamba-tiny-released", "residual": True}, "residual of emmamba-tiny-released must be False"),
-        ({"name": "emmamba", "features": [4, 4]}, "depths must have one entry for each of the 2 features, got 4"),
+        ({"name": "emmamba", "features": [4, 4]}, "depths must have 2 entries for 2 features, got 4"),
         ({**SMALL, "kernel": [1, 4, 5]}, r"kernel must be odd in every axis, got \[1, 4, 5\]"),
         ({**SMALL, "slices": "thirds"}, "slices: expected 'fifths' or 'sections'"),
         ({"name": "emmamba-released", "feature_size": [4]}, "feature_size: expected a key among"),

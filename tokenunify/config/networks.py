@@ -45,6 +45,22 @@ def check_unit(crop: Coordinate, unit: Coordinate) -> None:
         )
 
 
+def check_lengths(key: str, levels: int, lists: dict[str, tuple[tuple, int]]) -> None:
+    """Refuse lists (values, expected length) that do not go with the levels that `key` gives."""
+    for name, (values, expected) in lists.items():
+        if len(values) != expected:
+            raise ValueError(
+                f"{name} must have {expected} entries for {levels} {key}, got {len(values)}; "
+                "add or remove some of either"
+            )
+
+
+def check_normalisable(crop: Coordinate, unit: Coordinate) -> None:
+    """Refuse a crop of which one voxel is left at the coarsest level: instance normalisation needs two."""
+    if crop == unit:
+        raise ValueError(f"must be larger than {list(unit)}, of which one voxel is left to normalise, got it")
+
+
 class SymmetricUNet(Architecture):
     """The options of the residual symmetric U-Net of Lee et al. 2017; the defaults are the published network."""
 
@@ -215,12 +231,8 @@ class EMmamba(Architecture):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        for key, found in (("depths", self.depths), ("strides", self.strides)):
-            if len(found) != len(self.features):
-                raise ValueError(
-                    f"{key} must have one entry for each of the {len(self.features)} features, got {len(found)}; "
-                    "add or remove some of either"
-                )
+        levels = len(self.features)
+        check_lengths("features", levels, {"depths": (self.depths, levels), "strides": (self.strides, levels)})
         if any(k % 2 == 0 for k in self.kernel):
             raise ValueError(f"kernel must be odd in every axis, got {list(self.kernel)}; change it")
         if (size := _size(self.name)) and size != (self.features, self.hidden):
@@ -261,8 +273,7 @@ class EMmamba(Architecture):
                     f"stage {stage} {extent} = {prod(extent)}: make one axis a multiple of 5 times {list(self.unit)}, "
                     "or take slices: sections"
                 )
-        if prod(extent) < 2:
-            raise ValueError(f"must be larger than {list(self.unit)}, of which one voxel is left to normalise, got it")
+        check_normalisable(crop, self.unit)
         return crop
 
 
@@ -289,12 +300,7 @@ class ResUnet(Architecture):
     @model_validator(mode="after")
     def _one_per_level(self) -> Self:
         levels = len(self.filters)
-        for key, values, expected in (("kernels", self.kernels, levels), ("poolings", self.poolings, levels - 1)):
-            if len(values) != expected:
-                raise ValueError(
-                    f"{key} must have {expected} entries for {levels} filters, got {len(values)}; "
-                    "add or remove some of either"
-                )
+        check_lengths("filters", levels, {"kernels": (self.kernels, levels), "poolings": (self.poolings, levels - 1)})
         if self.normalisation == "group" and any(f % self.groups for f in self.filters):
             raise ValueError(
                 f"filters must be multiples of groups {self.groups}, got {list(self.filters)}; change either"
@@ -308,8 +314,7 @@ class ResUnet(Architecture):
 
     def output_extent(self, crop: Coordinate) -> Coordinate:
         super().output_extent(crop)
-        if crop == self.unit:
-            raise ValueError(f"must be larger than {list(self.unit)}, of which one voxel is left to normalise, got it")
+        check_normalisable(crop, self.unit)
         return crop
 
 

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from contextlib import nullcontext
-from math import prod
 from pathlib import Path
 
 import torch
@@ -146,18 +145,9 @@ def write(section: Finetune, training: loop.Training, output: Path, *, seed: int
         "pretraining": section.start,
         "inputs": inputs,
     }
-    voxels = prod(section.crop) * section.batch_size * section.steps
     run = {
-        "training": f"training/{training.folder.name}",
-        "device": str(training.fabric.device),
         "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
-        "steps": progress.step,
         "best_step": progress.best_step,
         "best_validation_loss": progress.best if progress.best_step else None,
-        "attempts": progress.attempts,
-        "seconds": round(progress.seconds, 3),
-        "voxels": voxels,
-        "voxels_per_second": round(voxels / progress.seconds) if progress.seconds else None,
-        "torch": torch.__version__,
     }
-    manifest.write(output, content, run)
+    manifest.write(output, content, training.facts() | run)

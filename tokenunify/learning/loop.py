@@ -299,6 +299,21 @@ class Training:
         self.progress = Progress(**state["progress"])
         logger.info("resuming behind step %d", self.progress.step)
 
+    def facts(self) -> dict[str, Any]:
+        """How it went, for the manifest's unhashed half."""
+        progress, config = self.progress, self.config
+        voxels = math.prod(config.crop) * config.batch_size * config.steps
+        return {
+            "training": f"training/{self.folder.name}",
+            "device": str(self.fabric.device),
+            "steps": progress.step,
+            "attempts": progress.attempts,
+            "seconds": round(progress.seconds, 3),
+            "voxels": voxels,
+            "voxels_per_second": round(voxels / progress.seconds) if progress.seconds else None,
+            "torch": torch.__version__,
+        }
+
     def weights(self) -> dict[str, Tensor]:
         """The network's weights to hand on: the best where validation chose some and the config wants them."""
         if math.isfinite(self.progress.best) and self.config.checkpoint == "best":

@@ -3,7 +3,6 @@
 import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -124,7 +123,6 @@ def write(section: Pretrain, training: loop.Training, output: Path, *, seed: int
     manifest.write_text(output.with_name("log.csv"), (training.folder / "log.csv").read_text())
     last = training.folder / "pictures" / f"step{section.steps:08d}.png"
     manifest.replace(output.with_name("reconstructions.png"), lambda path: path.write_bytes(last.read_bytes()))
-    progress = training.progress
     content = {
         "weights": manifest.file_sha256(weights),
         "network": section.network.model_dump(mode="json"),
@@ -133,15 +131,4 @@ def write(section: Pretrain, training: loop.Training, output: Path, *, seed: int
         "seed": seed,
         "inputs": inputs,
     }
-    voxels = prod(section.crop) * section.batch_size * section.steps
-    run = {
-        "training": f"training/{training.folder.name}",
-        "device": str(training.fabric.device),
-        "steps": progress.step,
-        "attempts": progress.attempts,
-        "seconds": round(progress.seconds, 3),
-        "voxels": voxels,
-        "voxels_per_second": round(voxels / progress.seconds) if progress.seconds else None,
-        "torch": torch.__version__,
-    }
-    manifest.write(output, content, run)
+    manifest.write(output, content, training.facts())
