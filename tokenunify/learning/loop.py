@@ -187,7 +187,7 @@ class Training:
 
     def __init__(self, fabric: Fabric, task: Task, config: c.Optimisation, folder: Path, *, stage: str):
         self.fabric, self.config, self.folder, self.stage = fabric, config, folder, stage
-        self.task = task.to(memory_format=torch.channels_last_3d)  # the layout that low precision is fast in
+        self.task = task.to(memory_format=task.network.MEMORY_FORMAT)
         self.wrapped, *self.optimizers = fabric.setup(task, *make_optimizers(task, config))
         self.average = copy.deepcopy(task) if config.ema else None
         self.progress = Progress()

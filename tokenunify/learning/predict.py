@@ -88,7 +88,7 @@ class CropPredictor:
         self.crop, self.output = section.crop, output_extent(network.config, section.crop)
         # One by one on the CPU, where a batch saves nothing; on a GPU always one shape, for which kernels are the same.
         self.batch_size = 1 if device.type == "cpu" else section.batch_size
-        self.network = network.to(device, memory_format=torch.channels_last_3d)
+        self.network = network.to(device, memory_format=network.MEMORY_FORMAT)
 
     @torch.inference_mode()
     def __call__(self, crops: list[np.ndarray]) -> list[np.ndarray]:
