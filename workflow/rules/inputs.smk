@@ -75,7 +75,7 @@ def reported(w):
 
 def without_parts(w, input):
     """The manifests, of those of parts the first: their number is in its name, and a command's length is limited."""
-    return [path for path in input.manifests if not re.search(r"/part[1-9]\d*of", path)]
+    return [path for path in input.manifests if not re.match(r"part[1-9]\d*of", Path(path).name)]
 
 
 def manifests_of(run):
