@@ -195,8 +195,15 @@ class Plan:
         grid["block_shape"] = settings.block_shape or grid["block_shape"]
         return stages.to_json("fragments", stages.Fragments(**{**dict(settings), **grid}))
 
-    def rag(self) -> str:
-        return stages.to_json("rag", stages.Rag(block_shape=self.config.storage.block_shape))
+    def rag(self, fragments: str) -> str:
+        scores = [
+            s.score
+            for name, s in self.segmentations.items()
+            if isinstance(s, c.Waterz) and self.fragments_name(name) == fragments
+        ]
+        histograms = any(score.startswith("hist") for score in scores)
+        section = stages.Rag(block_shape=self.config.storage.block_shape, histograms=histograms)
+        return stages.to_json("rag", section)
 
     def tune(self, segmentation: str) -> str:
         evaluation = self.config.evaluation

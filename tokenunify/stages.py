@@ -73,6 +73,8 @@ class Fragments(c.Fragments, Grid):
 
 class Rag(Strict):
     block_shape: c.Shape
+    histograms: bool = False
+    """Whether a score of these fragments' graph needs them."""
 
 
 class Tune(Strict):

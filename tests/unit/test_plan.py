@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tokenunify import config, stages
 from tokenunify.errors import InputError
@@ -49,7 +50,7 @@ def test_sections_carry_the_version_and_sorted_keys(plan: Plan):
         "predict": plan.predict("superhuman"),
         "baseline": plan.baseline(),
         "fragments": plan.fragments(plan.fragments_name("multicut")),
-        "rag": plan.rag(),
+        "rag": plan.rag(plan.fragments_name("waterz")),
         "tune": plan.tune("waterz-tuned"),
         "agglomerate": plan.agglomerate("waterz"),
         "relabel": plan.relabel(),
@@ -65,6 +66,15 @@ def test_sections_carry_the_version_and_sorted_keys(plan: Plan):
         section, again = stages.from_json(stage, text)
         assert stages.to_json(stage, section) == text
         assert again == plain
+
+
+def test_histograms_are_counted_where_a_score_needs_them(root: Path):
+    waterz = {"method": "waterz", "fragments": {"threshold": 0.4}}
+    demo = yaml.safe_load((root / "config/demo.yaml").read_text())
+    segmentations = {"a": waterz, "b": {**waterz, "score": "hist75"}, "c": {"method": "waterz"}}
+    plan = Plan(config.from_dict({**demo, "segmentations": segmentations}))
+    counted = {name: json.loads(plan.rag(plan.fragments_name(name)))["histograms"] for name in segmentations}
+    assert counted == {"a": True, "b": True, "c": False}
 
 
 def test_agglomerate_does_not_see_the_fragments_setting(root: Path):

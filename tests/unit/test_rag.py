@@ -1,4 +1,5 @@
-from itertools import product
+from collections import Counter
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -7,7 +8,7 @@ from tokenunify.geometry import Blocks
 from tokenunify.segmentation import rag
 
 SHAPE = (5, 8, 11)
-FIELDS = ("nodes", "sizes", "edges", "counts", "sums", "highest")
+FIELDS = ("nodes", "sizes", "edges", "counts", "sums", "highest", "starts", "bins", "amounts")
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def nested_loops(affinities, fragments) -> dict:
             u, v = sorted((int(fragments[lower]), int(fragments[voxel]))) if min(lower) >= 0 else (0, 0)
             if u != v and u > 0:
                 edges.setdefault((u, v), []).append(int(affinities[(axis, *voxel)]))
-    return {edge: (len(levels), sum(levels), max(levels)) for edge, levels in sorted(edges.items())}
+    return dict(sorted(edges.items()))
 
 
 def assert_equal(one, two):
@@ -39,24 +40,32 @@ def test_equals_nested_loops(volume):
     graph = rag.from_arrays(affinities, fragments)
     expected = nested_loops(affinities, fragments)
     np.testing.assert_array_equal(graph.edges, list(expected))
-    np.testing.assert_array_equal(np.stack([graph.counts, graph.sums, graph.highest], axis=1), list(expected.values()))
+    statistics = [(len(levels), sum(levels), max(levels)) for levels in expected.values()]
+    np.testing.assert_array_equal(np.stack([graph.counts, graph.sums, graph.highest], axis=1), statistics)
+    for levels, (first, last) in zip(expected.values(), pairwise(graph.starts), strict=True):
+        histogram = dict(zip(graph.bins[first:last].tolist(), graph.amounts[first:last].tolist(), strict=True))
+        assert list(histogram.items()) == sorted(Counter(levels).items())
     ids, sizes = np.unique(fragments[fragments > 0], return_counts=True)
     np.testing.assert_array_equal(graph.nodes, ids)
     np.testing.assert_array_equal(graph.sizes, sizes)
-    assert [getattr(graph, name).dtype for name in FIELDS] == [np.uint64] * 5 + [np.uint8]
+    types = [np.uint64] * 5 + [np.uint8, np.int64, np.uint8, np.uint64]
+    assert [getattr(graph, name).dtype for name in FIELDS] == types
     np.testing.assert_allclose(graph.mean_affinities(), graph.sums / graph.counts / 255)
 
 
+@pytest.mark.parametrize("histograms", [True, False])
 @pytest.mark.parametrize("block_shape", [(1, 3, 4), (2, 8, 11), (5, 5, 3)])
-def test_blocks_add_up_to_the_whole_in_any_order(volume, block_shape):
+def test_blocks_add_up_to_the_whole_in_any_order(volume, block_shape, histograms):
     affinities, fragments = volume
     blocks = Blocks(SHAPE, block_shape)
     parts = []
     for index in range(len(blocks)):
         roi = blocks.roi(index)
         outer = roi.grow((1, 1, 1), (0, 0, 0), SHAPE)
-        parts.append(rag._owned(affinities[(slice(None), *outer.slices)], fragments[outer.slices], roi.within(outer)))
-    whole = rag.from_arrays(affinities, fragments)
+        around = affinities[(slice(None), *outer.slices)], fragments[outer.slices]
+        parts.append(rag._owned(*around, roi.within(outer), histograms=histograms))
+    whole = rag.from_arrays(affinities, fragments, histograms=histograms)
+    assert bool(whole.bins.size) == histograms
     assert_equal(rag.merge(parts), whole)
     assert_equal(rag.merge(parts[::-1]), whole)
 

@@ -3,11 +3,14 @@ import pytest
 import waterz as reference
 
 from tokenunify.config import NEAREST
+from tokenunify.errors import InputError
 from tokenunify.evaluation import metrics
 from tokenunify.segmentation import rag, waterz
 
+HISTOGRAM = "OneMinus<HistogramQuantileAffinity<RegionGraphType, {}, ScoreValue, 256{}>>"
 SCORES = {
-    "max50": "OneMinus<HistogramQuantileAffinity<RegionGraphType, 50, ScoreValue, 256>>",
+    **{f"max{quantile}": HISTOGRAM.format(quantile, "") for quantile in (25, 50, 75)},
+    **{f"hist{quantile}": HISTOGRAM.format(quantile, ", false") for quantile in (25, 50, 75)},
     "mean": "OneMinus<MeanAffinity<RegionGraphType, ScoreValue>>",
 }
 THRESHOLDS = [0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0]
@@ -29,11 +32,12 @@ def random_volume(seed: int):
     return affinities, fragments
 
 
+@pytest.mark.parametrize("score", [score for score in SCORES if score != "mean"])
 @pytest.mark.parametrize("seed", range(60))
-def test_labels_are_identical_to_waterz_on_small_volumes(seed):
+def test_labels_are_identical_to_waterz_on_small_volumes(seed, score):
     affinities, fragments = random_volume(seed)
-    tables = waterz.agglomerate(rag.from_arrays(affinities, fragments, NEAREST), THRESHOLDS)
-    for threshold, expected in zip(THRESHOLDS, run_reference(affinities, fragments, THRESHOLDS), strict=True):
+    tables = waterz.agglomerate(rag.from_arrays(affinities, fragments, NEAREST), THRESHOLDS, score)
+    for threshold, expected in zip(THRESHOLDS, run_reference(affinities, fragments, THRESHOLDS, score), strict=True):
         np.testing.assert_array_equal(tables[threshold].apply(fragments), expected)
 
 
@@ -46,13 +50,14 @@ def medium_volume():
     return np.rint(affinities * 255).astype(np.uint8), fragments
 
 
-def test_labels_are_identical_to_waterz_on_a_medium_volume():
+@pytest.mark.parametrize(("score", "raised"), [("max50", 0), ("hist50", 0.15), ("hist25", 0.3)])
+def test_labels_are_identical_to_waterz_on_a_medium_volume(score, raised):
     affinities, fragments = medium_volume()
-    thresholds = [0.02, 0.05, 0.1, 0.15, 0.3, 0.5]
-    tables = waterz.agglomerate(rag.from_arrays(affinities, fragments), thresholds)
+    thresholds = [raised + step for step in (0.02, 0.05, 0.1, 0.15, 0.3, 0.5)]
+    tables = waterz.agglomerate(rag.from_arrays(affinities, fragments), thresholds, score)
     numbers = [np.unique(table.segments).size for table in tables.values()]
     assert numbers[0] > numbers[2] > numbers[-1]
-    expected = run_reference(affinities / np.float32(255), fragments, thresholds)
+    expected = run_reference(affinities / np.float32(255), fragments, thresholds, score)
     for threshold, result in zip(thresholds, expected, strict=True):
         np.testing.assert_array_equal(tables[threshold].apply(fragments), result)
 
@@ -64,6 +69,13 @@ def test_a_threshold_alone_gives_what_it_gives_among_others():
     for threshold in THRESHOLDS:
         alone = waterz.agglomerate(graph, [threshold])[threshold]
         np.testing.assert_array_equal(alone.segments, together[threshold].segments)
+
+
+def test_a_graph_without_histograms_is_refused_where_they_are_needed():
+    graph = rag.from_arrays(*random_volume(6), histograms=False)
+    with pytest.raises(InputError, match="without histograms"):
+        waterz.agglomerate(graph, [0.5], "hist50")
+    assert waterz.agglomerate(graph, [0.5]).keys() == {0.5}
 
 
 def test_mean_affinity_is_that_of_waterz_but_for_rounding():

@@ -8,6 +8,7 @@ from tokenunify.config.base import Count, Fraction, Padding, Shape, Strict
 
 BASELINE = "raw-watershed"
 """Name of the baseline in the column `model` and in folders."""
+Score = Literal["max25", "max50", "max75", "hist10", "hist25", "hist50", "hist75", "hist90", "mean"]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -53,8 +54,12 @@ class Waterz(Strict):
 
     method: Literal["waterz"]
     fragments: Fragments = Fragments()
-    score: Literal["max50", "mean"] = "max50"
-    """max50: HistogramQuantileAffinity<50, 256 bins, InitWithMax>, the paper's; mean: MeanAffinity."""
+    score: Score = "max50"
+    """max50: HistogramQuantileAffinity<50, 256 bins, InitWithMax>, the paper's: an edge starts with its highest alone.
+
+    hist50: it starts with all its affinities, the score is their median. Other numbers are other quantiles in percent:
+    higher ones merge more. mean: MeanAffinity.
+    """
     threshold: Fraction | Tuned = 0.5
 
 

@@ -32,13 +32,21 @@ class Rag:
     """Sum of the pairs' levels (m,), uint64."""
     highest: np.ndarray
     """Highest level of the pairs (m,), uint8."""
+    starts: np.ndarray
+    """First entry of each edge's histogram of levels, and their number (m + 1,), int64; all 0 if there are none."""
+    bins: np.ndarray
+    """Level of each entry (k,), uint8, rising within an edge."""
+    amounts: np.ndarray
+    """Pairs of each entry (k,), uint64."""
 
     def mean_affinities(self) -> np.ndarray:
         """Mean affinity of each edge in [0, 1], float64."""
         return self.sums / (255 * self.counts)
 
 
-def from_arrays(affinities: np.ndarray, fragments: np.ndarray, offsets: Sequence[Coordinate] = NEAREST) -> Rag:
+def from_arrays(
+    affinities: np.ndarray, fragments: np.ndarray, offsets: Sequence[Coordinate] = NEAREST, *, histograms: bool = True
+) -> Rag:
     """Graph of arrays in memory.
 
     affinities (c, z, y, x): uint8, or floats that are binned as waterz does; `offsets` are those of the channels and
@@ -46,7 +54,7 @@ def from_arrays(affinities: np.ndarray, fragments: np.ndarray, offsets: Sequence
     """
     order = [[tuple(offset) for offset in offsets].index(nearest) for nearest in NEAREST]
     inner = tuple(slice(0, size) for size in fragments.shape)
-    return _owned(levels(affinities[order]), fragments.astype(np.uint64, copy=False), inner)
+    return _owned(levels(affinities[order]), fragments.astype(np.uint64, copy=False), inner, histograms=histograms)
 
 
 def levels(affinities: np.ndarray) -> np.ndarray:
@@ -57,7 +65,7 @@ def levels(affinities: np.ndarray) -> np.ndarray:
     return np.minimum(scaled, 255).astype(np.uint8)
 
 
-def _owned(affinities: np.ndarray, fragments: np.ndarray, inner: tuple[slice, ...]) -> Rag:
+def _owned(affinities: np.ndarray, fragments: np.ndarray, inner: tuple[slice, ...], *, histograms: bool) -> Rag:
     """Graph of the voxels in `inner` and their lower neighbours (the arrays hold those outside, too)."""
     nodes, index = ids.compact(fragments)
     assert nodes.size <= 2**27, "a pair and its level must fit into 64 bits"
@@ -68,6 +76,7 @@ def _owned(affinities: np.ndarray, fragments: np.ndarray, inner: tuple[slice, ..
     own, sizes = np.unique(index[inner], return_counts=True)
     real = nodes[own] != 0
     values = (keys & 255).astype(np.uint64)
+    entries = ids.run_starts(keys) if histograms else np.zeros(0, np.int64)
     return Rag(
         nodes=nodes[own][real],
         sizes=sizes[real].astype(np.uint64),
@@ -75,6 +84,9 @@ def _owned(affinities: np.ndarray, fragments: np.ndarray, inner: tuple[slice, ..
         counts=(ends - starts).astype(np.uint64),
         sums=np.add.reduceat(values, starts) if keys.size else values,
         highest=values[ends - 1].astype(np.uint8),
+        starts=np.searchsorted(entries, np.append(starts, keys.size)),
+        bins=values[entries].astype(np.uint8),
+        amounts=np.diff(entries, append=keys.size)[: entries.size].astype(np.uint64),
     )
 
 
@@ -97,6 +109,13 @@ def merge(rags: Sequence[Rag]) -> Rag:
     nodes = joined["nodes"][order]
     firsts = ids.run_starts(nodes)
     edges, edge_order, starts = ids.group_pairs(joined["edges"])
+    index = np.empty(edge_order.size, np.int64)
+    index[edge_order] = np.repeat(np.arange(starts.size), np.diff(starts, append=edge_order.size))
+    lengths = np.concatenate([np.diff(rag.starts) for rag in rags])
+    keys = (np.repeat(index, lengths) << 8) | joined["bins"]  # of the entries: their edge and level
+    entry_order = np.argsort(keys, kind="stable")
+    entries = ids.run_starts(keys[entry_order])
+    keys = keys[entry_order][entries]
     return Rag(
         nodes=nodes[firsts],
         sizes=_reduce(np.add, joined["sizes"][order], firsts),
@@ -104,6 +123,9 @@ def merge(rags: Sequence[Rag]) -> Rag:
         counts=_reduce(np.add, joined["counts"][edge_order], starts),
         sums=_reduce(np.add, joined["sums"][edge_order], starts),
         highest=_reduce(np.maximum, joined["highest"][edge_order], starts),
+        starts=np.searchsorted(keys >> 8, np.arange(starts.size + 1)),
+        bins=(keys & 255).astype(np.uint8),
+        amounts=_reduce(np.add, joined["amounts"][entry_order], entries),
     )
 
 
@@ -139,7 +161,8 @@ def run(
 
     def process(index: int, roi: Roi) -> None:
         outer = roi.grow((1, 1, 1), (0, 0, 0), (z, y, x))
-        rag = _owned(source[(slice(0, 3), *outer.slices)], labels[outer.slices], roi.within(outer))
+        around = source[(slice(0, 3), *outer.slices)], labels[outer.slices]
+        rag = _owned(*around, roi.within(outer), histograms=section.histograms)
         arrays.write_npz(_block(folder, index), **{f.name: getattr(rag, f.name) for f in fields(Rag)})
 
     run = blockwise.run_part(folder, blocks, process, part=part[0], num_parts=part[1])

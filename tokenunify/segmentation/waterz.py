@@ -1,21 +1,25 @@
 """Agglomeration of the graph with the exact rules of waterz 0.10 (256-bin queue): equal partitions, equal ids.
 
 score "max50" is waterz's `OneMinus<HistogramQuantileAffinity<RegionGraphType, 50, ScoreValue, 256>>`: every edge starts
-with its highest affinity alone, merged edges pool theirs and are scored with the median. score "mean" is
+with its highest affinity alone, merged edges pool theirs and are scored with the median. "hist50" is the same with
+`256, false` at the end: every edge starts with all its affinities. Other numbers are other quantiles. "mean" is
 `OneMinus<MeanAffinity<RegionGraphType, ScoreValue>>`, from exact sums in place of waterz's running float32 mean.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit, types
 from numba.typed import Dict
 
+from tokenunify.config import Score
+from tokenunify.errors import InputError
 from tokenunify.segmentation.lut import Lut
 from tokenunify.segmentation.rag import Rag
 
 NUM_BINS = 256
+Entries = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class State(NamedTuple):
@@ -27,10 +31,12 @@ class State(NamedTuple):
     after: np.ndarray
     edge_of: Any
     """Edge between two living nodes, by the key of the pair."""
-    mean: bool
+    quantile: int
+    """In percent; 0 for the mean."""
     sums: np.ndarray
     """Sum of the affinities of each edge."""
     counts: np.ndarray
+    """Number of affinities that each edge's score is made of."""
     entries: np.ndarray
     """First of the pooled (bin, amount) entries of each edge, rising in bin; the others follow through `following`."""
     following: np.ndarray
@@ -48,29 +54,42 @@ class State(NamedTuple):
     """One number: no bin below it holds an edge."""
 
 
-def agglomerate(rag: Rag, thresholds: Sequence[float], score: Literal["max50", "mean"] = "max50") -> dict[float, Lut]:
+def agglomerate(rag: Rag, thresholds: Sequence[float], score: Score = "max50") -> dict[float, Lut]:
     """Merge edges in the order of their score (1 - affinity) while it is below a threshold: threshold -> table.
 
     All thresholds come from one pass; each result is that of the threshold alone.
     """
     ordered = sorted(thresholds)
-    mean = score == "mean"
+    kind, quantile = (score, 0) if score == "mean" else (score[:-2], int(score[-2:]))
     roots = _merge(
         np.searchsorted(rag.nodes, rag.edges).astype(np.int64),
         rag.nodes.size,
-        rag.highest.astype(np.int64),
+        quantile,
         rag.sums / 255,
-        rag.counts.astype(np.int64) if mean else np.ones(len(rag.edges), np.int64),
+        np.ones(len(rag.edges), np.int64) if kind == "max" else rag.counts.astype(np.int64),
+        _entries(rag, whole=kind == "hist"),
         np.array(ordered, np.float32),
-        mean,
     )
     return {threshold: Lut(rag.nodes, rag.nodes[root]) for threshold, root in zip(ordered, roots, strict=True)}
 
 
+def _entries(rag: Rag, *, whole: bool) -> Entries:
+    """First entry of each edge, the entry that follows each entry (-1: none), and the entries' bins and amounts."""
+    num_edges = len(rag.edges)
+    if not whole:
+        none = np.full(num_edges, -1, np.int64)
+        return np.arange(num_edges), none, rag.highest.astype(np.int64), np.ones(num_edges, np.int64)
+    if rag.starts[-1] == 0 < num_edges:
+        raise InputError("this graph was made without histograms, which the score needs: run rag again")
+    following = np.arange(1, rag.bins.size + 1)
+    following[rag.starts[1:] - 1] = -1
+    return rag.starts[:-1].copy(), following, rag.bins.astype(np.int64), rag.amounts.astype(np.int64)
+
+
 @njit(cache=True)
-def _merge(ends, num_nodes, highest, sums, counts, thresholds, mean):
+def _merge(ends, num_nodes, quantile, sums, counts, chains, thresholds):
     """Root (smallest node index) of each node at each of the rising thresholds."""
-    state = _start(ends, num_nodes, highest, sums, counts, mean)
+    state = _start(ends, num_nodes, quantile, sums, counts, chains)
     parents = np.arange(num_nodes)
     roots = np.empty((len(thresholds), num_nodes), np.int64)
     for number, threshold in enumerate(thresholds):
@@ -93,18 +112,17 @@ def _merge(ends, num_nodes, highest, sums, counts, thresholds, mean):
 
 
 @njit(cache=True)
-def _start(ends, num_nodes, highest, sums, counts, mean):
+def _start(ends, num_nodes, quantile, sums, counts, chains):
     num_edges = len(ends)
     edge_of = Dict.empty(types.int64, types.int64)
     first, after = np.full(num_nodes, -1, np.int64), np.empty(2 * num_edges, np.int64)
-    entries, following = np.arange(num_edges), np.full(num_edges, -1, np.int64)
     scores, behind = np.empty(num_edges, np.float32), np.empty(num_edges, np.int64)
     dead, stale = np.zeros(num_edges, np.bool_), np.zeros(num_edges, np.bool_)
     heads, tails = np.full(NUM_BINS, -1, np.int64), np.full(NUM_BINS, -1, np.int64)
     lowest = np.zeros(1, np.int64)
-    chains = (entries, following, highest, counts.copy())
+    entries, following, bins, amounts = chains
     queue = (scores, dead, stale, heads, tails, behind, lowest)
-    state = State(ends, first, after, edge_of, mean, sums, counts, *chains, *queue)
+    state = State(ends, first, after, edge_of, quantile, sums, counts, entries, following, bins, amounts, *queue)
     for e in range(num_edges):
         for side in range(2):
             after[2 * e + side] = first[ends[e, side]]
@@ -153,7 +171,7 @@ def _absorb(state, kept, gone):
     state.dead[gone], state.stale[kept] = True, True
     state.sums[kept] += state.sums[gone]
     state.counts[kept] += state.counts[gone]
-    if not state.mean:
+    if state.quantile:
         state.entries[kept] = _pool(state, state.entries[kept], state.entries[gone])
 
 
@@ -180,9 +198,9 @@ def _pool(state, one, two):
 @njit(cache=True)
 def _score(state, e):
     """1 - affinity of an edge, in single precision."""
-    if state.mean:
+    if not state.quantile:
         return np.float32(1) - np.float32(state.sums[e] / state.counts[e])
-    pivot = state.counts[e] // 2 + 1
+    pivot = state.quantile * state.counts[e] // 100 + 1
     entry = state.entries[e]
     seen = state.amounts[entry]
     while seen < pivot:

@@ -120,7 +120,7 @@ rule rag:
         mem_mb=memory("rag"),
         runtime=need("rag").runtime,
     params:
-        config=lambda w: plan.rag(),
+        config=lambda w: plan.rag(w.fragments),
     shell:
         "python -m tokenunify rag"
         " --config-json {params.config:q}"
