@@ -9,10 +9,12 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
+from numba import njit
 
 from tokenunify import arrays, blockwise, ids, manifest
 from tokenunify.config import NEAREST
 from tokenunify.geometry import Blocks, Coordinate, Roi
+from tokenunify.segmentation import pairs
 from tokenunify.stages import Rag as Section
 
 
@@ -67,39 +69,83 @@ def levels(affinities: np.ndarray) -> np.ndarray:
 
 def _owned(affinities: np.ndarray, fragments: np.ndarray, inner: tuple[slice, ...], *, histograms: bool) -> Rag:
     """Graph of the voxels in `inner` and their lower neighbours (the arrays hold those outside, too)."""
-    nodes, index = ids.compact(fragments)
-    assert nodes.size <= 2**27, "a pair and its level must fit into 64 bits"
-    pairs = [_pairs(affinities[axis], index, nodes, inner, axis) for axis in range(3)]
-    keys = np.sort(np.concatenate(pairs))
-    starts = ids.run_starts(keys >> 8)
-    ends = np.append(starts, keys.size)[1:]
-    own, sizes = np.unique(index[inner], return_counts=True)
-    real = nodes[own] != 0
-    values = (keys & 255).astype(np.uint64)
-    entries = ids.run_starts(keys) if histograms else np.zeros(0, np.int64)
+    box = tuple((axis.start, axis.stop) for axis in inner)
+    keys, values, entries, amounts = _collect(affinities, fragments, box, histograms)
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    alone = keys[order, 0] == keys[order, 1]
+    nodes, edges = order[alone], order[~alone]
+    place = np.empty(len(keys), np.int64)
+    place[edges] = np.arange(edges.size)
+    levels = (place[entries[:, 0].astype(np.int64)] << 8) | entries[:, 1].astype(np.int64)
+    entry_order = np.argsort(levels)
     return Rag(
-        nodes=nodes[own][real],
-        sizes=sizes[real].astype(np.uint64),
-        edges=nodes[np.stack(np.divmod(keys[starts] >> 8, nodes.size), axis=1)],
-        counts=(ends - starts).astype(np.uint64),
-        sums=np.add.reduceat(values, starts) if keys.size else values,
-        highest=values[ends - 1].astype(np.uint8),
-        starts=np.searchsorted(entries, np.append(starts, keys.size)),
-        bins=values[entries].astype(np.uint8),
-        amounts=np.diff(entries, append=keys.size)[: entries.size].astype(np.uint64),
+        nodes=keys[nodes, 0],
+        sizes=values[nodes, 0],
+        edges=keys[edges],
+        counts=values[edges, 0],
+        sums=values[edges, 1],
+        highest=values[edges, 2].astype(np.uint8),
+        starts=np.searchsorted(levels[entry_order] >> 8, np.arange(edges.size + 1)),
+        bins=(levels[entry_order] & 255).astype(np.uint8),
+        amounts=amounts[entry_order, 0],
     )
 
 
-def _pairs(levels: np.ndarray, index: np.ndarray, nodes: np.ndarray, inner: tuple[slice, ...], axis: int) -> np.ndarray:
-    """Pairs along an axis that join two fragments, each as (u * n + v) * 256 + level with u and v among the n nodes."""
-    here = list(inner)
-    here[axis] = slice(max(1, inner[axis].start), inner[axis].stop)
-    there = list(here)
-    there[axis] = slice(here[axis].start - 1, here[axis].stop - 1)
-    first, second = index[tuple(here)], index[tuple(there)]
-    low, high = np.minimum(first, second), np.maximum(first, second)
-    edge = (low != high) & (nodes[low] > 0)
-    return ((low[edge] * nodes.size + high[edge]) << 8) | levels[tuple(here)][edge]
+@njit(cache=True, nogil=True)
+def _collect(affinities, fragments, box, histograms):
+    """Count the pairs of neighbouring fragments, and the voxels of each as its pair with itself; in any order.
+
+    Returns the pairs' ids (n, 2) and count, sum and highest level (n, 3), and of the histograms' entries the row of
+    the pair and the level (k, 2) and the count (k, 1).
+    """
+    (z0, z1), (y0, y1), (x0, x1) = box
+    found, entries = pairs.table(3), pairs.table(1)
+    last = np.zeros(4, np.int64)  # row of the last pair along each axis, and of the last fragment: often the next one's
+    for z in range(z0, z1):
+        for y in range(y0, y1):
+            found, entries = pairs.with_room(found, 4 * (x1 - x0)), pairs.with_room(entries, 3 * (x1 - x0))
+            for x in range(x0, x1):
+                here = fragments[z, y, x]
+                if here == 0:
+                    continue
+                last[3] = _count(found, last[3], here, here, 0)
+                for axis, there in enumerate(_lower_neighbours(fragments, z, y, x)):
+                    if there == here or there == 0:
+                        continue
+                    level = affinities[axis, z, y, x]
+                    last[axis] = _count(found, last[axis], min(here, there), max(here, there), level)
+                    if histograms:
+                        entries.values[pairs.row(entries, last[axis], level), 0] += np.uint64(1)
+    return (*_used(found), *_used(entries))
+
+
+@njit(cache=True)
+def _lower_neighbours(fragments, z, y, x):
+    """Fragments of the voxels below along z, y and x, 0 outside the volume."""
+    outside = np.uint64(0)
+    return (
+        fragments[z - 1, y, x] if z else outside,
+        fragments[z, y - 1, x] if y else outside,
+        fragments[z, y, x - 1] if x else outside,
+    )
+
+
+@njit(cache=True)
+def _count(found, guess, u, v, level):
+    """Count a pair of voxels; returns the row of u and v."""
+    row = guess
+    if row >= found.size[0] or found.keys[row, 0] != u or found.keys[row, 1] != v:
+        row = pairs.row(found, u, v)
+    values = found.values[row]
+    values[0] += np.uint64(1)
+    values[1] += np.uint64(level)
+    values[2] = max(values[2], np.uint64(level))
+    return row
+
+
+@njit(cache=True)
+def _used(table):
+    return table.keys[: table.size[0]], table.values[: table.size[0]]
 
 
 def merge(rags: Sequence[Rag]) -> Rag:

@@ -7,14 +7,14 @@ with its highest affinity alone, merged edges pool theirs and are scored with th
 """
 
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-from numba import njit, types
-from numba.typed import Dict
+from numba import njit
 
 from tokenunify.config import Score
 from tokenunify.errors import InputError
+from tokenunify.segmentation import pairs
 from tokenunify.segmentation.lut import Lut
 from tokenunify.segmentation.rag import Rag
 
@@ -29,8 +29,13 @@ class State(NamedTuple):
     first: np.ndarray
     """First half-edge of each node, -1 if it has none; the others follow through `after`."""
     after: np.ndarray
-    edge_of: Any
-    """Edge between two living nodes, by the key of the pair."""
+    degrees: np.ndarray
+    """Half-edges of each node, dead ones included."""
+    labels: np.ndarray
+    """The smallest node that each living node has absorbed, itself included."""
+    slots: np.ndarray
+    keys: np.ndarray
+    """The living edges' nodes, and the table that finds an edge by them: `pairs`."""
     quantile: int
     """In percent; 0 for the mean."""
     sums: np.ndarray
@@ -101,9 +106,9 @@ def _merge(ends, num_nodes, quantile, sums, counts, chains, thresholds):
             elif state.stale[e]:
                 _push(state, e)
             else:
-                a, b = min(ends[e, 0], ends[e, 1]), max(ends[e, 0], ends[e, 1])
-                parents[b] = a
-                _contract(state, e, a, b)
+                one, two = state.labels[ends[e, 0]], state.labels[ends[e, 1]]
+                parents[max(one, two)] = min(one, two)
+                _contract(state, e)
             e = _top(state)
         for node in range(num_nodes):  # a parent is smaller, so it has its root already
             parents[node] = parents[parents[node]]
@@ -114,60 +119,90 @@ def _merge(ends, num_nodes, quantile, sums, counts, chains, thresholds):
 @njit(cache=True)
 def _start(ends, num_nodes, quantile, sums, counts, chains):
     num_edges = len(ends)
-    edge_of = Dict.empty(types.int64, types.int64)
     first, after = np.full(num_nodes, -1, np.int64), np.empty(2 * num_edges, np.int64)
+    degrees, labels = np.zeros(num_nodes, np.int64), np.arange(num_nodes)
+    graph = (ends, first, after, degrees, labels, pairs.free(num_edges), np.empty((num_edges, 2), np.uint64))
+    entries, following, bins, amounts = chains
     scores, behind = np.empty(num_edges, np.float32), np.empty(num_edges, np.int64)
     dead, stale = np.zeros(num_edges, np.bool_), np.zeros(num_edges, np.bool_)
     heads, tails = np.full(NUM_BINS, -1, np.int64), np.full(NUM_BINS, -1, np.int64)
-    lowest = np.zeros(1, np.int64)
-    entries, following, bins, amounts = chains
-    queue = (scores, dead, stale, heads, tails, behind, lowest)
-    state = State(ends, first, after, edge_of, quantile, sums, counts, entries, following, bins, amounts, *queue)
+    queue = (scores, dead, stale, heads, tails, behind, np.zeros(1, np.int64))
+    state = State(*graph, quantile, sums, counts, entries, following, bins, amounts, *queue)
     for e in range(num_edges):
         for side in range(2):
-            after[2 * e + side] = first[ends[e, side]]
-            first[ends[e, side]] = 2 * e + side
-        edge_of[_key(ends[e, 0], ends[e, 1], num_nodes)] = e
+            _link(state, 2 * e + side, ends[e, side])
+        state.slots[_find(state, ends[e, 0], ends[e, 1])] = e
+        state.keys[e] = _key(ends[e, 0], ends[e, 1])
         _push(state, e)
     return state
 
 
 @njit(cache=True)
-def _key(a, b, num_nodes):
-    return min(a, b) * num_nodes + max(a, b)
+def _link(state, half, node):
+    state.ends[half // 2, half % 2] = node
+    state.after[half] = state.first[node]
+    state.first[node] = half
+    state.degrees[node] += 1
 
 
 @njit(cache=True)
-def _contract(state, e, a, b):
-    """Remove edge e between nodes a and b, and give b's other edges to a."""
+def _key(one, two):
+    return min(one, two), max(one, two)
+
+
+@njit(cache=True)
+def _find(state, one, two):
+    """Slot of the edge between two nodes."""
+    return pairs.find(state.slots, state.keys, min(one, two), max(one, two))
+
+
+@njit(cache=True)
+def _contract(state, e):
+    """Merge the nodes of an edge: the one with more edges takes those of the other, whichever keeps its label."""
+    a, b = state.ends[e, 0], state.ends[e, 1]
+    if state.degrees[a] < state.degrees[b]:
+        a, b = b, a
     state.dead[e] = True
+    _forget(state, e)
     half = state.first[b]
     while half >= 0:
         later = state.after[half]
         if not state.dead[half // 2]:
-            _attach(state, half, a)
+            _attach(state, half, a, state.labels[a] < state.labels[b])
         half = later
+    state.labels[a] = min(state.labels[a], state.labels[b])
 
 
 @njit(cache=True)
-def _attach(state, half, a):
-    """Move an end of an edge to node a; of two edges to one neighbour, that of the lower score absorbs the other."""
+def _forget(state, e):
+    """Take an edge out of the table."""
+    pairs.remove(state.slots, state.keys, _find(state, state.ends[e, 0], state.ends[e, 1]))
+
+
+@njit(cache=True)
+def _attach(state, half, a, larger):
+    """Move an end of an edge to node a; of two edges to one neighbour, that of the lower score absorbs the other.
+
+    On a tie it is the edge of the node with the larger label: `larger` tells whether that is the one moved.
+    """
     e, side = half // 2, half % 2
-    key = _key(a, state.ends[e, 1 - side], len(state.first))
-    if key in state.edge_of:
-        other = state.edge_of[key]
-        if state.scores[e] > state.scores[other]:
+    neighbour = state.ends[e, 1 - side]
+    _forget(state, e)
+    slot = _find(state, a, neighbour)
+    if state.slots[slot] != pairs.FREE:
+        other = state.slots[slot]
+        if state.scores[e] > state.scores[other] or (state.scores[e] == state.scores[other] and not larger):
             _absorb(state, other, e)
             return
         _absorb(state, e, other)
-    state.ends[e, side] = a
-    state.after[half] = state.first[a]
-    state.first[a] = half
-    state.edge_of[key] = e
+    _link(state, half, a)
+    state.keys[e] = _key(a, neighbour)
+    state.slots[slot] = e
 
 
 @njit(cache=True)
 def _absorb(state, kept, gone):
+    """Give an edge what another has."""
     state.dead[gone], state.stale[kept] = True, True
     state.sums[kept] += state.sums[gone]
     state.counts[kept] += state.counts[gone]
