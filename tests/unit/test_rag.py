@@ -67,7 +67,7 @@ def test_blocks_add_up_to_the_whole_in_any_order(volume, block_shape, histograms
     whole = rag.from_arrays(affinities, fragments, histograms=histograms)
     assert bool(whole.bins.size) == histograms
     assert_equal(rag.merge(parts), whole)
-    assert_equal(rag.merge(parts[::-1]), whole)
+    assert_equal(rag.merge_all(iter(parts[::-1])), whole)
 
 
 def test_isolated_fragments_are_nodes_and_id_0_is_none(volume):

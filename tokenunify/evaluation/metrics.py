@@ -8,9 +8,13 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
+from numba import njit
 
-from tokenunify import ids
+from tokenunify import ids, pairs
 from tokenunify.errors import InputError
+
+STRIDE = 1024
+"""Voxels between two looks at the room that the table has."""
 
 
 class Contingency(NamedTuple):
@@ -47,10 +51,24 @@ def check_shapes(first: str, first_shape: tuple[int, ...], second: str, second_s
 
 def contingency(segmentation: np.ndarray, labels: np.ndarray) -> Contingency:
     """Table of two integer arrays of one shape."""
-    truth, found = labels.ravel(), segmentation.ravel()
-    starts = ids.run_starts(truth, found)
-    lengths = np.diff(starts, append=truth.size).astype(np.uint64)
-    return _sum(truth[starts].astype(np.uint64), found[starts].astype(np.uint64), lengths)
+    truth, found = (array.ravel().astype(np.uint64, copy=False) for array in (labels, segmentation))
+    keys, counts = _overlaps(truth, found)
+    return _sum(keys[:, 0], keys[:, 1], counts[:, 0])
+
+
+@njit(cache=True, nogil=True)
+def _overlaps(labels, segments):
+    """Pairs (n, 2) of a voxel's label and segment, in any order, and their numbers of voxels (n, 1)."""
+    table = pairs.table(1)
+    row = -1
+    for start in range(0, len(labels), STRIDE):
+        table = pairs.with_room(table, STRIDE)
+        for i in range(start, min(start + STRIDE, len(labels))):
+            u, v = labels[i], segments[i]
+            if row < 0 or table.keys[row, 0] != u or table.keys[row, 1] != v:  # else as the voxel before
+                row = pairs.row(table, u, v)
+            table.values[row, 0] += np.uint64(1)
+    return pairs.used(table)
 
 
 def merge(tables: Iterable[Contingency]) -> Contingency:

@@ -4,17 +4,16 @@ An edge joins two fragments that touch by a face. The pair of voxel p and its lo
 has the affinity of p's channel z, y or x; no edge touches id 0.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
 from numba import njit
 
-from tokenunify import arrays, blockwise, ids, manifest
+from tokenunify import arrays, blockwise, ids, manifest, pairs
 from tokenunify.config import NEAREST
 from tokenunify.geometry import Blocks, Coordinate, Roi
-from tokenunify.segmentation import pairs
 from tokenunify.stages import Rag as Section
 
 
@@ -116,7 +115,7 @@ def _collect(affinities, fragments, box, histograms):
                     last[axis] = _count(found, last[axis], min(here, there), max(here, there), level)
                     if histograms:
                         entries.values[pairs.row(entries, last[axis], level), 0] += np.uint64(1)
-    return (*_used(found), *_used(entries))
+    return (*pairs.used(found), *pairs.used(entries))
 
 
 @njit(cache=True)
@@ -141,11 +140,6 @@ def _count(found, guess, u, v, level):
     values[1] += np.uint64(level)
     values[2] = max(values[2], np.uint64(level))
     return row
-
-
-@njit(cache=True)
-def _used(table):
-    return table.keys[: table.size[0]], table.values[: table.size[0]]
 
 
 def merge(rags: Sequence[Rag]) -> Rag:
@@ -175,6 +169,24 @@ def merge(rags: Sequence[Rag]) -> Rag:
     )
 
 
+def merge_all(rags: Iterable[Rag]) -> Rag:
+    """The graph of all blocks, read one after the other.
+
+    As a binary counter carries, graphs of equally many blocks are merged at once: few are held at any time, and an edge
+    is copied once per doubling.
+    """
+    waiting: list[tuple[int, Rag]] = []
+    for rag in rags:
+        blocks = 1
+        while waiting and waiting[-1][0] == blocks:
+            blocks, rag = 2 * blocks, merge([waiting.pop()[1], rag])
+        waiting.append((blocks, rag))
+    while len(waiting) > 1:
+        _, rag = waiting.pop()
+        waiting.append((0, merge([waiting.pop()[1], rag])))
+    return waiting[0][1]
+
+
 def _reduce(function: np.ufunc, values: np.ndarray, starts: np.ndarray) -> np.ndarray:
     return function.reduceat(values, starts) if starts.size else values
 
@@ -188,7 +200,7 @@ def load(part_manifest: Path) -> Rag:
     folder = Path(part_manifest).parent / content["store"]
     remake = f"delete {folder} and the manifests beside it and run snakemake again"
     parts = (arrays.read_npz(_block(folder, index), remake) for index in range(content["blocks"]))
-    return merge([Rag(**tables) for tables in parts])
+    return merge_all(Rag(**tables) for tables in parts)
 
 
 def _block(folder: Path, index: int) -> Path:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from numba import njit
 
+from tokenunify import pairs
 from tokenunify.config import Score
 from tokenunify.errors import InputError
-from tokenunify.segmentation import pairs
 from tokenunify.segmentation.lut import Lut
 from tokenunify.segmentation.rag import Rag
 

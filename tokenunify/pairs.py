@@ -57,6 +57,12 @@ def row(table, u, v):
 
 
 @njit(cache=True)
+def used(table):
+    """Keys and values of the rows that are used."""
+    return table.keys[: table.size[0]], table.values[: table.size[0]]
+
+
+@njit(cache=True)
 def free(num_pairs):
     """Slots for so many pairs."""
     capacity = 16
