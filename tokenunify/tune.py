@@ -32,9 +32,9 @@ def disjoint(tables: Sequence[metrics.Contingency], ignore_label: int) -> metric
     """The sum of tables of different volumes, without the ignored label; labels and segments are numbered anew."""
     parts, last = [], np.zeros(2, np.uint64)
     for table in tables:
-        labels, segments, counts = metrics.without(table, ignore_label)
+        labels, segments, counts, firsts = metrics.without(table, ignore_label)
         names = [np.unique(column, return_inverse=True)[1].astype(np.uint64) + 1 for column in (labels, segments)]
-        parts.append(metrics.Contingency(names[0] + last[0], names[1] + last[1], counts))
+        parts.append(metrics.Contingency(names[0] + last[0], names[1] + last[1], counts, firsts))
         last += [name.max() for name in names]
     return metrics.merge(parts)
 

@@ -12,7 +12,7 @@ STAGES = {
     "tune": 1,
     "agglomerate": 1,
     "relabel": 1,
-    "evaluate": 1,
+    "evaluate": 2,
     "metrics": 2,
     "report": 2,
 }

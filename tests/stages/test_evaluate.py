@@ -1,11 +1,14 @@
 """Stage evaluate: exact sums over blocks, erosion across block faces, refusals."""
 
+import json
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 
 from tokenunify import affinities, arrays, manifest
 from tokenunify.errors import InputError
-from tokenunify.evaluation import evaluate, metrics
+from tokenunify.evaluation import evaluate, metrics, objects
 
 
 @pytest.fixture
@@ -33,6 +36,10 @@ def test_blocks_add_up_to_the_whole(workspace, segmented, erode, block_shape):
     assert content["num_labels"] == np.unique(expected[expected > 0]).size
     assert content["num_segments"] == np.unique(found[expected > 0]).size
     assert (content["erode_labels"], content["ignore_label"]) == (erode, 0)
+    table = metrics.without(metrics.contingency(found, expected), 0)
+    splits, merges = (worst(table, found.shape) for worst in (objects.worst_splits, objects.worst_merges))
+    assert content["splits"] == json.loads(json.dumps([asdict(error) for error in splits])) != []
+    assert content["merges"] == json.loads(json.dumps([asdict(error) for error in merges])) != []
 
 
 def test_a_killed_evaluation_continues(workspace, segmented, monkeypatch):

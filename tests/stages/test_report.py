@@ -3,6 +3,7 @@
 import base64
 import csv
 import re
+from dataclasses import asdict
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 from tokenunify import affinities, arrays, cli, manifest, stages
 from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
-from tokenunify.evaluation import metrics, report, tables
+from tokenunify.evaluation import metrics, objects, report, tables
 
 GRID = {"chunk_shape": (2, 16, 20), "shard_shape": (4, 16, 40), "block_shape": (4, 32, 40)}
 SETTINGS = {"erode_labels": False, "ignore_label": 0}
@@ -114,12 +115,17 @@ class Tree:
         folder = f"results/{self.name}/{model}/seed{seed}/{name}"
         self.store(f"{folder}/relabel", "relabel", segments, {}, 2.5)
         scores = metrics.scores(segments, self.labels)
+        table = metrics.without(metrics.contingency(segments, self.labels), 0)
+        worst = {
+            "splits": [asdict(error) for error in objects.worst_splits(table, segments.shape)],
+            "merges": [asdict(error) for error in objects.worst_merges(table, segments.shape)],
+        }
         counts = {
             "num_segments": int(np.unique(segments).size),
             "num_labels": int(np.unique(self.labels[self.labels > 0]).size),
         }
         run = {"voxels": self.labels.size, "seconds": 0.75}
-        self.write(f"{folder}/scores.json", {**scores, **counts, **SETTINGS}, run)
+        self.write(f"{folder}/scores.json", {**scores, **counts, **SETTINGS, **worst}, run)
         source = "validation" if tuned else "fixed"
         self.write(f"{folder}/agglomerate.json", {"method": method, "value": 0.4, "source": source})
         if tuned:
@@ -226,6 +232,20 @@ def test_the_page_has_all_sections_and_stands_alone(tree):
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
     assert sum(r.startswith("data:image/svg") for r in page.references) == 2
     assert "Made up <et al.> & others 2020" in page.text
+
+
+def test_the_largest_errors_of_the_best_segmentation_are_named(tree):
+    contents = {path: manifest.content(path) for path in map(Path, tree.manifests) if path.stem == "scores"}
+    perfect = [path for path, content in contents.items() if content["voi"] == 0]
+    assert "Largest errors" not in Page(tree.report([tree.metrics()], tree.manifests)).text  # none in the best of all
+    page = Page(tree.report([tree.metrics()], [path for path in tree.manifests if Path(path) not in perfect]))
+    learned = [path for path in contents if path not in perfect and tables.BASELINE not in path.parts]
+    best = min(learned, key=lambda path: contents[path]["voi"])
+    assert f"Largest errors of {best.parts[-4]}, {best.parts[-2]}" in page.text
+    worst = contents[best]["splits"][0]
+    piece = worst["pieces"][0]
+    assert f"Neuron {worst['id']} is split" in page.text
+    assert f"segment {piece['id']}: {piece['voxels']} at {', '.join(map(str, piece['position']))}" in page.text
 
 
 def test_the_same_inputs_give_the_same_page(tree):

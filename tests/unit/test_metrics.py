@@ -46,11 +46,14 @@ def test_splitting_and_merging_are_told_apart():
 def test_tables_of_blocks_add_up_exactly():
     segmentation, labels = volumes(1)
     blocks = Blocks(SHAPE, (3, 4, 5))
-    parts = [metrics.contingency(segmentation[b.slices], labels[b.slices]) for b in map(blocks.roi, range(len(blocks)))]
+    rois = map(blocks.roi, range(len(blocks)))
+    parts = [metrics.contingency(segmentation[roi.slices], labels[roi.slices], roi, SHAPE) for roi in rois]
     whole = metrics.contingency(segmentation, labels)
     for found, expected in zip(metrics.merge(parts[::-1]), whole, strict=True):
         np.testing.assert_array_equal(found, expected)
     assert whole.counts.sum() == labels.size
+    for label, segment, _, first in zip(*whole, strict=True):
+        assert first == np.flatnonzero((labels == label) & (segmentation == segment))[0]
 
 
 def test_zarr_arrays_are_read_in_slabs(tmp_path):

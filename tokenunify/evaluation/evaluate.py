@@ -1,13 +1,14 @@
 """Stage evaluate: score a segmentation against the labels of its volume, with one table per block, summed exactly."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from tokenunify import affinities, arrays, blockwise, manifest
 from tokenunify.errors import InputError
-from tokenunify.evaluation import metrics
-from tokenunify.geometry import Blocks, Roi
+from tokenunify.evaluation import metrics, objects
+from tokenunify.geometry import Blocks, Coordinate, Roi
 from tokenunify.stages import Evaluate
 
 
@@ -32,7 +33,7 @@ def overlaps(
 ) -> metrics.Contingency:
     """Table of a box of a segmentation (or of fragments) and the labels as they are scored."""
     scored = read_labels(labels, roi, erode=erode, ignore_label=ignore_label)
-    return metrics.contingency(segmentation[roi.slices], scored)
+    return metrics.contingency(segmentation[roi.slices], scored, roi, segmentation.shape)
 
 
 def run(section: Evaluate, plain: dict, *, segmentation: Path, volume: Path, output: Path) -> None:
@@ -51,14 +52,17 @@ def run(section: Evaluate, plain: dict, *, segmentation: Path, volume: Path, out
     remake = f"delete {folder} and run snakemake again"
     files = [folder / "blocks" / f"{index}.npz" for index in range(len(blocks))]
     table = metrics.merge(metrics.Contingency(**arrays.read_npz(path, remake)) for path in files)
-    manifest.write(output, {**summary(table, section), "inputs": inputs}, {**run, "store": folder.name})
+    content = {**summary(table, section, segments.shape), "inputs": inputs}
+    manifest.write(output, content, {**run, "store": folder.name})
 
 
-def summary(table: metrics.Contingency, section: Evaluate) -> dict:
-    """Scores, numbers of segments and labels among the scored voxels, and how they were scored."""
+def summary(table: metrics.Contingency, section: Evaluate, shape: Coordinate) -> dict:
+    """Scores, the objects that cost most, numbers of segments and labels that are scored, and how they were scored."""
     scored = metrics.without(table, section.ignore_label)
     return {
         **metrics.scores_of(table, section.ignore_label),
+        "splits": [asdict(error) for error in objects.worst_splits(scored, shape)],
+        "merges": [asdict(error) for error in objects.worst_merges(scored, shape)],
         "num_segments": int(np.unique(scored.segments).size),
         "num_labels": int(np.unique(scored.labels).size),
         "erode_labels": section.erode_labels,

@@ -12,6 +12,7 @@ from numba import njit
 
 from tokenunify import ids, pairs
 from tokenunify.errors import InputError
+from tokenunify.geometry import Coordinate, Roi
 
 STRIDE = 1024
 """Voxels between two looks at the room that the table has."""
@@ -26,6 +27,8 @@ class Contingency(NamedTuple):
     """Segment of each overlap (n,), uint64."""
     counts: np.ndarray
     """Voxels of each overlap (n,), uint64."""
+    firsts: np.ndarray
+    """Raster index in the volume of each overlap's first voxel (n,), uint64."""
 
 
 def scores(segmentation: Any, labels: Any, ignore_label: int = 0) -> dict[str, float]:
@@ -36,8 +39,7 @@ def scores(segmentation: Any, labels: Any, ignore_label: int = 0) -> dict[str, f
     check_shapes("segmentation", segmentation.shape, "labels", labels.shape)
     depth = (getattr(labels, "shards", None) or getattr(labels, "chunks", None) or labels.shape)[0]
     slabs = (slice(start, start + depth) for start in range(0, labels.shape[0], depth))
-    table = merge(contingency(np.asarray(segmentation[slab]), np.asarray(labels[slab])) for slab in slabs)
-    return scores_of(table, ignore_label)
+    return scores_of(merge(contingency(segmentation[slab], labels[slab]) for slab in slabs), ignore_label)
 
 
 def check_shapes(first: str, first_shape: tuple[int, ...], second: str, second_shape: tuple[int, ...]) -> None:
@@ -49,17 +51,21 @@ def check_shapes(first: str, first_shape: tuple[int, ...], second: str, second_s
         )
 
 
-def contingency(segmentation: np.ndarray, labels: np.ndarray) -> Contingency:
-    """Table of two integer arrays of one shape."""
-    truth, found = (array.ravel().astype(np.uint64, copy=False) for array in (labels, segmentation))
-    keys, counts = _overlaps(truth, found)
-    return _sum(keys[:, 0], keys[:, 1], counts[:, 0])
+def contingency(segmentation: Any, labels: Any, roi: Roi | None = None, shape: Coordinate | None = None) -> Contingency:
+    """Table of two integer arrays (z, y, x), of the box `roi` of a volume of that shape or of a whole volume."""
+    truth, found = (np.asarray(array).astype(np.uint64, copy=False) for array in (labels, segmentation))
+    keys, values = _overlaps(truth.ravel(), found.ravel())
+    position = np.unravel_index(values[:, 1].astype(np.int64), truth.shape)
+    if roi is not None and shape is not None:
+        position = tuple(p + offset for p, offset in zip(position, roi.offset, strict=True))
+    firsts = np.asarray(np.ravel_multi_index(position, shape or truth.shape)).astype(np.uint64)
+    return _sum(keys[:, 0], keys[:, 1], values[:, 0], firsts)
 
 
 @njit(cache=True, nogil=True)
 def _overlaps(labels, segments):
-    """Pairs (n, 2) of a voxel's label and segment, in any order, and their numbers of voxels (n, 1)."""
-    table = pairs.table(1)
+    """Labels and segments that overlap (n, 2), in any order, with their number of voxels and the first one's index."""
+    table = pairs.table(2)
     row = -1
     for start in range(0, len(labels), STRIDE):
         table = pairs.with_room(table, STRIDE)
@@ -67,6 +73,8 @@ def _overlaps(labels, segments):
             u, v = labels[i], segments[i]
             if row < 0 or table.keys[row, 0] != u or table.keys[row, 1] != v:  # else as the voxel before
                 row = pairs.row(table, u, v)
+                if table.values[row, 0] == 0:
+                    table.values[row, 1] = i
             table.values[row, 0] += np.uint64(1)
     return pairs.used(table)
 
@@ -74,14 +82,14 @@ def _overlaps(labels, segments):
 def merge(tables: Iterable[Contingency]) -> Contingency:
     """The sum of tables over parts of a volume."""
     columns = [np.concatenate(column) for column in zip(*tables, strict=True)]
-    labels, segments, counts = columns or np.zeros((3, 0), np.uint64)
-    return _sum(labels, segments, counts)
+    return _sum(*(columns or np.zeros((4, 0), np.uint64)))
 
 
-def _sum(labels: np.ndarray, segments: np.ndarray, counts: np.ndarray) -> Contingency:
-    pairs, order, starts = ids.group_pairs(np.stack([labels, segments], axis=1))
+def _sum(labels: np.ndarray, segments: np.ndarray, counts: np.ndarray, firsts: np.ndarray) -> Contingency:
+    overlaps, order, starts = ids.group_pairs(np.stack([labels, segments], axis=1))
     sums = np.add.reduceat(counts[order], starts) if starts.size else counts
-    return Contingency(pairs[:, 0], pairs[:, 1], sums)
+    lowest = np.minimum.reduceat(firsts[order], starts) if starts.size else firsts
+    return Contingency(overlaps[:, 0], overlaps[:, 1], sums, lowest)
 
 
 def without(table: Contingency, ignore_label: int) -> Contingency:
@@ -97,7 +105,7 @@ def without(table: Contingency, ignore_label: int) -> Contingency:
 
 def scores_of(table: Contingency, ignore_label: int = 0) -> dict[str, float]:
     """The scores from a table."""
-    labels, segments, counts = without(table, ignore_label)
+    labels, segments, counts, _ = without(table, ignore_label)
     joint = counts.astype(np.float64)
     label_sizes, label_index = _marginal(labels, joint)
     segment_sizes, segment_index = _marginal(segments, joint)

@@ -38,6 +38,8 @@ PLACES = (
     rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<name>[^/]+)/(?P<stage>scores|agglomerate)",
 )
 """Where each stage puts its manifest, without the ending .json."""
+WORST = 4
+"""Objects of each kind on the page; the manifests of the scores have more."""
 TIMED = {
     "predict": "affinities",
     "fragments": "fragments",
@@ -107,6 +109,7 @@ def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], mani
         "commits": sorted(set(rows["commit"])),
         "tables": [tables.summary(part) for _, part in rows.groupby(["volume", "dataset", "split"], sort=False)],
         "pictures": {volume: list(pictures(volume, made)) for volume in dict.fromkeys(rows["volume"])},
+        "worst": {volume: worst_objects(volume, made) for volume in dict.fromkeys(rows["volume"])},
         "files": [str(path) for path in metrics],
         "pretrainings": pretrainings(made),
         "pretraining": pretraining_curves(made),
@@ -206,6 +209,17 @@ def _panel(made: Made, cut: np.ndarray, raw: np.ndarray, labels: np.ndarray | No
 def _neurons(labels: np.ndarray) -> np.ndarray:
     """Labels with 0 for those that are unknown (2^64-1)."""
     return np.where(labels == IGNORE, 0, labels)
+
+
+def worst_objects(volume: str, made: list[Made]) -> dict | None:
+    """The neurons that are split and the segments that merge, at the highest cost, in the best segmentation."""
+    scored = [(m, m.read["content"]) for m in _of(made, "scores") if m.volume == volume and m.model != BASELINE]
+    if not scored:
+        return None
+    best, content = min(scored, key=lambda pair: pair[1]["voi"])
+    kinds = [("split", "Neuron", "segment"), ("merge", "Segment", "neuron")]
+    rows = [(*kind, error) for kind in kinds for error in content[f"{kind[0]}s"][:WORST]]
+    return {"model": best.model, "seed": best.seed, "segmentation": best.name, "rows": rows}
 
 
 # ------------------------------------------------------------------------------------------------ curves, times, data
