@@ -57,6 +57,9 @@ class Task(nn.Module):
         """Number of targets behind each loss: means of the shares of a batch are weighed by it."""
         raise NotImplementedError
 
+    def observe(self, means: Mapping[str, float]) -> None:
+        """Take note, behind each step, of the losses' means over all of its batches and processes."""
+
 
 @dataclass
 class Progress:
@@ -250,6 +253,7 @@ class Training:
                 f"the loss became {means['loss']} at step {self.progress.step + 1}: lower {self.stage}.learning_rate, "
                 f"lengthen {self.stage}.warmup_steps, set {self.stage}.clip_norm, or use precision 32-true"
             )
+        self.task.observe(means)
         for name, value in means.items():
             self.progress.logged.setdefault(name, []).append(value)
 
