@@ -70,12 +70,13 @@ TASKS = {
 
 
 def train(name, folder):
-    """Ten steps in float64, as every process does them."""
+    """Ten steps in float64, as every process does them; of some tasks two processes recompute the network's stages."""
     torch.manual_seed(0)
     task, samples, config, all_used = TASKS[name]()
     fabric = loop.make_fabric("cpu", "64-true", batch_size=config.batch_size, threads=1, all_used=all_used)
     fabric.launch()
     folder.mkdir(exist_ok=True)
+    config = config.model_copy(update={"checkpoint_activations": fabric.world_size > 1 and "relevance" in name})
     training = loop.Training(fabric, task, config, folder, stage="pretrain")
     loop.fit(training, samples, [], seed=0, threads=1, columns=("step", "loss"))
     state = {f"task.{n}": t.contiguous() for n, t in task.state_dict().items()}

@@ -27,6 +27,7 @@ from tokenunify.learning import checkpoint, parts
 from tokenunify.learning.log import Log
 from tokenunify.learning.muon import Muon
 from tokenunify.learning.networks.base import Network
+from tokenunify.learning.networks.stages import recompute
 
 logger = logging.getLogger(__name__)
 
@@ -191,6 +192,8 @@ class Training:
     def __init__(self, fabric: Fabric, task: Task, config: c.Optimisation, folder: Path, *, stage: str):
         self.fabric, self.config, self.folder, self.stage = fabric, config, folder, stage
         self.task = task.to(memory_format=task.network.MEMORY_FORMAT)
+        if config.checkpoint_activations:
+            recompute(task.network)
         self.wrapped, *self.optimizers = fabric.setup(task, *make_optimizers(task, config))
         self.average = copy.deepcopy(task) if config.ema else None
         self.progress = Progress()
