@@ -313,6 +313,7 @@ class Training:
         return {
             "training": f"training/{self.folder.name}",
             "device": str(self.fabric.device),
+            "processes": self.fabric.world_size,
             "steps": progress.step,
             "attempts": progress.attempts,
             "seconds": round(progress.seconds, 3),
