@@ -3,7 +3,7 @@
 STAGES = {
     "download": 1,
     "ingest": 1,
-    "pretrain": 1,
+    "pretrain": 2,
     "finetune": 2,
     "predict": 1,
     "baseline": 1,

@@ -1,4 +1,4 @@
-"""A real one-node SLURM for the tests: started by the first test that asks for it, stopped with the session."""
+"""A real SLURM for the tests, of two nodes on one machine: started by the first test that asks, stopped at the end."""
 
 import os
 import shutil
@@ -15,6 +15,8 @@ import pytest
 
 PROGRAMS = ("slurmctld", "slurmd", "munged", "sbatch", "srun", "squeue", "scontrol", "scancel")
 PATH = os.pathsep.join([os.environ.get("PATH", ""), "/usr/sbin", "/sbin"])
+NODES = ("node", "other")
+"""Both are this machine; the first alone has GPUs."""
 NUM_CPUS = 8
 MEMORY_MB = 256_000  # more than there is: a test must not wait for memory that its jobs ask for and never use
 GPU_FILES = ("/dev/null", "/dev/zero")  # any device files: SLURM only counts and hands them out
@@ -52,15 +54,16 @@ class Cluster:
         return "".join(f"\n--- {name}\n" + "\n".join(lines) for name, lines in tails)
 
     def start(self) -> None:
-        """Start authentication, controller and node, and wait until the node takes jobs."""
+        """Start authentication, controller and nodes, and wait until the nodes take jobs."""
         _write_configuration(self.folder)
         munge = self.folder / "munge"
         paths = {"key-file": "key", "socket": "socket", "pid-file": "pid", "seed-file": "seed", "log-file": "log"}
         self._start("munged", "--foreground", "--force", *(f"--{key}={munge / name}" for key, name in paths.items()))
         _wait(lambda: (munge / "socket").exists(), 20, "munged made no socket", self)
         self._start("slurmctld", "-D", "-i")
-        self._start("slurmd", "-D", "-N", "node")
-        _wait(lambda: "idle" in self._output("sinfo", "--noheader", "--format=%T"), 60, "the node is not idle", self)
+        for node in NODES:
+            self._start("slurmd", "-D", "-N", node, log=f"slurmd-{node}")
+        _wait(lambda: self._idle() == set(NODES), 60, "a node is not idle", self)
 
     def stop(self) -> None:
         """Cancel what runs, wait until it has ended, and end the daemons."""
@@ -76,9 +79,12 @@ class Cluster:
             except subprocess.TimeoutExpired:
                 daemon.kill()
 
-    def _start(self, *words: str) -> None:
-        with open(self.folder / f"{words[0]}.log", "w") as log:
-            self.daemons.append(subprocess.Popen(words, env=self.environment, stdout=log, stderr=log))
+    def _start(self, *words: str, log: str | None = None) -> None:
+        with open(self.folder / f"{log or words[0]}.log", "w") as file:
+            self.daemons.append(subprocess.Popen(words, env=self.environment, stdout=file, stderr=file))
+
+    def _idle(self) -> set[str]:
+        return set(self._output("sinfo", "--noheader", "--Node", "--states=idle", "--format=%N").split())
 
     def _output(self, *words: str) -> str:
         return subprocess.run(words, env=self.environment, capture_output=True, text=True, timeout=60).stdout
@@ -114,20 +120,22 @@ def _write_configuration(folder: Path) -> None:
     srun = folder / "bin" / "srun"
     srun.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {shutil.which("srun", path=PATH)} "$@"\n')
     srun.chmod(0o755)
-    gpus = [f"Name=gpu File={device}" for device in GPU_FILES]
+    gpus = [f"NodeName={NODES[0]} Name=gpu File={device}" for device in GPU_FILES]
     (folder / "gres.conf").write_text("\n".join(["AutoDetect=off", *gpus, ""]))
-    controller, node = _free_ports(2)
+    controller, *ports = _free_ports(1 + len(NODES))
+    machine = f"NodeHostname={socket.gethostname().split('.')[0]} NodeAddr=127.0.0.1"
+    offered = f"CPUs={NUM_CPUS} RealMemory={MEMORY_MB} State=UNKNOWN"
+    first, other = (f"NodeName={node} Port={port} {machine} {offered}" for node, port in zip(NODES, ports, strict=True))
     (folder / "slurm.conf").write_text(f"""\
 ClusterName=test
 SlurmctldHost={socket.gethostname().split(".")[0]}(127.0.0.1)
 SlurmctldPort={controller}
-SlurmdPort={node}
 SlurmUser=root
 SlurmdUser=root
 StateSaveLocation={folder}/state
-SlurmdSpoolDir={folder}/spool
+SlurmdSpoolDir={folder}/spool/%n
 SlurmctldPidFile={folder}/slurmctld.pid
-SlurmdPidFile={folder}/slurmd.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
 AuthType=auth/munge
 AuthInfo=socket={folder}/munge/socket
 CredType=cred/munge
@@ -145,9 +153,9 @@ MinJobAge=86400
 SchedulerParameters=batch_sched_delay=0,sched_interval=1,sched_min_interval=0
 KillWait=5
 GresTypes=gpu
-NodeName=node NodeHostname={socket.gethostname().split(".")[0]} NodeAddr=127.0.0.1 Port={node} \
-CPUs={NUM_CPUS} RealMemory={MEMORY_MB} Gres=gpu:{len(GPU_FILES)} State=UNKNOWN
-PartitionName=main Nodes=node Default=YES MaxTime=INFINITE State=UP
+{first} Gres=gpu:{len(GPU_FILES)}
+{other}
+PartitionName=main Nodes={",".join(NODES)} Default=YES MaxTime=INFINITE State=UP
 """)
 
 
@@ -163,7 +171,7 @@ def _missing() -> str | None:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
-    """A SLURM of one node with 8 CPUs and 2 GPUs that are none; with TOKENUNIFY_REQUIRE_SLURM=1 it is never skipped."""
+    """A SLURM of two nodes, and 2 GPUs that are none on one; with TOKENUNIFY_REQUIRE_SLURM=1 it is never skipped."""
     if reason := _missing():
         if os.environ.get("TOKENUNIFY_REQUIRE_SLURM"):
             pytest.fail(reason)

@@ -20,6 +20,7 @@ from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint, finetune, loop, networks
 
 NETWORK = c.Superhuman(filters=(2, 3), norm_momentum=0.1)
+EMMAMBA = c.EMmamba(features=(3, 4), hidden=5, depths=(1, 1), kernel=(1, 3, 3), strides=((1, 2, 2),) * 2)
 
 
 def write_volume(folder, name, *, shape=(9, 40, 52), labelled=True, seed=0):
@@ -301,6 +302,25 @@ def test_accumulation_changes_no_loss(volumes, tmp_path):
     parts = train(volumes, tmp_path / "2/weights.json", section(**same, accumulate=3))
     losses = [[float(row["loss"]) for row in log_of(output)] for output in (whole, parts)]
     assert losses[0] == pytest.approx(losses[1], abs=2e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ema": 0.9},
+        {"train": "decoder"},
+        {"network": EMMAMBA, "train": "lora", "lora": {}, "precision": "bf16-mixed"},
+    ],
+)
+def test_recomputation_changes_no_bit(volumes, tmp_path, options):
+    """Of batch normalisation too, whether it learns or is frozen."""
+    same = {"batch_size": 3, "accumulate": 2, **options}
+    kept = train(volumes, tmp_path / "1/weights.json", section(**same))
+    recomputed = train(volumes, tmp_path / "2/weights.json", section(**same, checkpoint_activations=True))
+    assert (
+        recomputed.with_name("weights.safetensors").read_bytes() == kept.with_name("weights.safetensors").read_bytes()
+    )
+    assert manifest.content(recomputed)["finetune"]["checkpoint_activations"]
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_outputs(volumes, tmp_path):
     assert content["weights"] == manifest.file_sha256(output.with_name("weights.safetensors"))
     assert content["pretrain"]["steps"] == 11 and "network" not in content["pretrain"] and content["seed"] == 0
     assert content["inputs"] == {path.stem: manifest.content_hash(path) for path in volumes}
-    assert run["voxels"] == 11 * 2 * 4 * 16 * 24 and run["attempts"] == 1
+    assert run["voxels"] == 11 * 2 * 4 * 16 * 24 and run["attempts"] == run["processes"] == 1
     assert checkpoint.load_released(network, tensors_of(output)).loaded
     header = output.with_name("log.csv").read_text().splitlines()[0]
     columns = "step,epoch,objective,loss,loss_random,loss_next,loss_next_all,variance_ratio,learning_rate,seconds"

@@ -1,15 +1,20 @@
 """The networks: published size, published names, published outputs."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint
 from tokenunify.learning.networks import BUILDERS, RELEASED, build
+from tokenunify.learning.networks.stages import recompute
 
 SMALL = {"name": "superhuman", "filters": [3, 4, 5], "pooling": [1, 2, 2]}
 
@@ -83,6 +88,65 @@ def test_every_parameter_is_used_and_belongs_to_one_part(name):
         assert sum(key.startswith(prefix) for prefix in prefixes) == 1, key
     for prefix in prefixes:
         assert any(key.startswith(prefix) for key in network.state_dict()), prefix
+
+
+def after_two_passes(network, raw):
+    """Gradients, and what batch normalisation has seen, of two forward and backward passes with dropout."""
+    torch.manual_seed(1)
+    for _ in range(2):
+        network(raw).square().sum().backward()
+    return {name: p.grad for name, p in network.named_parameters()} | dict(network.named_buffers())
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_recomputed_stages_give_the_same_gradients(name):
+    config, crop = SMALLEST[name]
+    network, raw = build(config), torch.rand(1, 1, *crop)
+    other = copy.deepcopy(network)
+    recompute(other)
+    other = copy.deepcopy(other)  # as the running average is
+    runs = []
+    stages = [module for module in other.modules() if getattr(module, "recomputed", False)]
+    for stage in stages:
+        stage.register_forward_pre_hook(lambda stage, _: runs.append(stage))
+    found, expected = (after_two_passes(n, raw) for n in (other, network))
+    assert found.keys() == expected.keys() and other.state_dict().keys() == network.state_dict().keys()
+    assert all(torch.equal(found[key], expected[key]) for key in expected)
+    assert len(runs) == 2 * 2 * {"mala": 7}.get(name, len(stages)) > 0
+
+
+class Memory(TorchDispatchMode):
+    """Counts the bytes of all tensors that are made and not yet gone."""
+
+    def __init__(self):
+        super().__init__()
+        self.sizes, self.peak = {}, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                self.sizes[StorageWeakRef(storage)] = storage.nbytes()
+        self.sizes = {storage: size for storage, size in self.sizes.items() if not storage.expired()}
+        self.peak = max(self.peak, sum(self.sizes.values()))
+        return made
+
+
+def test_recomputed_stages_save_memory():
+    """Of a forward and a backward pass, gradients included."""
+    torch.manual_seed(0)
+    network = build(
+        {"name": "emmamba", "features": [4, 8, 16], "hidden": 16, "depths": [3] * 3, "strides": [[1, 2, 2]] * 3}
+    )
+    peaks = []
+    for _ in range(2):
+        with Memory() as memory:
+            network(torch.rand(1, 1, 5, 64, 80)).square().sum().backward()
+        peaks.append(memory.peak)
+        network.zero_grad()
+        recompute(network)
+    assert peaks[1] < 0.6 * peaks[0]
 
 
 @pytest.mark.parametrize("name", SMALLEST)

@@ -83,6 +83,21 @@ def test_bce_and_mse_match_their_formulas(batch):
     assert o.mse(p, targets, mask).item() == pytest.approx(((p - targets) ** 2)[mask].mean(), rel=1e-4)
 
 
+@pytest.mark.parametrize("loss", ["mse", "weighted_mse", "bce"])
+def test_losses_keep_double_precision_and_raise_half(batch, loss):
+    """A change of the logits that single precision cannot tell is seen."""
+    targets, mask, prediction = (torch.from_numpy(values) for values in batch)
+    logits = torch.logit(prediction.double().clamp(0.01, 0.99))
+
+    def computed(logits):
+        return o.affinity_loss(logits, targets.to(logits.dtype), mask, Finetune(loss=loss))
+
+    exact, single, half = (computed(logits.to(dtype)) for dtype in (torch.float64, torch.float32, torch.bfloat16))
+    assert (exact.dtype, single.dtype, half.dtype) == (torch.float64, torch.float32, torch.float32)
+    assert 0 < abs(computed(logits + 1e-11) - exact) < 1e-10
+    assert single.item() == pytest.approx(exact.item(), rel=1e-5)
+
+
 def test_nothing_known_costs_nothing():
     targets = torch.zeros(1, 3, 2, 2, 2)
     logits = torch.ones_like(targets, requires_grad=True)

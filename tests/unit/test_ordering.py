@@ -108,7 +108,18 @@ def test_a_rewarded_order_becomes_more_likely():
         ordering.loss(log_probabilities, torch.full((64, 1), 2), 1 - good).backward()
         optimizer.step()
         shares.append(good.mean().item())
+        ordering.expect(1 - shares[-1])
     assert sum(shares[:10]) / 10 < 0.2 and sum(shares[-10:]) / 10 > 0.8
+
+
+def test_an_order_is_judged_against_the_running_mean_of_steps():
+    ordering, log_probabilities = make_ordering().train(), torch.full((2, K), -1.0, dtype=torch.float64)
+    expected = 1.0
+    for step, shares in enumerate(torch.rand(3, 2).double()):
+        loss = ordering.loss(log_probabilities, torch.tensor([[K], [K]]), shares)
+        assert loss.item() == pytest.approx(expected - shares.mean().item()), step
+        ordering.expect(shares.mean().item())
+        expected = 0.98 * expected + 0.02 * shares.mean().item()
 
 
 def test_choices_behind_the_cut_are_not_judged():
@@ -126,7 +137,7 @@ def test_a_relevance_that_happens_to_be_raster_is_the_plain_case():
     patches = plain.grid.split(batch["raw"])
     assert torch.equal(relevant.order(patches, descending)[0], plain.order(patches, descending)[0])
     losses, expected = relevant(batch), plain(batch)
-    assert losses.keys() - expected.keys() == {"ordering", "variance_ratio"}
+    assert losses.keys() - expected.keys() == {"ordering", "unexplained", "variance_ratio"}
     assert all(losses[name].item() == expected[name].item() for name in expected)
 
 
@@ -154,6 +165,7 @@ def trained_ratio(reward, monkeypatch):
         optimizer.zero_grad()
         losses["ordering"].backward()
         optimizer.step()
+        task.observe({name: loss.item() for name, loss in losses.items()})
         ratios.append(losses["variance_ratio"].item())
     return sum(ratios[-40:]) / 40
 

@@ -47,6 +47,8 @@ class Optimisation(Strict):
     """Samples of one step, over all GPUs."""
     accumulate: PositiveInt = 1
     """Batches that a GPU's share of the samples is computed in, one after the other, where memory is short."""
+    checkpoint_activations: bool = False
+    """Compute the maps inside the network's blocks again in the backward pass, where memory is shorter than time."""
     steps: PositiveInt = 1000
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Muon orthogonalises the steps of hidden weights, AdamW moves the others: fewer, slightly dearer steps."""

@@ -27,6 +27,7 @@ from tokenunify.learning import checkpoint, parts
 from tokenunify.learning.log import Log
 from tokenunify.learning.muon import Muon
 from tokenunify.learning.networks.base import Network
+from tokenunify.learning.networks.stages import recompute
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,9 @@ class Task(nn.Module):
     def counts(self, batch: Batch) -> dict[str, float]:
         """Number of targets behind each loss: means of the shares of a batch are weighed by it."""
         raise NotImplementedError
+
+    def observe(self, means: Mapping[str, float]) -> None:
+        """Take note, behind each step, of the losses' means over all of its batches and processes."""
 
 
 @dataclass
@@ -188,6 +192,8 @@ class Training:
     def __init__(self, fabric: Fabric, task: Task, config: c.Optimisation, folder: Path, *, stage: str):
         self.fabric, self.config, self.folder, self.stage = fabric, config, folder, stage
         self.task = task.to(memory_format=task.network.MEMORY_FORMAT)
+        if config.checkpoint_activations:
+            recompute(task.network)
         self.wrapped, *self.optimizers = fabric.setup(task, *make_optimizers(task, config))
         self.average = copy.deepcopy(task) if config.ema else None
         self.progress = Progress()
@@ -250,6 +256,7 @@ class Training:
                 f"the loss became {means['loss']} at step {self.progress.step + 1}: lower {self.stage}.learning_rate, "
                 f"lengthen {self.stage}.warmup_steps, set {self.stage}.clip_norm, or use precision 32-true"
             )
+        self.task.observe(means)
         for name, value in means.items():
             self.progress.logged.setdefault(name, []).append(value)
 
@@ -306,6 +313,7 @@ class Training:
         return {
             "training": f"training/{self.folder.name}",
             "device": str(self.fabric.device),
+            "processes": self.fabric.world_size,
             "steps": progress.step,
             "attempts": progress.attempts,
             "seconds": round(progress.seconds, 3),

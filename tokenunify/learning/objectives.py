@@ -52,7 +52,9 @@ def mse(prediction: Array, targets: Array, mask: Array | None = None) -> Tensor:
 
 def bce(logits: Array, targets: Array, mask: Array | None = None) -> Tensor:
     """Mean binary cross-entropy, in nats, where the mask is set."""
-    return _masked_mean(F.binary_cross_entropy_with_logits(_float(logits), _float(targets), reduction="none"), mask)
+    logits = _float(logits)
+    entropy = F.binary_cross_entropy_with_logits(logits, _float(targets).to(logits.dtype), reduction="none")
+    return _masked_mean(entropy, mask)
 
 
 class AffinityTask(Task):
@@ -75,7 +77,7 @@ def affinity_loss(logits: Tensor, targets: Tensor, mask: Tensor, config: Finetun
     """The configured loss, from the network's logits."""
     if config.loss == "bce":
         return bce(logits, targets, mask)
-    affinities = torch.sigmoid(logits.float())
+    affinities = torch.sigmoid(_float(logits))
     if config.loss == "mse":
         return mse(affinities, targets, mask)
     weights = class_weights(targets, mask, max_weight=config.max_weight, balance=config.balance)
@@ -90,4 +92,6 @@ def _masked_mean(values: Tensor, mask: Array | None) -> Tensor:
 
 
 def _float(values: Array) -> Tensor:
-    return torch.as_tensor(values).float()
+    """In float64 if it is so already, else in float32."""
+    values = torch.as_tensor(values)
+    return values.to(torch.promote_types(values.dtype, torch.float32))

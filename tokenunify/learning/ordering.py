@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from tokenunify.config import Relevance
 
 LOWEST = float("-inf")
+MOMENTUM = 0.02
+"""Of the running mean that is the policy gradient's baseline."""
 
 
 class RelevanceOrdering(nn.Module):
@@ -68,8 +70,10 @@ class RelevanceOrdering(nn.Module):
         predicted. A share, so that an order gains nothing by leaving empty patches for the end.
         """
         advantage = self.expected - unexplained.detach()
-        if self.training:
-            self.expected.lerp_(unexplained.detach().mean(), 0.02)
         places = torch.arange(log_probabilities.shape[1], device=cut.device)
         chosen = torch.where(places < cut, log_probabilities, 0).mean(1)
         return -(advantage * chosen).mean()
+
+    def expect(self, unexplained: float) -> None:
+        """Move the baseline towards a step's mean, which is that of all processes: so theirs stay equal."""
+        self.expected.lerp_(torch.full_like(self.expected, unexplained), MOMENTUM)

@@ -4,6 +4,7 @@ Every loss is half the squared error, the -log p of a Gaussian with unit varianc
 error over the target voxels. Letters: b batch, K patches, P voxels of a patch, n the cut.
 """
 
+from collections.abc import Mapping
 from math import prod
 
 import torch
@@ -65,7 +66,11 @@ class TokenTask(Task):
             following = self.grid.number + 1 - batch["cut"]
             patches = {"random": batch["hidden"], "next": torch.ones(size), "next-all": following}
             targets = {name: patches[name].sum().item() for name in targets}
-        return {**targets, "ordering": size, "variance_ratio": size}
+        return {**targets, "ordering": size, "unexplained": size, "variance_ratio": size}
+
+    def observe(self, means: Mapping[str, float]) -> None:
+        if "unexplained" in means:
+            self.ordering.expect(means["unexplained"])
 
     @staticmethod
     def _names(batch: Batch) -> list[str]:
@@ -153,8 +158,10 @@ class TokenTask(Task):
         numbers = torch.stack([s.target.sum(1) for s in sets.values()])  # (objectives, b)
         of_targets = torch.stack([(s.target * variances).sum(1) for s in sets.values()]) / numbers
         mean_errors = torch.stack([errors[name].detach() for name in sets]) / (numbers * prod(self.grid.patch))
+        shares = unexplained(mean_errors, of_targets).mean(0)  # (b,)
         return {
-            "ordering": self.ordering.loss(log_probabilities, cut, unexplained(mean_errors, of_targets).mean(0)),
+            "ordering": self.ordering.loss(log_probabilities, cut, shares),
+            "unexplained": shares.mean(),
             "variance_ratio": (of_targets.mean(0) / variances.mean(1).clamp(min=1e-12)).mean().detach(),
         }
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenunify.geometry import Coordinate
+from tokenunify.learning.networks.stages import Stage
 
 SLOPE = 0.01
 """Slope of the leaky ReLU below zero."""
@@ -37,7 +38,7 @@ def instance_norm(x: Tensor) -> Tensor:
     return F.group_norm(x, x.shape[1])
 
 
-class ResBlock(nn.Module):
+class ResBlock(Stage):
     """Two convolutions and a shortcut: (b, c_in, z, y, x) -> (b, c_out, z, y, x)."""
 
     def __init__(self, c_in: int, c_out: int, kernel: Coordinate):
@@ -53,7 +54,7 @@ class ResBlock(nn.Module):
         return F.leaky_relu(y.add_(shortcut), SLOPE, inplace=True)
 
 
-class UpBlock(nn.Module):
+class UpBlock(Stage):
     """A map made finer by the stride and joined with a skip: (b, c_in, z, y, x) -> (b, c_out, stride * (z, y, x))."""
 
     def __init__(self, c_in: int, c_out: int, kernel: Coordinate, stride: Coordinate = (2, 2, 2)):

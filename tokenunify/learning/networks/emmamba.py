@@ -24,9 +24,10 @@ from tokenunify.learning.mamba import Mamba
 from tokenunify.learning.networks.base import Network
 from tokenunify.learning.networks.blocks import ResBlock, UpBlock, convolution, instance_norm, named
 from tokenunify.learning.networks.released import check_keys
+from tokenunify.learning.networks.stages import Stage
 
 
-class Gsc(nn.Module):
+class Gsc(Stage):
     """Gated spatial convolution (SegMamba): 3x3x3 and 1x1x1 branches, and a shortcut; keeps the map's shape."""
 
     def __init__(self, channels: int):
@@ -47,7 +48,7 @@ def normal_relu(x: Tensor) -> Tensor:
     return F.relu(instance_norm(x), inplace=True)
 
 
-class TokenLayer(nn.Module):
+class TokenLayer(Stage):
     """Layer normalisation and Mamba over the tokens of a map (b, c, z, y, x); the published layer has no residual."""
 
     def __init__(self, channels: int, config: Config):
@@ -63,7 +64,7 @@ class TokenLayer(nn.Module):
         return x + y if self.residual else y.contiguous()
 
 
-class Mlp(nn.Module):
+class Mlp(Stage):
     """Two 1x1x1 convolutions with a GELU between."""
 
     def __init__(self, channels: int):

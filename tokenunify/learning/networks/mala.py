@@ -19,10 +19,20 @@ from tokenunify.config import Mala, validate
 from tokenunify.geometry import Coordinate, centre
 from tokenunify.learning.networks.base import Network
 from tokenunify.learning.networks.released import check_keys
+from tokenunify.learning.networks.stages import Stage
 
 SLOPE = 0.005
 """Slope of the leaky ReLU below zero."""
 POOLING = (1, 3, 3)
+
+
+class Pair(Stage):
+    """Two convolutions, each with its activation; the network holds them, so that their names stay flat."""
+
+    def forward(self, x: Tensor, *convolutions: nn.Conv3d) -> Tensor:
+        for convolution in convolutions:
+            x = F.leaky_relu(convolution(x), SLOPE, inplace=True)
+        return x
 
 
 class UNet(Network):
@@ -37,6 +47,7 @@ class UNet(Network):
     def __init__(self, config: Mala, out_channels: int):
         super().__init__(config)
         self.feature_channels = config.filters[0]
+        self.pair = Pair()
         number = count(1)
 
         def add(c_in: int, c_out: int, kernel: int = 3) -> None:
@@ -68,9 +79,7 @@ class UNet(Network):
         return x  # (b, filters[0], z - 28, y - 212, x - 212)
 
     def _pair(self, x: Tensor, first: int) -> Tensor:
-        for number in (first, first + 1):
-            x = F.leaky_relu(self.get_submodule(f"conv{number}")(x), SLOPE, inplace=True)
-        return x
+        return self.pair(x, *(self.get_submodule(f"conv{number}") for number in (first, first + 1)))
 
     def head(self, features: Tensor, extent: Coordinate) -> Tensor:
         return self.conv18(features)

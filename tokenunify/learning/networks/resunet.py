@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from tokenunify.config import ResUnet
 from tokenunify.geometry import Coordinate
 from tokenunify.learning.networks.base import Network
+from tokenunify.learning.networks.stages import Stage
 
 
-class Block(nn.Module):
+class Block(Stage):
     """Two convolutions and a shortcut: (b, c_in, z, y, x) -> (b, c_out, z, y, x)."""
 
     def __init__(self, c_in: int, c_out: int, kernel: Coordinate, config: ResUnet):

@@ -18,6 +18,7 @@ from tokenunify.config import Superhuman, SymmetricUNet, validate
 from tokenunify.geometry import Coordinate
 from tokenunify.learning.networks.base import Network
 from tokenunify.learning.networks.released import check_keys
+from tokenunify.learning.networks.stages import Stage
 
 
 def convolution(c_in: int, c_out: int, kernel: Coordinate, *, bias: bool, stride: Coordinate = (1, 1, 1)) -> nn.Conv3d:
@@ -32,7 +33,7 @@ def normalisation(channels: int, config: SymmetricUNet) -> nn.Module:
     return nn.InstanceNorm3d(channels, affine=True)
 
 
-class Block(nn.Module):
+class Block(Stage):
     """One convolution that changes the channels, then a residual pair."""
 
     def __init__(self, c_in: int, c_out: int, config: SymmetricUNet):

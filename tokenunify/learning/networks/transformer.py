@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenunify.geometry import Coordinate
+from tokenunify.learning.networks.stages import Stage
 
 
 def to_patches(raw: Tensor, patch: Coordinate) -> Tensor:
@@ -24,7 +25,7 @@ def from_patches(values: Tensor, patch: Coordinate, extent: Coordinate) -> Tenso
     return split.permute(0, 4, 1, 5, 2, 6, 3, 7).reshape(len(values), -1, *extent)
 
 
-class PreNorm(nn.Module):
+class PreNorm(Stage):
     """Layer normalisation before a module."""
 
     def __init__(self, hidden: int, module: nn.Module):

@@ -21,6 +21,7 @@ from tokenunify.geometry import Coordinate
 from tokenunify.learning.networks.base import Network
 from tokenunify.learning.networks.blocks import ResBlock, UpBlock, convolution, named, upsampling
 from tokenunify.learning.networks.released import check_keys
+from tokenunify.learning.networks.stages import Stage
 from tokenunify.learning.networks.transformer import Transformer, to_patches
 
 HEAD_WIDTH = 64
@@ -50,7 +51,7 @@ class Encoder(nn.Module):
         return self.transformer(self.dropout(self.to_patch_embedding(to_patches(raw, self.patch))))
 
 
-class Refine(nn.Module):
+class Refine(Stage):
     """A map of tokens, (b, c_in, z, y, x), made finer by 2 and then `steps` times by 2: (b, c_out, ...)."""
 
     def __init__(self, c_in: int, c_out: int, kernel: Coordinate, steps: int):
