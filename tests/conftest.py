@@ -1,4 +1,4 @@
-"""What all tests share: the repository's folder, the folder with real data and the published reference files."""
+"""What all tests share: their order over the workers, the repository, real data and the published reference files."""
 
 import os
 from collections.abc import Callable
@@ -6,15 +6,51 @@ from pathlib import Path
 
 import pytest
 
-# One thread per process: small arrays gain nothing from more, and results stay the same on every machine.
+# One thread per process: small arrays gain nothing from more, workers that each start threads for all cores slow each
+# other many times, and results stay the same on every machine.
 for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
     os.environ.setdefault(_name, "1")
+
+
+LONGEST_FIRST = ("tests/slurm/", "tests/workflow/test_networks.py", "tests/workflow/test_kill.py", "tests/workflow/")
+
+
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the longest tests first, and keep together, in one worker, those that share a costly fixture.
+
+    All tests of SLURM share its cluster, those of one file their fixtures. The workflow's others each have a checkout
+    of their own, copied from a finished run that the workers share.
+    """
+    items.sort(key=_rank)
+    for item in items:
+        if group := _group(item.nodeid.partition("::")[0]):
+            item.add_marker(pytest.mark.xdist_group(group))
+
+
+def _rank(item: pytest.Item) -> int:
+    starts = [item.nodeid.startswith(prefix) for prefix in LONGEST_FIRST]
+    return starts.index(True) if any(starts) else len(starts)
+
+
+def _group(file: str) -> str | None:
+    if file.startswith("tests/slurm/"):
+        return "slurm"
+    alone = file.startswith("tests/workflow/") and file != "tests/workflow/test_networks.py"
+    return None if alone else file
 
 
 @pytest.fixture(scope="session")
 def root() -> Path:
     """The repository."""
     return Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of this session, the same for all its workers."""
+    own = tmp_path_factory.getbasetemp()
+    return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import time
@@ -24,6 +25,8 @@ TARGETS = {
     "finetune": WEIGHTS,
     "predict": "results/tiny/small/seed0/predict/part0of2.json",
 }
+MADE = {"pretrain": ("models", "results"), "finetune": ("models/small", "results"), "predict": ("results",)}
+"""By each of these rules and those after it."""
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +38,7 @@ def configfile(root, tmp_path_factory):
     config = yaml.safe_load((root / "tests" / "config" / "tiny.yaml").read_text())
     config["device"] = "auto"
     config["finetune"].update(steps=STEPS, validate_every=STEPS, checkpoint_every=5)
-    config["resources"] = {**config.get("resources", {}), "predict": {"parts": 2}}
+    config["resources"] |= {"predict": {"parts": 2, "threads": 1}, "relabel": {"threads": 3}}
     config["segmentations"] = {"waterz": config["segmentations"]["waterz"]}
     path = tmp_path_factory.mktemp("config") / "slurm.yaml"
     path.write_text(yaml.safe_dump(config))
@@ -48,6 +51,20 @@ def undisturbed(submit, configfile, tmp_path_factory):
     folder = tmp_path_factory.mktemp("undisturbed")
     done = submit(RESULT, "--configfile", configfile, directory=folder)
     return folder, done.stdout
+
+
+@pytest.fixture
+def run_up_to(undisturbed, tmp_path):
+    """Make a folder in which everything before a rule has run, and nothing was logged."""
+
+    def copy(rule: str) -> Path:
+        folder = tmp_path / "run"
+        shutil.copytree(undisturbed[0], folder, symlinks=True)
+        for name in (*MADE[rule], "logs"):
+            shutil.rmtree(folder / name)
+        return folder
+
+    return copy
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
@@ -105,8 +122,10 @@ def test_stages_that_run_a_network_get_a_gpu(cluster, undisturbed):
 
 def test_memory_time_and_threads_are_requested(cluster, undisturbed):
     folder, _ = undisturbed
-    finetune = next(job for job in cluster.jobs(WorkDir=str(folder)) if rule_of(job) == "finetune")
-    assert (finetune["MinMemoryNode"], finetune["TimeLimit"], finetune["NumCPUs"]) == ("16000M", "2-00:00:00", "2")
+    jobs = {rule_of(job): job for job in cluster.jobs(WorkDir=str(folder))}
+    asked = ("MinMemoryNode", "TimeLimit", "NumCPUs")
+    assert [jobs["finetune"][name] for name in asked] == ["16000M", "2-00:00:00", "1"]
+    assert [jobs["relabel"][name] for name in asked] == ["4000M", "02:00:00", "3"]
 
 
 def test_jobs_run_the_interpreter_of_snakemake(cluster, submit, configfile, tmp_path):
@@ -127,30 +146,31 @@ def test_every_submitted_rule_leaves_its_log(undisturbed):
         assert len(logs) == number, rule
 
 
-def test_job_cancelled_in_the_middle_goes_on_with_more_memory(cluster, submit, configfile, undisturbed, tmp_path):
-    snakemake = submit(WEIGHTS, "--configfile", configfile, directory=tmp_path, background=True)
-    job = wait_for_job(cluster, "finetune", tmp_path, snakemake)
-    while not list(tmp_path.glob("models/small/seed0/training/**/last.ckpt")):
-        assert snakemake.poll() is None, (tmp_path / "output.txt").read_text()
+def test_job_cancelled_in_the_middle_goes_on_with_more_memory(cluster, submit, configfile, undisturbed, run_up_to):
+    folder = run_up_to("finetune")
+    snakemake = submit(WEIGHTS, "--configfile", configfile, directory=folder, background=True)
+    job = wait_for_job(cluster, "finetune", folder, snakemake)
+    while not list(folder.glob("models/small/seed0/training/**/last.ckpt")):
+        assert snakemake.poll() is None, (folder / "output.txt").read_text()
         time.sleep(0.05)
     cluster.command("scancel", job["JobId"])
-    assert snakemake.wait(timeout=600) == 0, (tmp_path / "output.txt").read_text()
-    jobs = [j for j in cluster.jobs(WorkDir=str(tmp_path)) if rule_of(j) == "finetune"]
+    assert snakemake.wait(timeout=600) == 0, (folder / "output.txt").read_text()
+    jobs = [j for j in cluster.jobs(WorkDir=str(folder)) if rule_of(j) == "finetune"]
     attempts = sorted((int(j["JobId"]), j["JobState"], j["MinMemoryNode"]) for j in jobs)
     assert [attempt[1:] for attempt in attempts] == [("CANCELLED", "16000M"), ("COMPLETED", "32000M")]
-    run = json.loads((tmp_path / WEIGHTS).read_text())["run"]
+    run = json.loads((folder / WEIGHTS).read_text())["run"]
     assert (run["attempts"], run["steps"]) == (2, STEPS), "training did not go on from its saved state"
-    assert differing(tmp_path, undisturbed[0]) == []
+    assert differing(folder, undisturbed[0]) == []
 
 
 @pytest.mark.parametrize("rule", sorted(TARGETS))
-def test_killed_snakemake_goes_on_to_the_same_bytes(rule, cluster, submit, configfile, undisturbed, tmp_path):
+def test_killed_snakemake_goes_on_to_the_same_bytes(rule, cluster, submit, configfile, undisturbed, run_up_to):
     """Its jobs live on, and those of the second run take over from them."""
-    words = (TARGETS[rule], "--configfile", configfile)
-    snakemake = submit(*words, directory=tmp_path, background=True)
-    wait_for_job(cluster, rule, tmp_path, snakemake)
+    folder, words = run_up_to(rule), (TARGETS[rule], "--configfile", configfile)
+    snakemake = submit(*words, directory=folder, background=True)
+    wait_for_job(cluster, rule, folder, snakemake)
     os.kill(snakemake.pid, signal.SIGKILL)
     snakemake.wait()
-    submit(*words, "--unlock", directory=tmp_path)
-    submit(*words, directory=tmp_path)
-    assert differing(tmp_path, undisturbed[0]) == []
+    submit(*words, "--unlock", directory=folder)
+    submit(*words, directory=folder)
+    assert differing(folder, undisturbed[0]) == []

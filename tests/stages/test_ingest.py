@@ -4,7 +4,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -330,10 +329,25 @@ def test_a_refused_source_leaves_the_old_volume(store, raw):
 
 # ------------------------------------------------------------------------------------------------ killed and resumed
 
+# Dies when its second block is recorded.
 KILLED = """
+import os
+import signal
 import sys
-from tokenunify import cli
+from tokenunify import blockwise, cli
 from tokenunify.data import ingest
+
+record, calls = blockwise._record, []
+
+
+def record_and_die(*arguments):
+    record(*arguments)
+    calls.append(arguments)
+    if len(calls) == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+blockwise._record = record_and_die
 ingest.BLOCK_VOXELS = 4 * 48 * 96
 sys.exit(cli.main(sys.argv[1:]))
 """
@@ -344,12 +358,9 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(store, raw, labels, t
     output = tmp_path / "again" / "v.json"
     words = ["--config-json", json.dumps(SECTION), "--threads", "1"]
     words += ["--source", str(tmp_path / "sources.json"), "--output", str(output)]
-    process = subprocess.Popen([sys.executable, "-c", KILLED, "ingest", *words], stderr=subprocess.DEVNULL)
-    while not (ledgers := list(output.parent.glob(".v.*.progress/*/*/ledger/*.jsonl"))) and process.poll() is None:
-        time.sleep(0.001)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "it ended before it could be killed"
-    assert ledgers
+    killed = subprocess.run([sys.executable, "-c", KILLED, "ingest", *words], stderr=subprocess.PIPE)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()
+    assert list(output.parent.glob(".v.*.progress/*/*/ledger/*.jsonl"))
     assert not output.exists()
     assert not output.with_suffix(".zarr").exists()
 

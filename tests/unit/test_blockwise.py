@@ -85,20 +85,21 @@ def test_a_flipped_byte_is_named(tmp_path: Path):
         arrays.Store(path, "run it again")[:]
 
 
-def _hold(folder: Path, started, seconds: float) -> None:
+def _hold(folder: Path, started, released) -> None:
     with blockwise.lock(folder, range(0, 4)):
         started.set()
-        time.sleep(seconds)
+        released.wait(60)
         (folder.parent / "done").touch()
 
 
 def test_waits_for_a_living_holder(tmp_path: Path):
-    started = multiprocessing.Event()
-    holder = multiprocessing.Process(target=_hold, args=(tmp_path / "locks", started, 1.0))
+    started, released = multiprocessing.Event(), multiprocessing.Event()
+    holder = multiprocessing.Process(target=_hold, args=(tmp_path / "locks", started, released))
     holder.start()
     started.wait()
     with blockwise.lock(tmp_path / "locks", range(4, 8)):
         assert not (tmp_path / "done").exists(), "other blocks are free"
+    threading.Timer(0.5, released.set).start()
     with blockwise.lock(tmp_path / "locks", range(3, 5)):
         assert (tmp_path / "done").exists()
     holder.join()

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from filelock import FileLock
 
 TARGETS = ("results/tiny/metrics.csv", "results/report.html")
 SOURCES = ("Snakefile", "README.md", "config", "envs", "profiles", "slurm", "tokenunify", "workflow", "tests/config")
@@ -111,8 +112,12 @@ def clone(root: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
 
 
 @pytest.fixture(scope="session")
-def finished(clone: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """The tiny configuration, run to the end without disturbance."""
-    checkout = clone.copy(tmp_path_factory.mktemp("finished") / "tokenunify")
-    checkout.snakemake(*TARGETS)
-    return checkout
+def finished(clone: Checkout, session_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
+    """The tiny configuration, run to the end without disturbance, by the first worker that asks."""
+    path = session_folder / "finished"
+    with FileLock(session_folder / "finished.lock"):
+        if not path.exists():
+            checkout = clone.copy(tmp_path_factory.mktemp("finished") / "tokenunify")
+            checkout.snakemake(*TARGETS)
+            checkout.path.rename(path)
+    return Checkout(path)

@@ -159,7 +159,7 @@ def test_new_volume_executed(checkout: Checkout):
 def test_parts_do_not_change_results(checkout: Checkout):
     """More jobs per volume find every block finished and change no store."""
     stores = sorted(p for p in checkout.path.glob("results/**/*.zarr"))
-    checkout.edit(lambda c: c.update(resources={"predict": {"parts": 3}, "relabel": {"parts": 2}}))
+    checkout.edit(lambda c: c["resources"].update(predict={"parts": 3, "threads": 1}, relabel={"parts": 2}))
     checkout.snakemake(TARGETS[0])
     assert sorted(p for p in checkout.path.glob("results/**/*.zarr")) == stores
     logs = [*checkout.path.glob("logs/predict/*of3.log"), *checkout.path.glob("logs/relabel/*of2.log")]
