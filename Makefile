@@ -25,9 +25,8 @@ $(STAMP): requirements.lock pyproject.toml
 demo: setup
 	$(BIN)/snakemake results/demo/metrics.csv results/report.html --cores $(CORES) --configfile config/demo.yaml
 
-# A worker per core, yet not more than there are long files; tests/conftest.py orders and groups the tests.
 test: setup
-	$(BIN)/python -m pytest --numprocesses logical --maxprocesses 8 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest
 
 lint: setup
 	$(BIN)/ruff check

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 # One thread per process: small arrays gain nothing from more, workers that each start threads for all cores slow each
 # other many times, and results stay the same on every machine.
@@ -15,17 +16,9 @@ for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
 LONGEST_FIRST = ("tests/slurm/", "tests/workflow/test_networks.py", "tests/workflow/test_kill.py", "tests/workflow/")
 
 
-@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in the same hook
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Start the longest tests first, and keep together, in one worker, those that share a costly fixture.
-
-    All tests of SLURM share its cluster, those of one file their fixtures. The workflow's others each have a checkout
-    of their own, copied from a finished run that the workers share.
-    """
+    """Start the longest tests first."""
     items.sort(key=_rank)
-    for item in items:
-        if group := _group(item.nodeid.partition("::")[0]):
-            item.add_marker(pytest.mark.xdist_group(group))
 
 
 def _rank(item: pytest.Item) -> int:
@@ -33,11 +26,24 @@ def _rank(item: pytest.Item) -> int:
     return starts.index(True) if any(starts) else len(starts)
 
 
-def _group(file: str) -> str | None:
-    if file.startswith("tests/slurm/"):
-        return "slurm"
-    alone = file.startswith("tests/workflow/") and file != "tests/workflow/test_networks.py"
-    return None if alone else file
+class Groups(LoadScopeScheduling):
+    """Gives a worker whole groups of tests, those that share a costly fixture.
+
+    All tests of SLURM share its cluster, those of one file their fixtures. The workflow's others each have a checkout
+    of their own, copied from a finished run that the workers share.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        if file.startswith("tests/slurm/"):
+            return "tests/slurm"
+        alone = file.startswith("tests/workflow/") and file != "tests/workflow/test_networks.py"
+        return nodeid if alone else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> Groups:
+    """Not by marks and --dist loadgroup: with pytest 9.2, xdist 3.8 spreads the tests of a group over all workers."""
+    return Groups(config, log)
 
 
 @pytest.fixture(scope="session")
