@@ -1,6 +1,7 @@
 """The ingest stage: what it stores, what it refuses, and that a killed run ends with the same bytes."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,7 +111,23 @@ def test_the_manifest_says_what_downstream_needs(store, raw, labels):
 
 def test_only_the_volume_and_its_manifest_stay(store, raw, labels):
     output = store(raw, labels)
-    assert {path.name for path in output.parent.iterdir()} == {"v.json", "v.zarr", ".v.locks"}
+    (placed,) = output.parent.glob(".v.*.placed.json")
+    assert {path.name for path in output.parent.iterdir()} == {"v.json", "v.zarr", ".v.locks", placed.name}
+
+
+def test_a_manifest_that_was_removed_is_written_again_for_the_same_volume(store, raw, labels, monkeypatch):
+    output = store(raw, labels)
+    whole = output.read_bytes()
+    output.unlink()  # as Snakemake does where it was killed, although its job lived on and finished
+    monkeypatch.setattr(ingest, "_write_image", None)
+    assert store(raw, labels).read_bytes() == whole
+
+
+def test_a_volume_that_was_removed_is_made_again(store, raw, labels):
+    output = store(raw, labels)
+    shutil.rmtree(output.with_suffix(".zarr"))
+    output.unlink()
+    assert (arrays.open_volume(store(raw, labels)).raw[:] == raw).all()
 
 
 def test_raw_alone(store, raw):

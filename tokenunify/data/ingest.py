@@ -40,21 +40,24 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
     with blockwise.lock(output.with_name(f".{output.stem}.locks"), range(1)), _limited(threads):
         if _is_made(output, plain, inputs):
             return  # by a job of an earlier run, while this one waited for it
+        placed = output.with_name(f"{name}.placed.json")
+        if placed.exists() and output.with_suffix(".zarr").exists():  # Snakemake, killed before, removed the manifest
+            manifest.write(output, *manifest.read(placed).values())
+            _remove_work(output)
+            return
         opened = _open(source, progress / "unpacked")
         roi = _roi(section, opened)
         lazy = {role: _converted(role, array, roi, section) for role, array in opened.items()}
-        placed = progress / "placed.json"
-        if not placed.exists():
-            _create_group(partial, section, source, roi)
-            runs = []
-            for role, array in lazy.items():
-                with opened[role].keeping(section.shard_shape[0]):
-                    runs.append(_write_image(partial, progress, role, array, section, roi))
-            output.unlink(missing_ok=True)  # it describes the store that is replaced now
-            _replace(output.with_suffix(".zarr"), partial)
-            manifest.write(placed, {}, _total(runs))
+        _create_group(partial, section, source, roi)
+        runs = []
+        for role, array in lazy.items():
+            with opened[role].keeping(section.shard_shape[0]):
+                runs.append(_write_image(partial, progress, role, array, section, roi))
+        _forget_placed(output)
+        _replace(output.with_suffix(".zarr"), partial)
         content = _content(section, lazy, roi) | {"config": plain, "inputs": inputs}
-        manifest.write(output, content, manifest.read(placed)["run"])
+        for path in (placed, output):
+            manifest.write(path, content, _total(runs))
         _remove_work(output)
 
 
@@ -260,6 +263,13 @@ def _replace(final: Path, partial: Path) -> None:
         os.rename(final, old)
     os.rename(partial, final)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def _forget_placed(output: Path) -> None:
+    """Remove what describes the store that is about to be replaced."""
+    output.unlink(missing_ok=True)
+    for path in output.parent.glob(f".{output.stem}.*.placed.json"):
+        path.unlink()
 
 
 def _remove_work(output: Path) -> None:
