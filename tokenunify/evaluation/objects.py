@@ -59,7 +59,6 @@ def _worst(owners: np.ndarray, others: np.ndarray, table: Contingency, shape: Co
 
 def _pieces(rows: np.ndarray, others: np.ndarray, table: Contingency, shape: Coordinate) -> tuple[Piece, ...]:
     largest = rows[np.argsort(-table.counts[rows].astype(np.int64), kind="stable")][:PIECES]
-    positions = zip(
-        *(axis.tolist() for axis in np.unravel_index(table.firsts[largest].astype(np.int64), shape)), strict=True
-    )
+    z, y, x = (axis.tolist() for axis in np.unravel_index(table.firsts[largest].astype(np.int64), shape))
+    positions = zip(z, y, x, strict=True)
     return tuple(map(Piece, others[largest].tolist(), table.counts[largest].tolist(), positions))
