@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import platform
+import re
+import resource
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,8 +28,17 @@ def file_sha256(path: str | Path) -> str:
 
 def write(path: str | Path, content: dict, run: dict | None = None) -> None:
     """Write a manifest in one step: a reader sees all of it or nothing."""
-    run = {"host": platform.node(), **(run or {})}
+    run = {"host": platform.node(), "peak_mb": peak_mb(), **(run or {})}
     write_text(path, json.dumps({"content": content, "run": run}, indent=1, sort_keys=True) + "\n")
+
+
+def peak_mb() -> int:
+    """Most memory, in MiB, that this process has held at once."""
+    status = Path("/proc/self/status")
+    if status.exists():  # what getrusage tells may be that of the process that started this one
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) // 2**10  # type: ignore[index]
+    unit = 2**20 if sys.platform == "darwin" else 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
 def write_text(path: str | Path, text: str) -> None:

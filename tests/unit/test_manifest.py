@@ -38,3 +38,11 @@ def test_missing_and_broken_manifests_are_explained(tmp_path: Path):
     (tmp_path / "a.json").write_text('{"content"')
     with pytest.raises(InputError, match="is not a manifest"):
         manifest.read(tmp_path / "a.json")
+
+
+def test_the_most_memory_is_remembered_after_it_was_freed(tmp_path: Path):
+    before = manifest.peak_mb()
+    held = bytearray(b"x") * (before + 50 << 20)
+    del held
+    manifest.write(tmp_path / "a.json", {})
+    assert before + 50 <= manifest.read(tmp_path / "a.json")["run"]["peak_mb"] < 2 * before + 500
