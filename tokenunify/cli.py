@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenunify import config, stages
+from tokenunify import config, estimate, stages
 from tokenunify.blockwise import parse_part
 from tokenunify.errors import InputError
 
@@ -131,6 +131,21 @@ def parser() -> argparse.ArgumentParser:
     clean.add_argument("--dry-run", action="store_true", help="only list them")
     table = _add(commands, "networks", "print a table of the networks: parameters, legal crops, cost of a crop")
     table.add_argument("--config", type=Path, help="a configuration file: the networks of its models instead")
+    plan = _add(commands, "plan", "print what a table of scores will take: jobs, bytes, memory and hours of each stage")
+    plan.add_argument("target", help="results/VOLUME/metrics.csv")
+    plan.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    plan.add_argument("--costs", type=Path, default=estimate.COSTS, help="what benchmarks/costs.py has measured")
+    plan.add_argument(
+        "--throughput",
+        type=_throughput,
+        nargs="+",
+        default=[],
+        metavar="STAGE=VOXELS_PER_SECOND",
+        help="of one job, in place of what was measured; of a training, the voxels of its crops",
+    )
+    plan.add_argument(
+        "--voxels", type=float, nargs="*", default=estimate.SIZES, help="sizes of the volume beside its own"
+    )
     _add(commands, "schema", "print the JSON schema of the configuration file")
     return top
 
@@ -160,6 +175,16 @@ def _part(text: str) -> tuple[int, int]:
         raise argparse.ArgumentTypeError(str(error)) from None  # argparse hides the words of a ValueError
 
 
+def _throughput(text: str) -> tuple[str, float]:
+    stage, _, speed = text.partition("=")
+    try:
+        if stage in stages.SECTIONS and float(speed) > 0:
+            return stage, float(speed)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected STAGE=VOXELS_PER_SECOND such as predict=1e6, got {text!r}")
+
+
 def run(arguments: argparse.Namespace) -> None:
     """Run the chosen subcommand."""
     given = {key: value for key, value in vars(arguments).items() if key != "command"}
@@ -167,6 +192,8 @@ def run(arguments: argparse.Namespace) -> None:
         sys.stdout.write(config.schema_text())
     elif arguments.command in ("prepare", "clean"):
         importlib.import_module(f"tokenunify.{arguments.command}").run(**given)
+    elif arguments.command == "plan":
+        estimate.run(**given)
     elif arguments.command == "networks":
         importlib.import_module("tokenunify.learning.summary").run(**given)
     else:
@@ -192,7 +219,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         logger.error("%s", _os_advice(error))
         return 1
-    if arguments.command not in ("schema", "clean", "networks"):
+    if arguments.command not in ("schema", "clean", "networks", "plan"):
         logger.info("%s finished in %.1f s", arguments.command, time.monotonic() - started)
     return 0
 

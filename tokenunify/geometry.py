@@ -128,6 +128,17 @@ class Blocks:
         return range(part * len(self) // num_parts, (part + 1) * len(self) // num_parts)
 
 
+def crop_starts(length: int, *, padding: int, crop: int, stride: int) -> list[int]:
+    """First voxels of the crops along one axis: from -padding by stride, the last one ending at length + padding.
+
+    One crop that is larger than all this is centred.
+    """
+    last = length + padding - crop
+    if last <= -padding:
+        return [-((crop - length) // 2)]
+    return [*range(-padding, last, stride), last]
+
+
 def centre(shape: Coordinate, extent: Coordinate) -> tuple[slice, slice, slice]:
     """Index of the box of that extent in the middle of an array of that shape."""
     start = ((n - e) // 2 for n, e in zip(shape, extent, strict=True))

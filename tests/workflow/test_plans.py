@@ -4,12 +4,17 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from tests.workflow.conftest import Checkout, listed
+from tokenunify import estimate
 from tokenunify.cli import COMMANDS
+from tokenunify.config import load
+from tokenunify.plan import Plan
+from tokenunify.workload import Workload
 
 pytestmark = pytest.mark.workflow
 
@@ -57,6 +62,21 @@ def test_promised_cluster_command_plans_everything(clone: Checkout, tmp_path: Pa
     assert {f"prepare_{stage}" for stage in ("predict", "baseline", "fragments", "relabel")} < planned
     for rule in ("download", "ingest"):
         assert {job.wildcards for job in jobs if job.rule == rule} == {f"volume={wafer}" for wafer in WAFERS}
+
+
+@pytest.mark.parametrize(
+    ("config", "volume"),
+    [("config", "wafer36-2"), ("demo", "demo"), ("fib25", "fib25-test"), ("fib25-pretraining", "fib25-test")],
+)
+def test_the_printed_plan_counts_the_jobs_of_the_dry_run(clone: Checkout, tmp_path: Path, config: str, volume: str):
+    path = f"config/{config}.yaml"
+    jobs = listed(dry_run(clone, tmp_path, f"results/{volume}/metrics.csv", "--cores", "2", "--configfile", path))
+    planned = Counter(job.rule.replace("download_weights", "download") for job in jobs)
+    plan = Plan(load(clone.path / path))
+    found = Counter()
+    for task in Workload(plan, estimate.shapes(plan)).tasks(volume):
+        found[task.stage] += task.jobs
+    assert found == {rule: n for rule, n in planned.items() if not rule.startswith("prepare_") and rule != "metrics"}
 
 
 def test_commands_are_short_enough_for_the_shell(clone: Checkout, tmp_path: Path):

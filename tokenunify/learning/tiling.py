@@ -10,19 +10,8 @@ from math import ceil
 
 import numpy as np
 
-from tokenunify.geometry import Blocks, Coordinate, Roi
+from tokenunify.geometry import Blocks, Coordinate, Roi, crop_starts
 from tokenunify.learning.augment import mirrored
-
-
-def crop_starts(length: int, *, padding: int, crop: int, stride: int) -> list[int]:
-    """First voxels of the crops along one axis: from -padding by stride, the last one ending at length + padding.
-
-    One crop that is larger than all this is centred.
-    """
-    last = length + padding - crop
-    if last <= -padding:
-        return [-((crop - length) // 2)]
-    return [*range(-padding, last, stride), last]
 
 
 def blending_weight(crop: Coordinate, sigma: float) -> np.ndarray:
