@@ -16,7 +16,7 @@ from tokenunify import pairs
 from tokenunify.config import Score
 from tokenunify.errors import InputError
 from tokenunify.segmentation.lut import Lut
-from tokenunify.segmentation.rag import Rag
+from tokenunify.segmentation.graph import Rag
 
 NUM_BINS = 256
 Entries = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
