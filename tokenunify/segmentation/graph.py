@@ -4,7 +4,7 @@ Fewer than 2^32 nodes are assumed, so that the indices of an edge's nodes fit in
 """
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +51,18 @@ class Stored:
 
     def __getattr__(self, name: str) -> np.ndarray:
         return arrays.read_npz(self.path, self.remake, name)[name]
+
+
+def highest_alone(rag: Rag, which: np.ndarray | None = None) -> Rag:
+    """The graph in which edges (all, or those of `which`, (m,) bool) have one entry: their highest level, once."""
+    which = np.ones(rag.highest.size, bool) if which is None else which
+    lengths = np.diff(rag.starts)
+    starts = np.concatenate([[0], np.where(which, 1, lengths).cumsum()])
+    bins, amounts = np.empty(starts[-1], np.uint8), np.ones(starts[-1], np.uint64)
+    bins[starts[:-1][which]] = rag.highest[which]
+    others, kept = (np.repeat(~which, size) for size in (np.diff(starts), lengths))
+    bins[others], amounts[others] = rag.bins[kept], rag.amounts[kept]
+    return replace(rag, starts=starts, bins=bins, amounts=amounts)
 
 
 def merge(parts: Sequence[Rag | Stored]) -> Rag:
