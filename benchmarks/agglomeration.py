@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
+from itertools import islice, pairwise
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from tokenunify.config import Fragments
 from tokenunify.data import synthetic
 from tokenunify.evaluation import metrics
 from tokenunify.geometry import Blocks, Coordinate
-from tokenunify.segmentation import fragments, graph, rag, waterz
+from tokenunify.segmentation import fragments, graph, hierarchy, rag, waterz
 from tokenunify.segmentation.baseline import lower_of_pairs, smooth
 from tokenunify.segmentation.lut import Lut
 
@@ -67,16 +68,17 @@ def time_peer(affinities: np.ndarray, labels: np.ndarray) -> None:
             pass
 
 
-def merged(affinities: np.ndarray, labels: np.ndarray, block_shape: Coordinate, **options) -> graph.Rag:
-    """The graph from blocks, which are merged to four parts, and these to the whole."""
+def parts_of(affinities: np.ndarray, labels: np.ndarray, block_shape: Coordinate, *, number=4, **options) -> list:
+    """Graphs of parts, merged from those of their blocks."""
     blocks = Blocks(labels.shape, block_shape)
-    parts = [[rag.of_block(affinities, labels, blocks.roi(i), **options) for i in blocks.part(n, 4)] for n in range(4)]
-    return graph.merge([graph.merge(part) for part in parts])
+    found = (rag.of_block(affinities, labels, blocks.roi(index), **options) for index in range(len(blocks)))
+    return [graph.merge(list(islice(found, len(blocks.part(part, number))))) for part in range(number)]
 
 
 def time_ours(affinities: np.ndarray, labels: np.ndarray, threads: int) -> dict[float, Lut]:
     """Tables of fragment -> segment by the graph."""
-    return waterz.agglomerate(merged(affinities, labels, BLOCKINGS[0], histograms=False, threads=threads), THRESHOLDS)
+    parts = parts_of(affinities, labels, BLOCKINGS[0], histograms=False, threads=threads)
+    return waterz.agglomerate(graph.merge(parts), THRESHOLDS)
 
 
 def seconds(function: Callable, *arguments, repeat: int) -> float:
@@ -118,7 +120,7 @@ def write_parts(folder: Path, num_edges: int, entries: int) -> None:
         steps = np.array([1, 2, 40, 1000], np.uint64)
         edges = np.stack(np.broadcast_arrays(nodes[:, None], nodes[:, None] + steps), axis=2).reshape(-1, 2)
         counts = random.integers(1, 100, len(edges)).astype(np.uint64)
-        bins = np.tile(np.arange(entries, dtype=np.uint8) * np.uint8(256 // max(entries, 1)), len(edges))
+        bins = np.tile(np.linspace(0, 255, entries).astype(np.uint8), len(edges))
         arrays.write_npz(
             folder / f"{part}.npz",
             nodes=np.union1d(nodes, edges),
@@ -159,10 +161,32 @@ def print_memory(score: str, num_edges: int, entries: int) -> None:
     print(f"{what}, {score}: {loaded:.0f} to load, {agglomerated:.0f} to agglomerate")
 
 
+def between(one: Lut, two: Lut, sizes: np.ndarray) -> float:
+    """VOI between two segmentations of the same fragments."""
+    return metrics.scores_of(metrics.merge([metrics.Contingency(one.segments, two.segments, sizes, sizes)]))["voi"]
+
+
+def print_hierarchy(parts: list[graph.Rag]) -> None:
+    """How far merging in parts first is from the exact result, and what it saves."""
+    whole = graph.merge(parts)
+    exact = waterz.agglomerate(whole, THRESHOLDS)
+    steps = [f"{between(exact[a], exact[b], whole.sizes):.2f}" for a, b in pairwise(THRESHOLDS)]
+    print(f"  max50, VOI between exact results of one threshold and the next: {' '.join(steps)}")
+    for limit in (0.1, 0.2, 0.3):
+        tree = hierarchy.Tree(parts, "max50", limit)
+        thresholds = [threshold for threshold in THRESHOLDS if threshold >= limit]
+        tables = waterz.agglomerate(tree.gather(0, len(parts)), thresholds, tree.score)
+        voi = [f"{between(exact[t], tree.whole(table), whole.sizes):.2f}" for t, table in tables.items()]
+        print(
+            f"  hierarchy {limit}, {len(parts)} parts: at most {tree.most_edges} edges in a graph instead of "
+            f"{len(whole.edges)}, VOI to the exact results from {limit} on: {' '.join(voi)}"
+        )
+
+
 def main(*paths: str) -> None:
     """Print the comparisons."""
     affinities, labels = stored(*paths) if paths else phantom()
-    graphs = [merged(affinities, labels, block_shape) for block_shape in BLOCKINGS]
+    graphs = [graph.merge(parts_of(affinities, labels, block_shape)) for block_shape in BLOCKINGS]
     print(f"agglomeration of {labels.shape} voxels, {graphs[0].nodes.size} fragments, {len(graphs[0].edges)} edges")
     for score in SCORES:
         voi = max(differences(affinities, labels, graphs, score))
@@ -173,6 +197,7 @@ def main(*paths: str) -> None:
     for threads in (1, 2):
         ours = seconds(time_ours, affinities, labels, threads, repeat=repeat)
         print(f"  waterz {theirs:.2f} s, ours {ours:.2f} s, {threads} thread(s): {theirs / ours:.2f} x its speed")
+    print_hierarchy(parts_of(affinities, labels, BLOCKINGS[0], number=8))
     print_memory("max50", 5_000_000, 0)
     print_memory("hist50", 1_000_000, 20)
 

@@ -148,6 +148,19 @@ def test_agglomerate_says_what_it_used(workspace, predicted, labels):
     assert content["lut"] == manifest.file_sha256(workspace.folder / "segmentation" / "lut.npz")
 
 
+def test_agglomerate_with_a_hierarchy_reads_the_parts(workspace, labels):
+    predicted = workspace.affinities(workspace.volume("test", labels), noisy(labels))
+    workspace.parts = 3
+    part = workspace.rag(predicted, workspace.fragments(predicted))
+    exact = manifest.read(workspace.agglomerate(part, method="waterz"))
+    idle = manifest.read(workspace.agglomerate(part, method="waterz", hierarchy=0))
+    close = manifest.read(workspace.agglomerate(part, method="waterz", hierarchy=0.4))
+    assert idle["content"] == exact["content"]
+    assert close["content"]["lut"] != exact["content"]["lut"]
+    assert close["content"]["num_segments"] == pytest.approx(exact["content"]["num_segments"], rel=0.1)
+    assert close["run"]["voxels"] == exact["run"]["voxels"] == labels.size
+
+
 def test_agglomerate_takes_the_tuned_value(workspace, predicted):
     part = workspace.rag(predicted, workspace.fragments(predicted))
     tuned = workspace.folder / "tuned.json"

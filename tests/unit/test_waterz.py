@@ -51,7 +51,9 @@ def random_volume(seed: int):
     shape = tuple(random.integers((1, 3, 4), (6, 8, 10)))
     fragments = random.integers(random.integers(2), 1 + random.integers(2, 60), shape).astype(np.uint64)
     if random.integers(2):
-        fragments = np.concatenate([[0], np.sort(random.choice(10**12, 60, replace=False))]).astype(np.uint64)[fragments]
+        fragments = np.concatenate([[0], np.sort(random.choice(10**12, 60, replace=False))]).astype(np.uint64)[
+            fragments
+        ]
     return random_affinities(random, (3, *shape)), fragments
 
 

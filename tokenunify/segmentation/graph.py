@@ -68,13 +68,14 @@ def highest_alone(rag: Rag, which: np.ndarray | None = None) -> Rag:
 def merge(parts: Sequence[Rag | Stored]) -> Rag:
     """The graph of all parts together, whatever their order.
 
-    The parts' tables are read one by one and added to the result: no second copy of it is made.
+    Nodes and edges may come more than once, in any order. The parts' tables are read one by one and added to the
+    result: no second copy of it is made.
     """
-    nodes = _union(part.nodes for part in parts)
+    nodes = union(part.nodes for part in parts)
     sizes = np.zeros(nodes.size, np.uint64)
     for part in parts:
         np.add.at(sizes, np.searchsorted(nodes, part.nodes), part.sizes)
-    keys = _union(_keys(part, nodes) for part in parts)
+    keys = union(_keys(part, nodes) for part in parts)
     counts, sums, highest = (np.zeros(keys.size, dtype) for dtype in (np.uint64, np.uint64, np.uint8))
     for part in parts:
         place = np.searchsorted(keys, _keys(part, nodes))
@@ -86,11 +87,22 @@ def merge(parts: Sequence[Rag | Stored]) -> Rag:
     return Rag(nodes, sizes, edges, counts, sums, highest, *histograms)
 
 
-def _union(tables: Iterable[np.ndarray]) -> np.ndarray:
+def union(tables: Iterable[np.ndarray]) -> np.ndarray:
     """Distinct values, sorted."""
     values = np.concatenate([np.zeros(0, np.uint64), *tables])  # a part may have no blocks
     values.sort(kind="stable")  # the tables are sorted, which this kind makes use of
     return values[ids.run_starts(values)]
+
+
+def contract(rag: Rag, segments: np.ndarray) -> Rag:
+    """The graph of segments, one per node (n,): what lies between the same two is added up."""
+    ends = np.sort(segments[np.searchsorted(rag.nodes, rag.edges)], axis=1)
+    outer = ends[:, 0] != ends[:, 1]
+    lengths = np.diff(rag.starts)
+    entries = np.repeat(outer, lengths)
+    starts = np.concatenate([[0], lengths[outer].cumsum()])
+    statistics = rag.counts[outer], rag.sums[outer], rag.highest[outer]
+    return merge([Rag(segments, rag.sizes, ends[outer], *statistics, starts, rag.bins[entries], rag.amounts[entries])])
 
 
 def _keys(part: Rag | Stored, nodes: np.ndarray) -> np.ndarray:

@@ -79,7 +79,7 @@ def _start(rag: Rag, score: Score, frozen: np.ndarray) -> State:
     if score.startswith("max"):
         rag = highest_alone(rag)
     num_nodes, num_edges = rag.nodes.size, len(rag.edges)
-    index = np.int32 if max(num_nodes, 2 * num_edges, rag.bins.size) < 2**31 else np.int64
+    index = np.dtype(np.int32 if max(num_nodes, 2 * num_edges, rag.bins.size) < 2**31 else np.int64)
     ends = np.searchsorted(rag.nodes, rag.edges).astype(index)
     return State(
         ends=ends,
@@ -101,13 +101,13 @@ def _start(rag: Rag, score: Score, frozen: np.ndarray) -> State:
     )
 
 
-def _means(rag: Rag, index: type) -> dict:
+def _means(rag: Rag, index: np.dtype) -> dict:
     none = np.zeros(0, index)
     chains = {"entries": none, "following": none, "bins": np.zeros(0, np.uint8), "amounts": np.zeros(0, np.int64)}
     return {"quantile": 0, "sums": rag.sums / 255, "counts": rag.counts.astype(np.int64), **chains}
 
 
-def _histograms(rag: Rag, index: type, quantile: int) -> dict:
+def _histograms(rag: Rag, index: np.dtype, quantile: int) -> dict:
     if rag.starts[-1] == 0 < len(rag.edges):
         raise InputError("this graph was made without histograms, which the score needs: run rag again")
     amounts, firsts = rag.amounts.astype(np.int64), rag.starts[:-1]
