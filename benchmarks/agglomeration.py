@@ -172,6 +172,10 @@ def print_hierarchy(parts: list[graph.Rag]) -> None:
     exact = waterz.agglomerate(whole, THRESHOLDS)
     steps = [f"{between(exact[a], exact[b], whole.sizes):.2f}" for a, b in pairwise(THRESHOLDS)]
     print(f"  max50, VOI between exact results of one threshold and the next: {' '.join(steps)}")
+    names = np.random.default_rng(0).permutation(whole.nodes)
+    renamed = waterz.agglomerate(graph.contract(whole, names), THRESHOLDS)
+    ties = [f"{between(exact[t], Lut(names, table.apply(names)), whole.sizes):.2f}" for t, table in renamed.items()]
+    print(f"  between exact results of two numberings of the fragments, which decide ties: {' '.join(ties)}")
     for limit in (0.1, 0.2, 0.3):
         tree = hierarchy.Tree(parts, "max50", limit)
         thresholds = [threshold for threshold in THRESHOLDS if threshold >= limit]

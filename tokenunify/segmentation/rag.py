@@ -97,34 +97,37 @@ def _collect(affinities, fragments, box, histograms):
     """
     (z0, z1), (y0, y1), (x0, x1) = box
     found, entries = pairs.table(3), pairs.table(1)
-    last = np.zeros(4, np.int64)  # row of the last pair along each axis, and of the last fragment: often the next one's
+    last = np.zeros(3, np.int64)  # row of the last pair along each axis: often the next one's
     for z in range(z0, z1):
         for y in range(y0, y1):
             found, entries = pairs.with_room(found, 4 * (x1 - x0)), pairs.with_room(entries, 3 * (x1 - x0))
-            for x in range(x0, x1):
-                here = fragments[z, y, x]
-                if here == 0:
-                    continue
-                last[3] = _count(found, last[3], here, here, 0)
-                for axis, there in enumerate(_lower_neighbours(fragments, z, y, x)):
-                    if there == here or there == 0:
-                        continue
-                    level = affinities[axis, z, y, x]
-                    last[axis] = _count(found, last[axis], min(here, there), max(here, there), level)
-                    if histograms:
-                        entries.values[pairs.row(entries, last[axis], level), 0] += np.uint64(1)
+            _collect_row(affinities, fragments, (z, y), (x0, x1), histograms, found, entries, last)
     return (*pairs.used(found), *pairs.used(entries))
 
 
-@njit(cache=True)
-def _lower_neighbours(fragments, z, y, x):
-    """Fragments of the voxels below along z, y and x, 0 outside the volume."""
-    outside = np.uint64(0)
-    return (
-        fragments[z - 1, y, x] if z else outside,
-        fragments[z, y - 1, x] if y else outside,
-        fragments[z, y, x - 1] if x else outside,
-    )
+@njit(cache=True, nogil=True)
+def _collect_row(affinities, fragments, place, columns, histograms, found, entries, last):
+    """Count what is in a row; apart, so that the tables are passed on once per row: threads would wait for it."""
+    z, y = place
+    row = fragments[z, y]
+    below = fragments[z - 1, y] if z else np.zeros_like(row)
+    beside = fragments[z, y - 1] if y else np.zeros_like(row)
+    start, stop = columns
+    for x in range(start, stop):
+        here, before = row[x], row[x - 1] if x else np.uint64(0)
+        if x + 1 == stop or row[x + 1] != here:
+            if here != 0:
+                found.values[pairs.row(found, here, here), 0] += np.uint64(x + 1 - start)
+            start = x + 1
+        if here == 0 or (below[x] == here and beside[x] == here and before == here):
+            continue
+        for axis, there in enumerate((below[x], beside[x], before)):
+            if there == here or there == 0:
+                continue
+            level = affinities[axis, z, y, x]
+            last[axis] = _count(found, last[axis], min(here, there), max(here, there), level)
+            if histograms:
+                entries.values[pairs.row(entries, last[axis], level), 0] += np.uint64(1)
 
 
 @njit(cache=True)
