@@ -7,7 +7,6 @@ blocks, merged by parts, and gives a table of fragment -> segment for each thres
 """
 
 import os
-import resource
 import sys
 import tempfile
 import timeit
@@ -135,15 +134,21 @@ def write_parts(folder: Path, num_edges: int, entries: int) -> None:
         )
 
 
+def highest_memory() -> int:
+    """Bytes that this process has held at most; `ru_maxrss` would begin with its parent's."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
+
+
 def peaks(folder: Path, score: str) -> tuple[int, list[float]]:
     """Edges of the graph of the parts in a folder; bytes per edge that loading it, and then merging, take at most."""
     parts = [graph.Stored(path, "") for path in sorted(folder.glob("*.npz"))]
     waterz.agglomerate(rag.from_arrays(*phantom_corner()), [0.5], score)  # compiles
     before = psutil.Process().memory_info().rss
     found = graph.merge(parts)
-    loaded = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    loaded = highest_memory()
     waterz.agglomerate(found, [0.5], score)
-    agglomerated = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    agglomerated = highest_memory()
     return len(found.edges), [(peak - before) / len(found.edges) for peak in (loaded, agglomerated)]
 
 

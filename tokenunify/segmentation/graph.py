@@ -75,14 +75,15 @@ def merge(parts: Sequence[Rag | Stored]) -> Rag:
     sizes = np.zeros(nodes.size, np.uint64)
     for part in parts:
         np.add.at(sizes, np.searchsorted(nodes, part.nodes), part.sizes)
-    keys = union(_keys(part, nodes) for part in parts)
+    own = [_keys(part, nodes) for part in parts]
+    keys = union(own)
+    places = [np.searchsorted(keys, own.pop(0)) for _ in parts]
     counts, sums, highest = (np.zeros(keys.size, dtype) for dtype in (np.uint64, np.uint64, np.uint8))
-    for part in parts:
-        place = np.searchsorted(keys, _keys(part, nodes))
+    for part, place in zip(parts, places, strict=True):
         np.add.at(counts, place, part.counts)
         np.add.at(sums, place, part.sums)
         np.maximum.at(highest, place, part.highest)
-    histograms = _merge_histograms(parts, nodes, keys)
+    histograms = _merge_histograms(parts, places, keys.size)
     edges = np.stack([nodes[keys >> np.uint64(32)], nodes[keys & np.uint64(2**32 - 1)]], axis=1)
     return Rag(nodes, sizes, edges, counts, sums, highest, *histograms)
 
@@ -112,20 +113,22 @@ def _keys(part: Rag | Stored, nodes: np.ndarray) -> np.ndarray:
     return keys | np.searchsorted(nodes, v).astype(np.uint64)
 
 
-def _merge_histograms(parts: Sequence[Rag | Stored], nodes: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, ...]:
-    """`starts`, `bins` and `amounts` of the merged graph, whose size is found from the levels present, 32 B an edge."""
-    filled = [part for part in parts if part.starts[-1]]
+def _merge_histograms(parts: Sequence[Rag | Stored], places: Sequence[np.ndarray], num_edges: int) -> tuple:
+    """`starts`, `bins` and `amounts` of the merged graph, whose size is found from the levels present, 32 B an edge.
+
+    `places` are the rows that the parts' edges have in it.
+    """
+    filled = [(part, place) for part, place in zip(parts, places, strict=True) if part.starts[-1]]
     if not filled:
-        return np.zeros(keys.size + 1, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint64)
-    present = np.zeros((keys.size, NUM_LEVELS // 8), np.uint8)
-    for part in filled:
-        _mark(present, np.searchsorted(keys, _keys(part, nodes)), part.starts, part.bins)
+        return np.zeros(num_edges + 1, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint64)
+    present = np.zeros((num_edges, NUM_LEVELS // 8), np.uint8)
+    for part, place in filled:
+        _mark(present, place, part.starts, part.bins)
     starts = np.concatenate([[0], np.bitwise_count(present).sum(axis=1, dtype=np.int64).cumsum()])
     bins = _marked(present, starts[-1])
     del present
     amounts = np.zeros(bins.size, np.uint64)
-    for part in filled:
-        place = np.searchsorted(keys, _keys(part, nodes))
+    for part, place in filled:
         _add_amounts(starts, bins, amounts, place, part.starts, part.bins, part.amounts)
     return starts, bins, amounts
 
