@@ -176,11 +176,11 @@ def write_npz(path: str | Path, **tables: np.ndarray) -> None:
     os.replace(temporary, path)
 
 
-def read_npz(path: str | Path, remake: str) -> dict[str, np.ndarray]:
-    """Read the tables of a file; a missing or damaged one is reported with the advice to mend it."""
+def read_npz(path: str | Path, remake: str, *names: str) -> dict[str, np.ndarray]:
+    """Read the tables of a file, or those named; a missing or damaged file is reported with the advice to mend it."""
     try:
         with np.load(path, allow_pickle=False) as tables:
-            return dict(tables)
+            return {name: tables[name] for name in names or tables.files}
     except FileNotFoundError:
         raise InputError(f"{path} is missing; {remake}") from None
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:

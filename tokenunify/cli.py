@@ -82,6 +82,8 @@ COMMANDS = {
         "segmentation.rag",
         "region adjacency graph of a part of the blocks",
         ("affinities", "fragments", "output"),
+        (),
+        ("threads",),
         blockwise=True,
     ),
     "tune": Command(

@@ -65,10 +65,16 @@ def used(table):
 @njit(cache=True)
 def free(num_pairs):
     """Slots for so many pairs."""
-    capacity = 16
-    while capacity < 2 * num_pairs:
-        capacity *= 2
-    return np.full(capacity, FREE, np.int64)
+    return np.full(capacity(num_pairs), FREE, np.int64)
+
+
+@njit(cache=True)
+def capacity(num_pairs):
+    """How many slots so many pairs need."""
+    slots = 16
+    while slots < 2 * num_pairs:
+        slots *= 2
+    return slots
 
 
 @njit(cache=True)

@@ -66,8 +66,8 @@ def run(
             f"and {len(volumes)}"
         )
     started = time.monotonic()
-    graphs = [rag.load(path) for path in rags]
-    luts = [agglomerate.luts(graph, section.segmentation, tuned.tune) for graph in graphs]
+    graphs = [rag.parts(path) for path in rags]
+    luts = [agglomerate.luts(parts, section.segmentation, tuned.tune) for parts in graphs]
     tables = [_table(*paths, section) for paths in zip(fragments, volumes, strict=True)]
     scored = curve(tuned.tune, luts, tables, section.ignore_label)
     best = min(scored, key=lambda entry: entry["voi"])
@@ -79,7 +79,7 @@ def run(
         "volumes": [path.stem for path in volumes],
         "inputs": {name: [manifest.content_hash(path) for path in group] for name, group in paths.items()},
     }
-    voxels = sum(int(graph.sizes.sum()) for graph in graphs)
+    voxels = sum(int(part.sizes.sum()) for parts in graphs for part in parts)
     manifest.write(output, content, {"seconds": round(time.monotonic() - started, 3), "voxels": voxels})
 
 

@@ -8,7 +8,7 @@ STAGES = {
     "predict": 1,
     "baseline": 1,
     "fragments": 1,
-    "rag": 2,
+    "rag": 3,
     "tune": 1,
     "agglomerate": 1,
     "relabel": 1,

@@ -64,12 +64,12 @@ def test_rag_lut_and_segmentation_are_the_same_for_any_blocking_of_given_fragmen
     predicted = workspace.affinities(workspace.volume("test", labels), noisy(labels))
     workspace.block_shape = (10, 44, 60)
     fragments = workspace.fragments(predicted)
-    whole = rag.from_arrays(arrays.open_prepared(predicted)[:], arrays.open_prepared(fragments)[:])
-    for number, block_shape in enumerate([(2, 22, 30), (4, 44, 30), (10, 22, 60)]):
-        workspace.block_shape, workspace.folder = block_shape, tmp_path / str(number)
+    whole = rag.from_arrays(arrays.open_prepared(predicted)[:], arrays.open_prepared(fragments)[:], histograms=False)
+    for parts, block_shape in enumerate([(2, 22, 30), (4, 44, 30), (10, 22, 60)], start=1):
+        workspace.block_shape, workspace.parts, workspace.folder = block_shape, parts, tmp_path / str(parts)
         loaded = rag.load(workspace.rag(predicted, fragments))
-        for name in ("nodes", "sizes", "edges", "counts", "sums", "highest"):
-            np.testing.assert_array_equal(getattr(loaded, name), getattr(whole, name))
+        for name, table in vars(whole).items():
+            np.testing.assert_array_equal(getattr(loaded, name), table, err_msg=name)
 
 
 def test_fragments_of_cut_sections_are_connected_and_have_canonical_ids(workspace, predicted):
@@ -119,12 +119,24 @@ def test_rag_resumes_and_a_lost_block_is_named(workspace, predicted, monkeypatch
     run = manifest.read(part)["run"]
     assert (run["blocks"], run["blocks_computed_now"]) == (20, 18)
     lost = part.parent / manifest.content(part)["store"] / "blocks" / "7.npz"
-    lost.rename(lost.with_suffix(".gone"))
+    lost.unlink()
+    workspace.parts = 2
     with pytest.raises(InputError, match=r"7\.npz is missing; delete .*snakemake"):
+        workspace.rag(predicted, fragments)
+
+
+def test_the_graph_of_a_part_is_kept_and_a_damaged_one_is_named_and_made_again(workspace, predicted):
+    workspace.parts, fragments = 2, workspace.fragments(predicted)
+    part = workspace.rag(predicted, fragments)
+    kept, damaged = (
+        part.parent / manifest.content(part)["store"] / "merged" / f"part{number}of2.npz" for number in range(2)
+    )
+    whole, changed = damaged.read_bytes(), kept.stat().st_mtime_ns
+    damaged.write_bytes(whole[:-40])
+    with pytest.raises(InputError, match=r"part1of2\.npz is damaged.*; delete .*part0of2\.json and the manifests"):
         rag.load(part)
-    lost.write_bytes(lost.with_suffix(".gone").read_bytes()[:-40])
-    with pytest.raises(InputError, match=r"7\.npz is damaged"):
-        rag.load(part)
+    workspace.rag(predicted, fragments)
+    assert (damaged.read_bytes(), kept.stat().st_mtime_ns) == (whole, changed)
 
 
 def test_agglomerate_says_what_it_used(workspace, predicted, labels):
@@ -134,6 +146,19 @@ def test_agglomerate_says_what_it_used(workspace, predicted, labels):
     assert (content["method"], content["value"], content["source"]) == ("waterz", 0.4, "fixed")
     assert content["num_fragments"] == table.fragments.size > content["num_segments"] == np.unique(table.segments).size
     assert content["lut"] == manifest.file_sha256(workspace.folder / "segmentation" / "lut.npz")
+
+
+def test_agglomerate_with_a_hierarchy_reads_the_parts(workspace, labels):
+    predicted = workspace.affinities(workspace.volume("test", labels), noisy(labels))
+    workspace.parts = 3
+    part = workspace.rag(predicted, workspace.fragments(predicted))
+    exact = manifest.read(workspace.agglomerate(part, method="waterz"))
+    idle = manifest.read(workspace.agglomerate(part, method="waterz", hierarchy=0))
+    close = manifest.read(workspace.agglomerate(part, method="waterz", hierarchy=0.4))
+    assert idle["content"] == exact["content"]
+    assert close["content"]["lut"] != exact["content"]["lut"]
+    assert close["content"]["num_segments"] == pytest.approx(exact["content"]["num_segments"], rel=0.1)
+    assert close["run"]["voxels"] == exact["run"]["voxels"] == labels.size
 
 
 def test_agglomerate_takes_the_tuned_value(workspace, predicted):
@@ -203,5 +228,7 @@ def test_manifests_have_no_times_in_what_is_hashed(workspace, predicted, tmp_pat
     first = json.dumps([manifest.content(fragments.with_name("part0of1.json")), manifest.content(part)])
     fragments.with_name("part0of1.json").unlink()
     part.unlink()
-    workspace.rag(predicted, workspace.fragments(predicted))
+    fragments = workspace.fragments(predicted)
+    workspace.parts = 3
+    part = workspace.rag(predicted, fragments)
     assert first == json.dumps([manifest.content(fragments.with_name("part0of1.json")), manifest.content(part)])

@@ -23,7 +23,7 @@ def test_help_prints_the_schema_of_the_section(stage: str, capsys: pytest.Captur
 
 def test_wrong_section_is_explained(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     words = ["rag", "--config-json", json.dumps({"version": 1, "block_shapes": [8, 8, 8]})]
-    words += ["--affinities", "a.json", "--fragments", "f.json", "--output", str(tmp_path / "o.json")]
+    words += ["--affinities", "a.json", "--fragments", "f.json", "--output", str(tmp_path / "o.json"), "--threads", "1"]
     with caplog.at_level(logging.ERROR):
         assert cli.main(words) == 1
     assert "block_shapes: unknown key, did you mean block_shape?" in caplog.text

@@ -134,6 +134,11 @@ def test_valid_configuration_inherits():
         ("finetune/betas", [0.9, 1], ["finetune.betas.1: expected less than 1, found 1"]),
         ("segmentations/k/beta", {"tune": [0, 0.5]}, ["segmentations.k.beta.tune.0: expected greater than 0, found 0"]),
         ("segmentations/k/beta", {"tune": [0.5, 1]}, ["segmentations.k.beta.tune.1: expected less than 1, found 1"]),
+        (
+            "segmentations/w/hierarchy",
+            0.4,
+            ["segmentations.w: hierarchy must be at most", "0.3, got 0.4: what is"],
+        ),
         ("models/m/seeds", [0, 1, 0], ["models.m.seeds: expected different seeds, found [0, 1, 0]"]),
         ("models/m/train", "mamba", ["models.m: train: network superhuman has no mamba", "['encoder', 'decoder']"]),
         ("models/m/train", "mamba+encoder", ["models.m: train: network superhuman has no mamba", "'mamba+encoder'"]),

@@ -43,17 +43,25 @@ def test_splitting_and_merging_are_told_apart():
     assert (together["voi_split"], together["voi_merge"]) == (0, 1)
 
 
-def test_tables_of_blocks_add_up_exactly():
+def nested_loops(segmentation, labels) -> dict:
+    """(label, segment) -> voxels and raster index of the first."""
+    overlaps = {}
+    for index, voxel in enumerate(np.ndindex(labels.shape)):
+        count, first = overlaps.get(pair := (int(labels[voxel]), int(segmentation[voxel])), (0, index))
+        overlaps[pair] = count + 1, first
+    return dict(sorted(overlaps.items()))
+
+
+@pytest.mark.parametrize("block_shape", [(1, 9, 13), (3, 4, 5), (4, 2, 13), (2, 7, 3), (3, 9, 1), (4, 5, 8)])
+def test_tables_of_blocks_add_up_to_nested_loops_in_any_order(block_shape):
     segmentation, labels = volumes(1)
-    blocks = Blocks(SHAPE, (3, 4, 5))
+    blocks = Blocks(SHAPE, block_shape)
     rois = map(blocks.roi, range(len(blocks)))
     parts = [metrics.contingency(segmentation[roi.slices], labels[roi.slices], roi, SHAPE) for roi in rois]
-    whole = metrics.contingency(segmentation, labels)
-    for found, expected in zip(metrics.merge(parts[::-1]), whole, strict=True):
-        np.testing.assert_array_equal(found, expected)
-    assert whole.counts.sum() == labels.size
-    for label, segment, _, first in zip(*whole, strict=True):
-        assert first == np.flatnonzero((labels == label) & (segmentation == segment))[0]
+    expected = [(*pair, *values) for pair, values in nested_loops(segmentation, labels).items()]
+    for table in (metrics.merge(parts[::-1]), metrics.contingency(segmentation, labels)):
+        np.testing.assert_array_equal(np.stack(table, axis=1), expected)
+        assert {column.dtype for column in table} == {np.dtype(np.uint64)}
 
 
 def test_zarr_arrays_are_read_in_slabs(tmp_path):

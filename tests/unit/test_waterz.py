@@ -2,10 +2,11 @@ import numpy as np
 import pytest
 import waterz as reference
 
-from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
 from tokenunify.evaluation import metrics
+from tokenunify.geometry import Blocks
 from tokenunify.segmentation import rag, waterz
+from tokenunify.segmentation.graph import merge
 
 HISTOGRAM = "OneMinus<HistogramQuantileAffinity<RegionGraphType, {}, ScoreValue, 256{}>>"
 SCORES = {
@@ -13,32 +14,66 @@ SCORES = {
     **{f"hist{quantile}": HISTOGRAM.format(quantile, ", false") for quantile in (25, 50, 75)},
     "mean": "OneMinus<MeanAffinity<RegionGraphType, ScoreValue>>",
 }
-THRESHOLDS = [0.1, 0.25, 0.4, 0.5, 0.6, 0.75, 0.9, 1.0]
+QUANTILES = [score for score in SCORES if score != "mean"]
+THRESHOLDS = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9]
+NUM_VOLUMES = 504
+"""Each score meets as many."""
 
 
 def run_reference(affinities, fragments, thresholds, score="max50"):
-    arguments = {"scoring_function": SCORES[score], "discretize_queue": 256, "fragments": fragments.copy()}
-    results = reference.agglomerate(np.ascontiguousarray(affinities, np.float32), thresholds, **arguments)
-    return [result.copy() for result in results]
+    """Segmentations by waterz, from compact ids: its memory goes with the largest."""
+    ids, compact = np.unique(np.append(np.uint64(0), fragments), return_inverse=True)
+    arguments = {"scoring_function": SCORES[score], "discretize_queue": 256}
+    arguments["fragments"] = compact[1:].reshape(fragments.shape).astype(np.uint64)  # a copy: it is overwritten
+    floats = np.ascontiguousarray(as_floats(affinities))
+    return [ids[result] for result in reference.agglomerate(floats, thresholds, **arguments)]  # the buffer is reused
+
+
+def as_floats(affinities):
+    return affinities / np.float32(255) if affinities.dtype == np.uint8 else affinities
+
+
+def random_affinities(random, shape):
+    """All steps of uint8, any floats, some that are no numbers, only 0 and 1, or few values (heavy ties)."""
+    kind = random.integers(6)
+    if kind == 0:
+        return random.integers(0, 256, shape).astype(np.uint8)
+    if kind in (1, 2):
+        values = random.random(shape, np.float32)
+        return np.where(random.random(shape) < 0.1, np.nan, values) if kind == 2 else values
+    steps = (1, 3, 6)[kind - 3]
+    return (random.integers(0, steps + 1, shape) / steps).astype(np.float32)
 
 
 def random_volume(seed: int):
-    """Few distinct affinities (heavy ties), all steps of uint8, or any floats; with or without id 0."""
+    """Affinities and fragments of up to 5 x 7 x 9 voxels; ids dense or sparse, with or without 0."""
     random = np.random.default_rng(seed)
-    shape = tuple(random.integers((1, 3, 4), (5, 9, 12)))
-    steps = (3, 6, 255, 10**6)[seed % 4]
-    affinities = (random.integers(0, steps + 1, (3, *shape)) / steps).astype(np.float32)
-    fragments = random.integers(seed % 3 == 0, 1 + random.integers(2, 60), shape).astype(np.uint64)
-    return affinities, fragments
+    shape = tuple(random.integers((1, 3, 4), (6, 8, 10)))
+    fragments = random.integers(random.integers(2), 1 + random.integers(2, 60), shape).astype(np.uint64)
+    if random.integers(2):
+        fragments = np.concatenate([[0], np.sort(random.choice(10**12, 60, replace=False))]).astype(np.uint64)[
+            fragments
+        ]
+    return random_affinities(random, (3, *shape)), fragments
 
 
-@pytest.mark.parametrize("score", [score for score in SCORES if score != "mean"])
-@pytest.mark.parametrize("seed", range(60))
-def test_labels_are_identical_to_waterz_on_small_volumes(seed, score):
+def merged_from_blocks(affinities, fragments, block_shape):
+    blocks, grey = Blocks(fragments.shape, block_shape), rag.levels(affinities)
+    return merge([rag.of_block(grey, fragments, blocks.roi(index)) for index in range(len(blocks))])
+
+
+@pytest.mark.parametrize("seed", range(NUM_VOLUMES))
+def test_labels_are_identical_to_waterz_from_blocks_of_any_shape(seed):
     affinities, fragments = random_volume(seed)
-    tables = waterz.agglomerate(rag.from_arrays(affinities, fragments, NEAREST), THRESHOLDS, score)
-    for threshold, expected in zip(THRESHOLDS, run_reference(affinities, fragments, THRESHOLDS, score), strict=True):
-        np.testing.assert_array_equal(tables[threshold].apply(fragments), expected)
+    shapes = np.random.default_rng(seed).integers(1, np.array(fragments.shape) + 1, (3, 3))
+    found = [merged_from_blocks(affinities, fragments, tuple(map(int, shape))) for shape in shapes]
+    for name, table in vars(found[0]).items():
+        assert all(np.array_equal(getattr(other, name), table) for other in found[1:])
+    for score in (QUANTILES[seed % 6], QUANTILES[(seed + 1 + seed // 6 % 5) % 6]):
+        tables = waterz.agglomerate(found[0], THRESHOLDS, score)
+        expected = run_reference(affinities, fragments, THRESHOLDS, score)
+        for table, segmentation in zip(tables.values(), expected, strict=True):
+            np.testing.assert_array_equal(table.apply(fragments), segmentation)
 
 
 def medium_volume():
@@ -57,7 +92,7 @@ def test_labels_are_identical_to_waterz_on_a_medium_volume(score, raised):
     tables = waterz.agglomerate(rag.from_arrays(affinities, fragments), thresholds, score)
     numbers = [np.unique(table.segments).size for table in tables.values()]
     assert numbers[0] > numbers[2] > numbers[-1]
-    expected = run_reference(affinities / np.float32(255), fragments, thresholds, score)
+    expected = run_reference(affinities, fragments, thresholds, score)
     for threshold, result in zip(thresholds, expected, strict=True):
         np.testing.assert_array_equal(tables[threshold].apply(fragments), result)
 
@@ -82,7 +117,7 @@ def test_mean_affinity_is_that_of_waterz_but_for_rounding():
     affinities, fragments = medium_volume()
     thresholds = [0.3, 0.38, 0.42]
     tables = waterz.agglomerate(rag.from_arrays(affinities, fragments), thresholds, "mean")
-    expected = run_reference(affinities / np.float32(255), fragments, thresholds, "mean")
+    expected = run_reference(affinities, fragments, thresholds, "mean")
     for table, result in zip(tables.values(), expected, strict=True):
         assert metrics.scores(table.apply(fragments), result)["voi"] < 0.2
 

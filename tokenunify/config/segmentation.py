@@ -1,8 +1,8 @@
 """Fragments, agglomeration and the baseline."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tokenunify.config.base import Count, Fraction, Padding, Shape, Strict
 
@@ -61,6 +61,22 @@ class Waterz(Strict):
     higher ones merge more. mean: MeanAffinity.
     """
     threshold: Fraction | Tuned = 0.5
+    hierarchy: Fraction | None = None
+    """Null: exact, with the whole graph in memory.
+
+    Else pairs that score below this are merged in each part of the rag (`resources.rag.parts`) before the parts' graphs
+    are put together, which bounds memory. The result differs: benchmarks/agglomeration.py measures how much.
+    """
+
+    @model_validator(mode="after")
+    def _hierarchy_is_below(self) -> Self:
+        lowest = min(self.threshold.tune) if isinstance(self.threshold, Tuned) else self.threshold
+        if self.hierarchy is not None and self.hierarchy > lowest:
+            raise ValueError(
+                f"hierarchy must be at most the threshold (the lowest candidate), {lowest}, got {self.hierarchy}: "
+                "what is merged in a part stays merged; lower it"
+            )
+        return self
 
 
 class Multicut(Strict):

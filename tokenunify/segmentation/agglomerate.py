@@ -8,8 +8,9 @@ from typing import Literal
 from tokenunify import manifest
 from tokenunify.config import Multicut, Tuned, Waterz
 from tokenunify.errors import InputError
-from tokenunify.segmentation import lut, multicut, waterz
-from tokenunify.segmentation.rag import Rag, load
+from tokenunify.segmentation import hierarchy, lut, multicut, waterz
+from tokenunify.segmentation.graph import Rag, Stored, merge
+from tokenunify.segmentation.rag import parts
 from tokenunify.stages import Agglomerate
 
 
@@ -18,8 +19,13 @@ def parameter(segmentation: Waterz | Multicut) -> float | Tuned:
     return segmentation.threshold if isinstance(segmentation, Waterz) else segmentation.beta
 
 
-def luts(graph: Rag, segmentation: Waterz | Multicut, values: Sequence[float]) -> dict[float, lut.Lut]:
-    """Table at each threshold or beta."""
+def luts(
+    graphs: Sequence[Rag | Stored], segmentation: Waterz | Multicut, values: Sequence[float]
+) -> dict[float, lut.Lut]:
+    """Table at each threshold or beta, from the graphs of all parts."""
+    if isinstance(segmentation, Waterz) and segmentation.hierarchy is not None:
+        return hierarchy.agglomerate(graphs, values, segmentation.score, segmentation.hierarchy)
+    graph = merge(graphs)
     if isinstance(segmentation, Waterz):
         return waterz.agglomerate(graph, values, segmentation.score)
     return {beta: multicut.agglomerate(graph, beta, segmentation.solver) for beta in values}
@@ -42,11 +48,11 @@ def run(section: Agglomerate, plain: dict, *, rag: Path, output: Path, tuned: li
     """Write `lut.npz` and then the manifest beside it."""
     value, source = chosen(section.segmentation, tuned)
     started = time.monotonic()
-    graph = load(rag)
+    graphs = parts(rag)
     inputs = {"rag": manifest.content_hash(rag)}
     if source == "validation":
         inputs["tuned"] = manifest.content_hash(tuned[0])
-    table = luts(graph, section.segmentation, [value])[value]
+    table = luts(graphs, section.segmentation, [value])[value]
     path = output.with_name("lut.npz")
     lut.write(path, table)
     content = {
@@ -58,5 +64,5 @@ def run(section: Agglomerate, plain: dict, *, rag: Path, output: Path, tuned: li
         "num_segments": len(set(table.segments.tolist())),
         "inputs": inputs,
     }
-    run = {"seconds": round(time.monotonic() - started, 3), "voxels": int(graph.sizes.sum())}
-    manifest.write(output, content, {**run, "num_edges": len(graph.edges)})
+    voxels = sum(int(graph.sizes.sum()) for graph in graphs)
+    manifest.write(output, content, {"seconds": round(time.monotonic() - started, 3), "voxels": voxels})

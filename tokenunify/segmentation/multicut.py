@@ -10,7 +10,7 @@ import bioimage_cpp as bic
 import numpy as np
 
 from tokenunify.segmentation import lut
-from tokenunify.segmentation.rag import Rag
+from tokenunify.segmentation.graph import Rag
 
 Solver = Literal["kernighan-lin", "greedy-additive"]
 

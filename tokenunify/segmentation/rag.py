@@ -4,45 +4,21 @@ An edge joins two fragments that touch by a face. The pair of voxel p and its lo
 has the affinity of p's channel z, y or x; no edge touches id 0.
 """
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from math import ceil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numba import njit
 
-from tokenunify import arrays, blockwise, ids, manifest, pairs
+from tokenunify import arrays, blockwise, manifest, pairs
 from tokenunify.config import NEAREST
+from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi
+from tokenunify.segmentation.graph import Rag, Stored, merge
 from tokenunify.stages import Rag as Section
-
-
-@dataclass(frozen=True)
-class Rag:
-    """Nodes and edges of the graph; affinities are counted in levels 0..255."""
-
-    nodes: np.ndarray
-    """Sorted fragment ids (n,), uint64, isolated ones included."""
-    sizes: np.ndarray
-    """Voxels of each node (n,), uint64."""
-    edges: np.ndarray
-    """Fragment ids u < v (m, 2), uint64, sorted by (u, v)."""
-    counts: np.ndarray
-    """Voxel pairs of each edge (m,), uint64: the size of the boundary."""
-    sums: np.ndarray
-    """Sum of the pairs' levels (m,), uint64."""
-    highest: np.ndarray
-    """Highest level of the pairs (m,), uint8."""
-    starts: np.ndarray
-    """First entry of each edge's histogram of levels, and their number (m + 1,), int64; all 0 if there are none."""
-    bins: np.ndarray
-    """Level of each entry (k,), uint8, rising within an edge."""
-    amounts: np.ndarray
-    """Pairs of each entry (k,), uint64."""
-
-    def mean_affinities(self) -> np.ndarray:
-        """Mean affinity of each edge in [0, 1], float64."""
-        return self.sums / (255 * self.counts)
 
 
 def from_arrays(
@@ -54,8 +30,8 @@ def from_arrays(
     must contain the three nearest neighbours. fragments (z, y, x): integer ids, 0 is none.
     """
     order = [[tuple(offset) for offset in offsets].index(nearest) for nearest in NEAREST]
-    inner = tuple(slice(0, size) for size in fragments.shape)
-    return _owned(levels(affinities[order]), fragments.astype(np.uint64, copy=False), inner, histograms=histograms)
+    z, y, x = fragments.shape
+    return of_block(levels(affinities[order]), fragments, Roi((0, 0, 0), (z, y, x)), histograms=histograms)
 
 
 def levels(affinities: np.ndarray) -> np.ndarray:
@@ -64,6 +40,25 @@ def levels(affinities: np.ndarray) -> np.ndarray:
         return affinities
     scaled = np.clip(np.nan_to_num(affinities.astype(np.float32), nan=0), 0, 1) * np.float32(256)
     return np.minimum(scaled, 255).astype(np.uint8)
+
+
+def of_block(affinities: Any, fragments: Any, roi: Roi, *, histograms: bool = True, threads: int = 1) -> Rag:
+    """Graph of the voxels in a box of a volume and their lower neighbours; each thread takes some sections.
+
+    affinities (c, z, y, x), uint8, nearest neighbours first, and fragments (z, y, x): the volume's arrays or stores.
+    """
+    (z, y, x), outer = roi.shape, roi.grow((1, 1, 1), (0, 0, 0), fragments.shape)
+    grey, names = affinities[(slice(0, 3), *outer.slices)], fragments[outer.slices].astype(np.uint64, copy=False)
+    slabs = Blocks(roi.shape, (ceil(z / threads), y, x))
+
+    def collected(index: int) -> Rag:
+        inner = slabs.roi(index).moved(roi.offset).within(outer)
+        return _owned(grey, names, inner, histograms=histograms)
+
+    if len(slabs) == 1:
+        return collected(0)
+    with ThreadPoolExecutor(threads) as pool:
+        return merge(list(pool.map(collected, range(len(slabs)))))
 
 
 def _owned(affinities: np.ndarray, fragments: np.ndarray, inner: tuple[slice, ...], *, histograms: bool) -> Rag:
@@ -77,9 +72,12 @@ def _owned(affinities: np.ndarray, fragments: np.ndarray, inner: tuple[slice, ..
     place[edges] = np.arange(edges.size)
     levels = (place[entries[:, 0].astype(np.int64)] << 8) | entries[:, 1].astype(np.int64)
     entry_order = np.argsort(levels)
+    names = np.union1d(keys[nodes, 0], keys[edges])
+    sizes = np.zeros(names.size, np.uint64)
+    sizes[np.searchsorted(names, keys[nodes, 0])] = values[nodes, 0]
     return Rag(
-        nodes=keys[nodes, 0],
-        sizes=values[nodes, 0],
+        nodes=names,
+        sizes=sizes,
         edges=keys[edges],
         counts=values[edges, 0],
         sums=values[edges, 1],
@@ -99,34 +97,37 @@ def _collect(affinities, fragments, box, histograms):
     """
     (z0, z1), (y0, y1), (x0, x1) = box
     found, entries = pairs.table(3), pairs.table(1)
-    last = np.zeros(4, np.int64)  # row of the last pair along each axis, and of the last fragment: often the next one's
+    last = np.zeros(3, np.int64)  # row of the last pair along each axis: often the next one's
     for z in range(z0, z1):
         for y in range(y0, y1):
             found, entries = pairs.with_room(found, 4 * (x1 - x0)), pairs.with_room(entries, 3 * (x1 - x0))
-            for x in range(x0, x1):
-                here = fragments[z, y, x]
-                if here == 0:
-                    continue
-                last[3] = _count(found, last[3], here, here, 0)
-                for axis, there in enumerate(_lower_neighbours(fragments, z, y, x)):
-                    if there == here or there == 0:
-                        continue
-                    level = affinities[axis, z, y, x]
-                    last[axis] = _count(found, last[axis], min(here, there), max(here, there), level)
-                    if histograms:
-                        entries.values[pairs.row(entries, last[axis], level), 0] += np.uint64(1)
+            _collect_row(affinities, fragments, (z, y), (x0, x1), histograms, found, entries, last)
     return (*pairs.used(found), *pairs.used(entries))
 
 
-@njit(cache=True)
-def _lower_neighbours(fragments, z, y, x):
-    """Fragments of the voxels below along z, y and x, 0 outside the volume."""
-    outside = np.uint64(0)
-    return (
-        fragments[z - 1, y, x] if z else outside,
-        fragments[z, y - 1, x] if y else outside,
-        fragments[z, y, x - 1] if x else outside,
-    )
+@njit(cache=True, nogil=True)
+def _collect_row(affinities, fragments, place, columns, histograms, found, entries, last):
+    """Count what is in a row; apart, so that the tables are passed on once per row: threads would wait for it."""
+    z, y = place
+    row = fragments[z, y]
+    below = fragments[z - 1, y] if z else np.zeros_like(row)
+    beside = fragments[z, y - 1] if y else np.zeros_like(row)
+    start, stop = columns
+    for x in range(start, stop):
+        here, before = row[x], row[x - 1] if x else np.uint64(0)
+        if x + 1 == stop or row[x + 1] != here:
+            if here != 0:
+                found.values[pairs.row(found, here, here), 0] += np.uint64(x + 1 - start)
+            start = x + 1
+        if here == 0 or (below[x] == here and beside[x] == here and before == here):
+            continue
+        for axis, there in enumerate((below[x], beside[x], before)):
+            if there == here or there == 0:
+                continue
+            level = affinities[axis, z, y, x]
+            last[axis] = _count(found, last[axis], min(here, there), max(here, there), level)
+            if histograms:
+                entries.values[pairs.row(entries, last[axis], level), 0] += np.uint64(1)
 
 
 @njit(cache=True)
@@ -142,75 +143,41 @@ def _count(found, guess, u, v, level):
     return row
 
 
-def merge(rags: Sequence[Rag]) -> Rag:
-    """The graph of all parts together, whatever their order."""
-    joined = {f.name: np.concatenate([getattr(rag, f.name) for rag in rags]) for f in fields(Rag)}
-    order = np.argsort(joined["nodes"], kind="stable")
-    nodes = joined["nodes"][order]
-    firsts = ids.run_starts(nodes)
-    edges, edge_order, starts = ids.group_pairs(joined["edges"])
-    index = np.empty(edge_order.size, np.int64)
-    index[edge_order] = np.repeat(np.arange(starts.size), np.diff(starts, append=edge_order.size))
-    lengths = np.concatenate([np.diff(rag.starts) for rag in rags])
-    keys = (np.repeat(index, lengths) << 8) | joined["bins"]  # of the entries: their edge and level
-    entry_order = np.argsort(keys, kind="stable")
-    entries = ids.run_starts(keys[entry_order])
-    keys = keys[entry_order][entries]
-    return Rag(
-        nodes=nodes[firsts],
-        sizes=_reduce(np.add, joined["sizes"][order], firsts),
-        edges=edges,
-        counts=_reduce(np.add, joined["counts"][edge_order], starts),
-        sums=_reduce(np.add, joined["sums"][edge_order], starts),
-        highest=_reduce(np.maximum, joined["highest"][edge_order], starts),
-        starts=np.searchsorted(keys >> 8, np.arange(starts.size + 1)),
-        bins=(keys & 255).astype(np.uint8),
-        amounts=_reduce(np.add, joined["amounts"][entry_order], entries),
-    )
-
-
-def merge_all(rags: Iterable[Rag]) -> Rag:
-    """The graph of all blocks, read one after the other.
-
-    As a binary counter carries, graphs of equally many blocks are merged at once: few are held at any time, and an edge
-    is copied once per doubling.
-    """
-    waiting: list[tuple[int, Rag]] = []
-    for rag in rags:
-        blocks = 1
-        while waiting and waiting[-1][0] == blocks:
-            blocks, rag = 2 * blocks, merge([waiting.pop()[1], rag])
-        waiting.append((blocks, rag))
-    while len(waiting) > 1:
-        _, rag = waiting.pop()
-        waiting.append((0, merge([waiting.pop()[1], rag])))
-    return waiting[0][1]
-
-
-def _reduce(function: np.ufunc, values: np.ndarray, starts: np.ndarray) -> np.ndarray:
-    return function.reduceat(values, starts) if starts.size else values
-
-
 def load(part_manifest: Path) -> Rag:
-    """The whole volume's graph, from the manifest of any of its parts.
+    """The whole volume's graph, from the manifest of any of its parts."""
+    return merge(parts(part_manifest))
 
-    Raises InputError naming a block's file that is missing or damaged.
+
+def parts(part_manifest: Path) -> list[Stored]:
+    """The graphs of all parts, to be read, from the manifest of any of them.
+
+    Reading raises InputError naming a part's file that is missing or damaged.
     """
-    content = manifest.content(part_manifest)
-    folder = Path(part_manifest).parent / content["store"]
-    remake = f"delete {folder} and the manifests beside it and run snakemake again"
-    parts = (arrays.read_npz(_block(folder, index), remake) for index in range(content["blocks"]))
-    return merge_all(Rag(**tables) for tables in parts)
+    made = manifest.read(part_manifest)
+    folder, number = Path(part_manifest).parent / made["content"]["store"], made["run"]["num_parts"]
+    remake = f"delete {part_manifest} and the manifests beside it and run snakemake again"
+    return [Stored(_merged(folder, part, number), remake) for part in range(number)]
 
 
 def _block(folder: Path, index: int) -> Path:
     return folder / "blocks" / f"{index}.npz"
 
 
+def _merged(folder: Path, part: int, num_parts: int) -> Path:
+    return folder / "merged" / f"part{part}of{num_parts}.npz"
+
+
 def run(
-    section: Section, plain: dict, *, affinities: Path, fragments: Path, output: Path, part: tuple[int, int]
+    section: Section,
+    plain: dict,
+    *,
+    affinities: Path,
+    fragments: Path,
+    output: Path,
+    part: tuple[int, int],
+    threads: int,
 ) -> None:
-    """Write the graph of each block of a part as `blocks/{index}.npz`."""
+    """Write the graph of each block of a part as `blocks/{index}.npz`, and that of the part in `merged/`."""
     source, labels = arrays.open_prepared(affinities), arrays.open_prepared(fragments)
     z, y, x = labels.shape
     inputs = {"affinities": manifest.content_hash(affinities), "fragments": manifest.content_hash(fragments)}
@@ -218,10 +185,19 @@ def run(
     blocks = Blocks((z, y, x), section.block_shape)
 
     def process(index: int, roi: Roi) -> None:
-        outer = roi.grow((1, 1, 1), (0, 0, 0), (z, y, x))
-        around = source[(slice(0, 3), *outer.slices)], labels[outer.slices]
-        rag = _owned(*around, roi.within(outer), histograms=section.histograms)
-        arrays.write_npz(_block(folder, index), **{f.name: getattr(rag, f.name) for f in fields(Rag)})
+        rag = of_block(source, labels, roi, histograms=section.histograms, threads=threads)
+        arrays.write_npz(_block(folder, index), **vars(rag))
 
     run = blockwise.run_part(folder, blocks, process, part=part[0], num_parts=part[1])
-    manifest.write(output, {"store": folder.name, "blocks": len(blocks), "inputs": inputs}, run)
+    _merge_part(folder, blocks.part(*part), _merged(folder, *part))
+    content = {"store": folder.name, "blocks": len(blocks), "inputs": inputs}
+    manifest.write(output, content, {**run, "num_parts": part[1]})
+
+
+def _merge_part(folder: Path, indices: range, path: Path) -> None:
+    """Write the graph of a part's blocks, unless an earlier attempt did."""
+    try:
+        arrays.read_npz(path, "it is made again")
+    except InputError:
+        remake = f"delete {folder} and the manifests beside it and run snakemake again"
+        arrays.write_npz(path, **vars(merge([Stored(_block(folder, index), remake) for index in indices])))

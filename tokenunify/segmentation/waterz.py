@@ -15,11 +15,10 @@ from numba import njit
 from tokenunify import pairs
 from tokenunify.config import Score
 from tokenunify.errors import InputError
+from tokenunify.segmentation.graph import Rag, highest_alone
 from tokenunify.segmentation.lut import Lut
-from tokenunify.segmentation.rag import Rag
 
 NUM_BINS = 256
-Entries = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 class State(NamedTuple):
@@ -33,13 +32,15 @@ class State(NamedTuple):
     """Half-edges of each node, dead ones included."""
     labels: np.ndarray
     """The smallest node that each living node has absorbed, itself included."""
+    frozen: np.ndarray
+    """Whether a node must stay as it is."""
     slots: np.ndarray
     keys: np.ndarray
     """The living edges' nodes, and the table that finds an edge by them: `pairs`."""
     quantile: int
     """In percent; 0 for the mean."""
     sums: np.ndarray
-    """Sum of the affinities of each edge."""
+    """Sum of the affinities of each edge, for the mean only."""
     counts: np.ndarray
     """Number of affinities that each edge's score is made of."""
     entries: np.ndarray
@@ -59,82 +60,91 @@ class State(NamedTuple):
     """One number: no bin below it holds an edge."""
 
 
-def agglomerate(rag: Rag, thresholds: Sequence[float], score: Score = "max50") -> dict[float, Lut]:
+def agglomerate(
+    rag: Rag, thresholds: Sequence[float], score: Score = "max50", *, frozen: np.ndarray | None = None
+) -> dict[float, Lut]:
     """Merge edges in the order of their score (1 - affinity) while it is below a threshold: threshold -> table.
 
-    All thresholds come from one pass; each result is that of the threshold alone.
+    All thresholds come from one pass; each result is that of the threshold alone. `frozen` (n,), bool, are nodes that
+    are left as they are.
     """
     ordered = sorted(thresholds)
-    kind, quantile = (score, 0) if score == "mean" else (score[:-2], int(score[-2:]))
-    roots = _merge(
-        np.searchsorted(rag.nodes, rag.edges).astype(np.int64),
-        rag.nodes.size,
-        quantile,
-        rag.sums / 255,
-        np.ones(len(rag.edges), np.int64) if kind == "max" else rag.counts.astype(np.int64),
-        _entries(rag, whole=kind == "hist"),
-        np.array(ordered, np.float32),
-    )
+    state = _start(rag, score, np.zeros(rag.nodes.size, bool) if frozen is None else frozen)
+    roots = _merge(state, np.array(ordered, np.float32))
     return {threshold: Lut(rag.nodes, rag.nodes[root]) for threshold, root in zip(ordered, roots, strict=True)}
 
 
-def _entries(rag: Rag, *, whole: bool) -> Entries:
-    """First entry of each edge, the entry that follows each entry (-1: none), and the entries' bins and amounts."""
-    num_edges = len(rag.edges)
-    if not whole:
-        none = np.full(num_edges, -1, np.int64)
-        return np.arange(num_edges), none, rag.highest.astype(np.int64), np.ones(num_edges, np.int64)
-    if rag.starts[-1] == 0 < num_edges:
+def _start(rag: Rag, score: Score, frozen: np.ndarray) -> State:
+    """The graph before any edge is merged; numbers of nodes, edges and entries take four bytes where they fit."""
+    if score.startswith("max"):
+        rag = highest_alone(rag)
+    num_nodes, num_edges = rag.nodes.size, len(rag.edges)
+    index = np.dtype(np.int32 if max(num_nodes, 2 * num_edges, rag.bins.size) < 2**31 else np.int64)
+    ends = np.searchsorted(rag.nodes, rag.edges).astype(index)
+    return State(
+        ends=ends,
+        first=np.full(num_nodes, -1, index),
+        after=np.empty(2 * num_edges, index),
+        degrees=np.zeros(num_nodes, index),
+        labels=np.arange(num_nodes, dtype=index),
+        frozen=frozen,
+        slots=np.full(pairs.capacity(num_edges), pairs.FREE, index),
+        keys=ends.copy(),
+        **(_means(rag, index) if score == "mean" else _histograms(rag, index, int(score[-2:]))),
+        scores=np.empty(num_edges, np.float32),
+        dead=np.zeros(num_edges, bool),
+        stale=np.zeros(num_edges, bool),
+        heads=np.full(NUM_BINS, -1, index),
+        tails=np.full(NUM_BINS, -1, index),
+        behind=np.empty(num_edges, index),
+        lowest=np.zeros(1, np.int64),
+    )
+
+
+def _means(rag: Rag, index: np.dtype) -> dict:
+    none = np.zeros(0, index)
+    chains = {"entries": none, "following": none, "bins": np.zeros(0, np.uint8), "amounts": np.zeros(0, np.int64)}
+    return {"quantile": 0, "sums": rag.sums / 255, "counts": rag.counts.astype(np.int64), **chains}
+
+
+def _histograms(rag: Rag, index: np.dtype, quantile: int) -> dict:
+    if rag.starts[-1] == 0 < len(rag.edges):
         raise InputError("this graph was made without histograms, which the score needs: run rag again")
-    following = np.arange(1, rag.bins.size + 1)
+    amounts, firsts = rag.amounts.astype(np.int64), rag.starts[:-1]
+    following = np.arange(1, amounts.size + 1, dtype=index)
     following[rag.starts[1:] - 1] = -1
-    return rag.starts[:-1].copy(), following, rag.bins.astype(np.int64), rag.amounts.astype(np.int64)
+    chains = {"entries": firsts.astype(index), "following": following, "bins": rag.bins, "amounts": amounts}
+    return {"quantile": quantile, "sums": np.zeros(0), "counts": np.add.reduceat(amounts, firsts), **chains}
 
 
 @njit(cache=True)
-def _merge(ends, num_nodes, quantile, sums, counts, chains, thresholds):
+def _merge(state, thresholds):
     """Root (smallest node index) of each node at each of the rising thresholds."""
-    state = _start(ends, num_nodes, quantile, sums, counts, chains)
-    parents = np.arange(num_nodes)
-    roots = np.empty((len(thresholds), num_nodes), np.int64)
+    for e in range(len(state.ends)):
+        for side in range(2):
+            _link(state, 2 * e + side, state.ends[e, side])
+        state.slots[_find(state, state.ends[e, 0], state.ends[e, 1])] = e
+        _push(state, e)
+    parents = np.arange(len(state.labels))
+    roots = np.empty((len(thresholds), len(parents)), state.ends.dtype)
     for number, threshold in enumerate(thresholds):
         e = _top(state)
         while e >= 0 and state.scores[e] < threshold:
             state.heads[_bin(state.scores[e])] = state.behind[e]
-            if state.dead[e]:
+            a, b = state.ends[e, 0], state.ends[e, 1]
+            if state.dead[e] or state.frozen[a] or state.frozen[b]:
                 pass
             elif state.stale[e]:
                 _push(state, e)
             else:
-                one, two = state.labels[ends[e, 0]], state.labels[ends[e, 1]]
+                one, two = state.labels[a], state.labels[b]
                 parents[max(one, two)] = min(one, two)
                 _contract(state, e)
             e = _top(state)
-        for node in range(num_nodes):  # a parent is smaller, so it has its root already
+        for node in range(len(parents)):  # a parent is smaller, so it has its root already
             parents[node] = parents[parents[node]]
         roots[number] = parents
     return roots
-
-
-@njit(cache=True)
-def _start(ends, num_nodes, quantile, sums, counts, chains):
-    num_edges = len(ends)
-    first, after = np.full(num_nodes, -1, np.int64), np.empty(2 * num_edges, np.int64)
-    degrees, labels = np.zeros(num_nodes, np.int64), np.arange(num_nodes)
-    graph = (ends, first, after, degrees, labels, pairs.free(num_edges), np.empty((num_edges, 2), np.uint64))
-    entries, following, bins, amounts = chains
-    scores, behind = np.empty(num_edges, np.float32), np.empty(num_edges, np.int64)
-    dead, stale = np.zeros(num_edges, np.bool_), np.zeros(num_edges, np.bool_)
-    heads, tails = np.full(NUM_BINS, -1, np.int64), np.full(NUM_BINS, -1, np.int64)
-    queue = (scores, dead, stale, heads, tails, behind, np.zeros(1, np.int64))
-    state = State(*graph, quantile, sums, counts, entries, following, bins, amounts, *queue)
-    for e in range(num_edges):
-        for side in range(2):
-            _link(state, 2 * e + side, ends[e, side])
-        state.slots[_find(state, ends[e, 0], ends[e, 1])] = e
-        state.keys[e] = _key(ends[e, 0], ends[e, 1])
-        _push(state, e)
-    return state
 
 
 @njit(cache=True)
@@ -204,10 +214,11 @@ def _attach(state, half, a, larger):
 def _absorb(state, kept, gone):
     """Give an edge what another has."""
     state.dead[gone], state.stale[kept] = True, True
-    state.sums[kept] += state.sums[gone]
     state.counts[kept] += state.counts[gone]
     if state.quantile:
         state.entries[kept] = _pool(state, state.entries[kept], state.entries[gone])
+    else:
+        state.sums[kept] += state.sums[gone]
 
 
 @njit(cache=True)

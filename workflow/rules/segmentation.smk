@@ -127,6 +127,7 @@ rule rag:
         " --affinities {input.affinities:q}"
         " --fragments {input.fragments:q}"
         " --part {wildcards.part}/{wildcards.parts}"
+        " --threads {threads}"
         " --output {output:q}"
         " &> {log:q}"
 

@@ -1,0 +1,163 @@
+"""The graph of fragments as tables that add up: graphs of parts of a volume are merged, and edges contracted.
+
+Fewer than 2^32 nodes are assumed, so that the indices of an edge's nodes fit into one number, its key.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numba import njit
+
+from tokenunify import arrays, ids
+
+NUM_LEVELS = 256
+
+
+@dataclass(frozen=True)
+class Rag:
+    """Nodes and edges of the graph; affinities are counted in levels 0..255."""
+
+    nodes: np.ndarray
+    """Sorted fragment ids (n,), uint64, isolated ones included."""
+    sizes: np.ndarray
+    """Voxels of each node (n,), uint64; 0 in the graph of a part that has the node at the end of an edge only."""
+    edges: np.ndarray
+    """Fragment ids u < v (m, 2), uint64, sorted by (u, v)."""
+    counts: np.ndarray
+    """Voxel pairs of each edge (m,), uint64: the size of the boundary."""
+    sums: np.ndarray
+    """Sum of the pairs' levels (m,), uint64."""
+    highest: np.ndarray
+    """Highest level of the pairs (m,), uint8."""
+    starts: np.ndarray
+    """First entry of each edge's histogram of levels, and their number (m + 1,), int64; all 0 if there are none."""
+    bins: np.ndarray
+    """Level of each entry (k,), uint8, rising within an edge."""
+    amounts: np.ndarray
+    """Pairs of each entry (k,), uint64."""
+
+    def mean_affinities(self) -> np.ndarray:
+        """Mean affinity of each edge in [0, 1], float64."""
+        return self.sums / (255 * self.counts)
+
+
+class Stored:
+    """A graph in a file; a table is read when it is asked for, and damage is reported with the advice to mend it."""
+
+    def __init__(self, path: Path, remake: str):
+        self.path, self.remake = path, remake
+
+    def __getattr__(self, name: str) -> np.ndarray:
+        return arrays.read_npz(self.path, self.remake, name)[name]
+
+
+def highest_alone(rag: Rag, which: np.ndarray | None = None) -> Rag:
+    """The graph in which edges (all, or those of `which`, (m,) bool) have one entry: their highest level, once."""
+    which = np.ones(rag.highest.size, bool) if which is None else which
+    lengths = np.diff(rag.starts)
+    starts = np.concatenate([[0], np.where(which, 1, lengths).cumsum()])
+    bins, amounts = np.empty(starts[-1], np.uint8), np.ones(starts[-1], np.uint64)
+    bins[starts[:-1][which]] = rag.highest[which]
+    others, kept = (np.repeat(~which, size) for size in (np.diff(starts), lengths))
+    bins[others], amounts[others] = rag.bins[kept], rag.amounts[kept]
+    return replace(rag, starts=starts, bins=bins, amounts=amounts)
+
+
+def merge(parts: Sequence[Rag | Stored]) -> Rag:
+    """The graph of all parts together, whatever their order.
+
+    Nodes and edges may come more than once, in any order. The parts' tables are read one by one and added to the
+    result: no second copy of it is made.
+    """
+    nodes = union(part.nodes for part in parts)
+    sizes = np.zeros(nodes.size, np.uint64)
+    for part in parts:
+        np.add.at(sizes, np.searchsorted(nodes, part.nodes), part.sizes)
+    own = [_keys(part, nodes) for part in parts]
+    keys = union(own)
+    places = [np.searchsorted(keys, own.pop(0)) for _ in parts]
+    counts, sums, highest = (np.zeros(keys.size, dtype) for dtype in (np.uint64, np.uint64, np.uint8))
+    for part, place in zip(parts, places, strict=True):
+        np.add.at(counts, place, part.counts)
+        np.add.at(sums, place, part.sums)
+        np.maximum.at(highest, place, part.highest)
+    histograms = _merge_histograms(parts, places, keys.size)
+    edges = np.stack([nodes[keys >> np.uint64(32)], nodes[keys & np.uint64(2**32 - 1)]], axis=1)
+    return Rag(nodes, sizes, edges, counts, sums, highest, *histograms)
+
+
+def union(tables: Iterable[np.ndarray]) -> np.ndarray:
+    """Distinct values, sorted."""
+    values = np.concatenate([np.zeros(0, np.uint64), *tables])  # a part may have no blocks
+    values.sort(kind="stable")  # the tables are sorted, which this kind makes use of
+    return values[ids.run_starts(values)]
+
+
+def contract(rag: Rag, segments: np.ndarray) -> Rag:
+    """The graph of segments, one per node (n,): what lies between the same two is added up."""
+    ends = np.sort(segments[np.searchsorted(rag.nodes, rag.edges)], axis=1)
+    outer = ends[:, 0] != ends[:, 1]
+    lengths = np.diff(rag.starts)
+    entries = np.repeat(outer, lengths)
+    starts = np.concatenate([[0], lengths[outer].cumsum()])
+    statistics = rag.counts[outer], rag.sums[outer], rag.highest[outer]
+    return merge([Rag(segments, rag.sizes, ends[outer], *statistics, starts, rag.bins[entries], rag.amounts[entries])])
+
+
+def _keys(part: Rag | Stored, nodes: np.ndarray) -> np.ndarray:
+    """One number for each edge, uint64, that sorts as (u, v) does."""
+    u, v = part.edges.T
+    keys = np.searchsorted(nodes, u).astype(np.uint64) << np.uint64(32)
+    return keys | np.searchsorted(nodes, v).astype(np.uint64)
+
+
+def _merge_histograms(parts: Sequence[Rag | Stored], places: Sequence[np.ndarray], num_edges: int) -> tuple:
+    """`starts`, `bins` and `amounts` of the merged graph, whose size is found from the levels present, 32 B an edge.
+
+    `places` are the rows that the parts' edges have in it.
+    """
+    filled = [(part, place) for part, place in zip(parts, places, strict=True) if part.starts[-1]]
+    if not filled:
+        return np.zeros(num_edges + 1, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint64)
+    present = np.zeros((num_edges, NUM_LEVELS // 8), np.uint8)
+    for part, place in filled:
+        _mark(present, place, part.starts, part.bins)
+    starts = np.concatenate([[0], np.bitwise_count(present).sum(axis=1, dtype=np.int64).cumsum()])
+    bins = _marked(present, starts[-1])
+    del present
+    amounts = np.zeros(bins.size, np.uint64)
+    for part, place in filled:
+        _add_amounts(starts, bins, amounts, place, part.starts, part.bins, part.amounts)
+    return starts, bins, amounts
+
+
+@njit(cache=True)
+def _mark(present, place, starts, bins):
+    """Set a bit for each level of the edges, which have these rows in `present`."""
+    for edge in range(len(place)):
+        for entry in range(starts[edge], starts[edge + 1]):
+            present[place[edge], bins[entry] >> 3] |= np.uint8(1 << (bins[entry] & 7))
+
+
+@njit(cache=True)
+def _marked(present, number):
+    """The levels whose bits are set."""
+    bins, entry = np.empty(number, np.uint8), 0
+    for row in present:
+        for level in range(NUM_LEVELS):
+            if row[level >> 3] >> (level & 7) & 1:
+                bins[entry] = level
+                entry += 1
+    return bins
+
+
+@njit(cache=True)
+def _add_amounts(starts, bins, amounts, place, part_starts, part_bins, part_amounts):
+    for edge in range(len(place)):
+        at = starts[place[edge]]
+        for entry in range(part_starts[edge], part_starts[edge + 1]):
+            while bins[at] != part_bins[entry]:
+                at += 1
+            amounts[at] += part_amounts[entry]
