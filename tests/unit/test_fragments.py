@@ -34,7 +34,7 @@ def test_every_voxel_gets_a_fragment_and_objects_are_parted(settings):
     values, _ = affinities.from_labels(labels, NEAREST)
     found = fragments.watershed(values, settings)
     assert found.shape == SHAPE
-    assert found.dtype == np.uint64
+    assert found.dtype == np.uint32
     assert found.min() > 0
     assert found[1, 15, 13] != found[1, 15, 32]
     assert (found[0].max() < found[1].min()) == (settings.dimensions == 2)
@@ -109,9 +109,25 @@ def flood_fill(found, roi, volume_shape, dimensions):
 
 @pytest.mark.parametrize("name", ["post_a.npz", "post_b.npz"])
 def test_the_multicut_codes_fragments_of_real_labels_are_reproduced(golden, name):
+    """But for voxels of equal height, whose order bioimage-cpp's watershed, which made the stored ones, leaves open."""
     stored = golden(name)
     found = fragments.watershed(arrays.to_float(stored["affs_u8"][:, :12]), MULTICUT)
-    assert metrics.scores(found, stored["lmc_fragments"][:12] + 1)["voi"] == 0
+    scores = metrics.scores(found, stored["lmc_fragments"][:12] + 1)
+    assert scores["voi"] < 0.01
+    assert scores["arand"] < 0.002
+    assert np.unique(found).size == np.unique(stored["lmc_fragments"][:12]).size
+
+
+@pytest.mark.parametrize("depth", [1, 2, 5])
+def test_section_wise_fragments_do_not_depend_on_blocks_of_whole_sections(depth):
+    shape = (7, 33, 46)
+    values = np.random.default_rng(3).random((3, *shape), np.float32)
+    whole = fragments.number(fragments.watershed(values, MULTICUT), Roi((0, 0, 0), shape), shape, dimensions=2)
+    for start in range(0, 7, depth):
+        box = values[:, start : start + depth]
+        roi = Roi((start, 0, 0), box.shape[1:])
+        block = fragments.number(fragments.watershed(box, MULTICUT), roi, shape, dimensions=2)
+        np.testing.assert_array_equal(block, whole[roi.slices])
 
 
 def test_as_many_seeds_as_the_papers_code_finds(golden):

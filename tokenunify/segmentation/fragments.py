@@ -5,11 +5,11 @@ from pathlib import Path
 import bioimage_cpp as bic
 import numpy as np
 from skimage.morphology import local_maxima
-from skimage.segmentation import watershed as skimage_watershed
 
 from tokenunify import arrays, blockwise
 from tokenunify.config import Fragments
 from tokenunify.geometry import Coordinate, Roi
+from tokenunify.segmentation.flood import flood
 from tokenunify.stages import Fragments as Section
 
 
@@ -22,44 +22,33 @@ def boundary_map(affinities: np.ndarray, settings: Fragments) -> np.ndarray:
 
 
 def watershed(affinities: np.ndarray, settings: Fragments) -> np.ndarray:
-    """Fragments (z, y, x), uint64, of float32 affinities (3, z, y, x): every voxel gets one, ids are unique and > 0.
+    """Fragments (z, y, x), uint32, of float32 affinities (3, z, y, x): every voxel gets one, ids are unique and > 0.
 
     Seeds are the regional maxima (a plateau is one seed) of the distance to the boundary; where there is no boundary
     at all, or nothing else (a missing section), they are the regional minima of the map that is flooded.
     """
     boundary = boundary_map(affinities, settings)
     if settings.dimensions == 3:
-        return _flood(boundary, settings).astype(np.uint64)
-    fragments = np.empty(boundary.shape, np.uint64)
-    last = 0
-    for section, target in zip(boundary, fragments, strict=True):
-        target[:] = _flood(section, settings)
-        target += np.uint64(last)
-        last = int(target.max())
-    return fragments
+        heights, seeds = landscape(boundary, settings)
+    else:
+        sections = [landscape(section, settings) for section in boundary]
+        heights, seeds = (np.stack(arrays) for arrays in zip(*sections, strict=True))
+        last = np.cumsum([0, *seeds.max(axis=(1, 2))[:-1]], dtype=np.uint32)
+        seeds[seeds > 0] += np.broadcast_to(last[:, None, None], seeds.shape)[seeds > 0]
+    fragments = flood(heights, seeds, dimensions=settings.dimensions)
+    if not settings.min_size:
+        return fragments
+    return flood(heights, without_small(fragments, settings), dimensions=settings.dimensions)
 
 
-def _flood(boundary: np.ndarray, settings: Fragments) -> np.ndarray:
+def landscape(boundary: np.ndarray, settings: Fragments) -> tuple[np.ndarray, np.ndarray]:
+    """What is flooded, float32 in [0, 1], and the seeds (uint32, from 1), of a section or a volume."""
     distance = distances(boundary < settings.threshold, settings)
     heights = _smooth(boundary, settings.sigma_weights)
-    if settings.distance_weight and distance.max() > 0:
-        inverted = 1 - (distance - distance.min()) / distance.max()
-        heights = (1 - settings.distance_weight) * heights + settings.distance_weight * inverted
-    seeds = seeds_of(distance, heights, connectivity=boundary.ndim if settings.diagonal_seeds else 1)
-    fragments = without_small(flood(heights, seeds, settings), min_size=settings.min_size)
-    return flood(heights, fragments, settings) if not fragments.all() else fragments
-
-
-def flood(heights: np.ndarray, seeds: np.ndarray, settings: Fragments) -> np.ndarray:
-    """Seeded watershed; uint32.
-
-    A map that is not smoothed has plateaus, 8-bit affinities being saturated inside neurons: scikit-image floods them
-    from all sides at once (first in, first out), where bioimage-cpp, several times faster, gives them to one seed.
-    """
-    heights = heights.astype(np.float32)
-    if settings.sigma_weights:
-        return bic.segmentation.watershed(heights, seeds)
-    return skimage_watershed(heights, seeds.view(np.int32)).view(np.uint32)
+    if settings.distance_weight and (farthest := distance.max()) > 0:
+        inverted = 1 - (distance - distance.min()) / farthest
+        heights = np.float32(1 - settings.distance_weight) * heights + np.float32(settings.distance_weight) * inverted
+    return heights, seeds_of(distance, heights, connectivity=boundary.ndim if settings.diagonal_seeds else 1)
 
 
 def distances(inside: np.ndarray, settings: Fragments) -> np.ndarray:
@@ -83,12 +72,14 @@ def seeds_of(distance: np.ndarray, heights: np.ndarray, *, connectivity: int) ->
     return bic.segmentation.label(maxima, connectivity=connectivity).astype(np.uint32)
 
 
-def without_small(fragments: np.ndarray, *, min_size: int) -> np.ndarray:
-    """Fragments with 0 in place of those of fewer than `min_size` voxels; all stay where none is larger."""
-    small = np.bincount(fragments.ravel()) < min_size
-    small[0] = False
-    gone = small[fragments]
-    return fragments if gone.all() else np.where(gone, np.uint32(0), fragments)
+def without_small(fragments: np.ndarray, settings: Fragments) -> np.ndarray:
+    """Fragments with 0 in place of those of fewer than `min_size` voxels.
+
+    All stay where none is larger, in a section or, in 3D, in the volume.
+    """
+    gone = (np.bincount(fragments.ravel()) < settings.min_size)[fragments]
+    gone &= ~gone.all(axis=(1, 2) if settings.dimensions == 2 else None, keepdims=True)
+    return np.where(gone, np.uint32(0), fragments)
 
 
 def number(fragments: np.ndarray, roi: Roi, volume_shape: Coordinate, *, dimensions: int) -> np.ndarray:

@@ -1,0 +1,99 @@
+"""Seeded watershed by flooding (Meyer 1991): levels rise, voxels of one level flood in the order they were reached.
+
+A voxel takes the label of the neighbour that reaches it first, and floods on from its own level, be it below the
+current one. Plateaus, of which 8-bit affinities have many, are so flooded from all sides at once.
+"""
+
+import numpy as np
+from numba import njit
+
+LEVELS = 2**16
+"""Of heights in [0, 1]; the means of two or three 8-bit channels stay distinct."""
+GROUP = 2**8
+"""Levels that are passed over at once where nothing waits at any of them."""
+DRY = np.uint32(2**31)
+"""A voxel without label holds this and its level."""
+
+
+def flood(heights: np.ndarray, seeds: np.ndarray, *, dimensions: int) -> np.ndarray:
+    """Labels (z, y, x), uint32, grown from `seeds` (0: none) over faces, within sections if dimensions is 2.
+
+    heights (z, y, x), float32, are in [0, 1]; labels are below 2^31. What no seed reaches stays 0. Of equal levels the
+    seeds flood first, in raster order.
+    """
+    z, y, x = (n + 2 for n in heights.shape)
+    state = np.zeros((z, y, x), np.uint32)  # with a rim that is never dry
+    steps = np.array([y * x, x, 1][3 - dimensions :])
+    queue = np.empty(state.size, np.int32 if state.size < 2**31 else np.int64)
+    _flood(heights, seeds, state, state.reshape(-1), np.concatenate([-steps, steps[::-1]]), queue)
+    labels = state[1:-1, 1:-1, 1:-1]
+    return np.where(labels < DRY, labels, np.uint32(0))
+
+
+@njit(cache=True)
+def _level(height):
+    return np.int64(height * np.float32(LEVELS - 1) + np.float32(0.5))
+
+
+@njit(cache=True, nogil=True)
+def _flood(heights, seeds, state, flat, steps, queue):
+    """Label the voxels of `state` (`flat` is the same); each waits at most once, in its level's part of the queue."""
+    first = _fill(heights, seeds, state)
+    last, waiting = first.copy(), np.zeros(LEVELS // GROUP, np.int64)
+    _start(heights, seeds, flat, steps, queue, last, waiting)
+    level = 0
+    while level < LEVELS:
+        if first[level] == last[level]:
+            level += 1 if waiting[level // GROUP] else GROUP - level % GROUP
+            continue
+        voxel = queue[first[level]]
+        first[level] += 1
+        waiting[level // GROUP] -= 1
+        for step in steps:
+            neighbour = voxel + step
+            if flat[neighbour] >= DRY:
+                own = np.int64(flat[neighbour] - DRY)
+                flat[neighbour] = flat[voxel]
+                _push(queue, last, waiting, own, neighbour)
+                if own < level:
+                    level = own
+
+
+@njit(cache=True)
+def _fill(heights, seeds, state):
+    """Put seeds and levels into the state; returns where each level's part of the queue begins."""
+    counts = np.zeros(LEVELS, np.int64)
+    for z in range(heights.shape[0]):
+        for y in range(heights.shape[1]):
+            for x in range(heights.shape[2]):
+                level, seed = _level(heights[z, y, x]), seeds[z, y, x]
+                counts[level] += 1
+                state[z + 1, y + 1, x + 1] = seed if seed else DRY + np.uint32(level)
+    return np.cumsum(counts) - counts
+
+
+@njit(cache=True)
+def _start(heights, seeds, flat, steps, queue, last, waiting):
+    """Let the seeds' voxels that have a dry neighbour wait."""
+    _, rows, columns = heights.shape
+    for z in range(heights.shape[0]):
+        for y in range(rows):
+            for x in range(columns):
+                voxel = ((z + 1) * (rows + 2) + y + 1) * (columns + 2) + x + 1
+                if seeds[z, y, x] and _has_dry(flat, voxel, steps):
+                    _push(queue, last, waiting, _level(heights[z, y, x]), voxel)
+
+
+@njit(cache=True)
+def _has_dry(flat, voxel, steps):
+    dry = False
+    for step in steps:
+        dry |= flat[voxel + step] >= DRY
+    return dry
+
+
+@njit(cache=True)
+def _push(queue, last, waiting, level, voxel):
+    queue[last[level]] = voxel
+    last[level] += 1
+    waiting[level // GROUP] += 1
