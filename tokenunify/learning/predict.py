@@ -19,6 +19,7 @@ from typing import TypeVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tokenunify import arrays, blockwise
 from tokenunify.errors import InputError
@@ -110,10 +111,10 @@ class CropPredictor:
     def __call__(self, crops: np.ndarray) -> np.ndarray:
         """Affinities (b, 3, *output), float32 in [0, 1], of at most batch_size raw crops (b, z, y, x), float32."""
         started = time.perf_counter()
-        missing = self.batch_size - len(crops)
-        batch = torch.from_numpy(np.pad(crops, [(0, missing), *[(0, 0)] * 3]))[:, None].to(self.device)
+        padding = (0, 0) * 3 + (0, self.batch_size - len(crops))
+        batch = functional.pad(torch.from_numpy(crops), padding)[:, None].to(self.device)
         affinities = average_flips(self.forward, batch) if self.flips else self.forward(batch)
-        results = affinities[: len(crops)].cpu().numpy()
+        results = affinities[: len(crops)].contiguous().cpu().numpy()
         self.computed += len(crops)
         self.seconds += time.perf_counter() - started
         return results
