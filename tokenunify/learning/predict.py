@@ -149,7 +149,8 @@ def average_flips(forward: Callable[[Tensor], Tensor], raw: Tensor) -> Tensor:
 class Crops:
     """The predicted crops of a part, each computed when a block first needs it.
 
-    Those that later blocks need too wait in files, so that memory holds a batch of crops whatever the volume's size.
+    Those that later blocks need too wait in files, so that memory holds a batch of them whatever the volume's size, and
+    the raw of two blocks: the next one's is read while the network runs.
     """
 
     def __init__(self, raw, tiling: Tiling, blocks: Blocks, predict: CropPredictor, *, mine: range, store: Path):
@@ -192,20 +193,19 @@ class Crops:
 
     def _predicted(self, todo: list[int]) -> Iterator[np.ndarray]:
         """Affinities of the crops in the order in which the blocks first need them."""
-        numbers = (
-            number
-            for index in todo
-            for number in self.tiling.touching(self.blocks.roi(index))
-            if self._users(number)[0] == index
-        )
-        batches = iter(lambda: list(islice(numbers, self.predict.batch_size)), [])
-        for raw in ahead(self._read, batches):
-            yield from self.predict(raw)
+        crops = (crop for new in ahead(self._read, todo) for crop in new)
+        for batch in iter(lambda: list(islice(crops, self.predict.batch_size)), []):
+            yield from self.predict(np.stack(batch).astype(np.float32) * self.scale)
 
-    def _read(self, numbers: list[int]) -> np.ndarray:
-        """Raw (b, z, y, x) around the outputs, float32 in [0, 1]."""
-        crops = [read_mirrored(self.raw, self._raw_start(number), self.predict.crop) for number in numbers]
-        return np.stack(crops).astype(np.float32) * self.scale
+    def _read(self, index: int) -> list[np.ndarray]:
+        """Raw (z, y, x) of the crops that this block is the first to need, from one read of the box around them."""
+        numbers = [n for n in self.tiling.touching(self.blocks.roi(index)) if self._users(n)[0] == index]
+        if not numbers:
+            return []
+        starts = np.array([self._raw_start(number) for number in numbers])
+        low, extent = starts.min(0), np.ptp(starts, 0) + self.predict.crop
+        box = read_mirrored(self.raw, tuple(low), tuple(extent))
+        return [box[Roi(tuple(start - low), self.predict.crop).slices] for start in starts]
 
     def _raw_start(self, number: int) -> Coordinate:
         """First voxel of the raw around an output."""
