@@ -24,21 +24,16 @@ from tokenunify.data import synthetic
 from tokenunify.learning import checkpoint, networks, predict
 
 THREADS = 2
-FIB25 = c.Superhuman(
-    filters=(16, 48, 96, 128),
-    embed_kernel=(3, 3, 3),
-    embed_stride=(2, 2, 2),
-    first_kernel=(3, 3, 3),
-    pooling=(2, 2, 2),
-)
+ISOTROPIC = {"embed_kernel": (3, 3, 3), "embed_stride": (2, 2, 2), "first_kernel": (3, 3, 3), "pooling": (2, 2, 2)}
+FIB25 = c.Superhuman(filters=(16, 48, 96, 128), **ISOTROPIC)
 """The network of config/fib25.yaml."""
-TINY = c.Superhuman(filters=(2, 2), pooling=(2, 2, 2))
+TINY = c.Superhuman(filters=(2, 2), **ISOTROPIC)
 """Costs next to nothing, so that large volumes take seconds."""
 GRID = {"chunk_shape": (32, 64, 64), "shard_shape": (32, 128, 128), "block_shape": (64, 128, 128)}
 SECTION = stages.Predict(crop=(64, 64, 64), stride=(32, 32, 32), padding=(0, 0, 0), precision="bf16-mixed", **GRID)
 SHAPE = (128, 192, 192)
 MEMORY_SHAPE = (128, 128, 128)
-REPEATS = 5
+REPEATS = 3
 
 
 def write_inputs(folder: Path, raw: np.ndarray, description: c.Superhuman) -> None:
