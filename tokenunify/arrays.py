@@ -156,7 +156,9 @@ def open_volume(path: str | Path) -> Volume:
 
 def to_uint8(affinities: np.ndarray) -> np.ndarray:
     """Float affinities in [0, 1] as the 256 grey levels of the store, rounded to the nearest."""
-    return np.rint(np.clip(affinities, 0, 1) * 255).astype(np.uint8)
+    levels = np.clip(affinities, 0, 1)
+    levels *= 255  # in place: blocks are large
+    return np.rint(levels, out=levels).astype(np.uint8)
 
 
 def to_float(affinities: np.ndarray) -> np.ndarray:

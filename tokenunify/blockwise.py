@@ -7,8 +7,10 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 from filelock import FileLock
@@ -19,6 +21,8 @@ from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
 
 logger = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 120  # a lock of another host that was not touched for so long has no living owner
@@ -43,34 +47,46 @@ def store_folder(output: str | Path, stage: str, config: dict, inputs: dict[str,
 def run_part(
     folder: Path,
     blocks: Blocks,
-    process: Callable[[int, Roi], None],
+    process: Callable[[int, Roi], Result],
     *,
     part: int = 0,
     num_parts: int = 1,
+    write: Callable[[Roi, Result], None] = lambda roi, result: None,
     written: arrays.zarr.Array | None = None,
+    context: Callable[[list[int]], AbstractContextManager] = nullcontext,
 ) -> dict:
-    """Call `process(index, roi)` for each block of the part that no ledger of this folder lists as finished.
+    """Call `write(roi, process(index, roi))` for each block of the part that no ledger of this folder lists.
 
-    `process` returns when the block's file or shards are on disk; only then is the block recorded. Blocks whose
-    shards of `written` have vanished are processed again. Returns the manifest's `run`: voxels, blocks and
-    seconds, added up over the attempts.
+    The block is recorded only when `write`, in a thread beside the next block's `process`, has returned: its file or
+    shards are then on disk. Blocks whose shards of `written` have vanished are processed again. All this happens within
+    `context(blocks to process)`. Returns the manifest's `run`: voxels, blocks and seconds, added up over the attempts.
     """
     mine = blocks.part(part, num_parts)
     with lock(folder / "locks", mine) as lost:
-        ledger = folder / "ledger" / f"part{part}of{num_parts}.jsonl"
         recorded = finished_blocks(folder) & set(mine)
         done = {i for i in recorded if written is None or _shards_exist(written, blocks.roi(i))}
         todo = [index for index in mine if index not in done]
         logger.info("part %d of %d: %d blocks, %d already finished", part, num_parts, len(mine), len(mine) - len(todo))
-        for index in tqdm(todo, unit="block", mininterval=5):
-            if lost.is_set():
-                raise InputError(
-                    f"{folder}: another process took over, as this one seemed dead; run snakemake again after it"
-                )
-            started = time.perf_counter()
-            roi = blocks.roi(index)
-            process(index, roi)
-            _record(ledger, {"block": index, "voxels": roi.num_voxels, "seconds": time.perf_counter() - started})
+        ledger, last = folder / "ledger" / f"part{part}of{num_parts}.jsonl", time.perf_counter()
+
+        def finish(index: int, roi: Roi, result: Result) -> None:
+            nonlocal last
+            write(roi, result)
+            before, last = last, time.perf_counter()
+            _record(ledger, {"block": index, "voxels": roi.num_voxels, "seconds": last - before})
+
+        with context(todo), ThreadPoolExecutor(1) as writer:
+            waiting: Future = writer.submit(lambda: None)
+            for index in tqdm(todo, unit="block", mininterval=5):
+                if lost.is_set():
+                    raise InputError(
+                        f"{folder}: another process took over, as this one seemed dead; run snakemake again after it"
+                    )
+                roi = blocks.roi(index)
+                result = process(index, roi)
+                waiting.result()  # no more than one block waits to be written
+                waiting = writer.submit(finish, index, roi, result)
+            waiting.result()
         return _summary(folder, mine, computed_now=len(todo))
 
 
@@ -83,11 +99,12 @@ def fill(
     plain: dict,
     inputs: Sequence[Path],
     facts: Callable[[], dict] = dict,
+    context: Callable[[list[int]], AbstractContextManager] = nullcontext,
 ) -> None:
     """Write `compute(index, roi)` into the prepared array for each block of the part, then the part's manifest.
 
-    `facts()` is added to the manifest's `run`. Raises InputError for a store that was prepared for another config than
-    `plain` or for other inputs.
+    `facts()` is added to the manifest's `run`; `context` is that of `run_part`. Raises InputError for a store that was
+    prepared for another config than `plain` or for other inputs.
     """
     content = manifest.content(prepared)
     if (content["config"], content["inputs"]) != (plain, input_hashes(inputs)):
@@ -98,12 +115,13 @@ def fill(
     array = arrays.open_writable(prepared)
     z, y, x = content["shape"][-3:]
 
-    def process(index: int, roi: Roi) -> None:
-        array[(..., *roi.slices)] = compute(index, roi)
+    def write(roi: Roi, values: arrays.np.ndarray) -> None:
+        array[(..., *roi.slices)] = values
 
     blocks = Blocks((z, y, x), tuple(content["block_shape"]))
     folder = arrays.prepared_store(prepared).parent
-    run = run_part(folder, blocks, process, part=part[0], num_parts=part[1], written=array)
+    options = {"write": write, "written": array, "context": context}
+    run = run_part(folder, blocks, compute, part=part[0], num_parts=part[1], **options)
     manifest.write(output, {"prepared": manifest.digest(content), "part": part[0], "num_parts": part[1]}, run | facts())
 
 

@@ -1,5 +1,9 @@
 """Block-wise prediction equals a slow whole-volume loop, for any blocks and parts, killed or not."""
 
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from multiprocessing import get_context
+
 import numpy as np
 import pytest
 import torch
@@ -7,12 +11,13 @@ import torch
 from tokenunify import arrays, manifest, prepare, stages
 from tokenunify import config as c
 from tokenunify.errors import InputError
+from tokenunify.geometry import Blocks
 from tokenunify.learning import checkpoint, networks, predict
 from tokenunify.learning.tiling import Tiling, blending_weight
 
 SHAPE = (7, 37, 45)
 GRID = {"chunk_shape": (4, 8, 8), "shard_shape": (4, 8, 16)}
-BLOCKS = [(8, 40, 48), (4, 16, 16), (8, 8, 48)]
+BLOCKS = [(8, 40, 48), (4, 16, 16), (8, 8, 48), (4, 24, 32)]
 
 
 @pytest.fixture
@@ -42,17 +47,21 @@ def section(**given):
     return stages.Predict(**{**usual, **GRID, **given})
 
 
-def run(place, settings, parts=1, folder="results"):
-    """Prepare and predict all parts; the affinities and the parts' manifests."""
+def run(place, settings, parts=1, folder="results", pool=None):
+    """Prepare and predict all parts, one after the other or in the pool; the affinities and the parts' manifests."""
     text = stages.to_json("predict", settings)
     parsed, plain = stages.from_json("predict", text)
     raw, weights, prepared = place / "data/v.json", place / "models/weights.json", place / folder / "prepared.json"
     prepare.run("predict", text, [raw, weights], prepared)
-    files = {"raw": raw, "weights": weights, "prepared": prepared}
-    outputs = [place / folder / f"part{i}of{parts}.json" for i in range(parts)]
-    for i, output in enumerate(outputs):
-        predict.run(parsed, plain, **files, output=output, part=(i, parts), threads=1, device="cpu")
-    return arrays.open_prepared(prepared)[:], [manifest.read(output) for output in outputs]
+    given = {"raw": raw, "weights": weights, "prepared": prepared, "threads": 1, "device": "cpu"}
+    outputs = {(i, parts): place / folder / f"part{i}of{parts}.json" for i in range(parts)}
+    if pool is None:
+        for part, output in outputs.items():
+            predict.run(parsed, plain, **given, output=output, part=part)
+    else:
+        jobs = [pool.submit(predict.run, parsed, plain, **given, output=o, part=p) for p, o in outputs.items()]
+        assert [job.result() for job in jobs] == [None] * parts
+    return arrays.open_prepared(prepared)[:], [manifest.read(output) for output in outputs.values()]
 
 
 def reference(place, settings, lost=(0, 0, 0)):
@@ -77,16 +86,17 @@ def reference(place, settings, lost=(0, 0, 0)):
     return sums[(slice(None), *inside)] / total[inside]
 
 
-def test_any_blocks_and_parts_give_the_whole_volumes_bytes(workplace):
-    results = [
-        run(workplace, section(block_shape=block), parts, f"results/{'x'.join(map(str, block))}/{parts}")[0]
-        for block in BLOCKS
-        for parts in (1, 2)
-    ]
+def test_any_blocks_parts_and_workers_give_the_whole_volumes_bytes(workplace):
+    coarse = {"stride": (3, 13, 16)}
+    with ProcessPoolExecutor(2, get_context("spawn")) as two:
+        results = [
+            run(workplace, section(block_shape=block, **coarse), parts, f"results/{number}", pool)[0]
+            for number, (block, parts, pool) in enumerate(product(BLOCKS, (1, 2, 5), (None, two)))
+        ]
     assert results[0].shape == (3, *SHAPE) and results[0].dtype == np.uint8
     for result in results[1:]:
         np.testing.assert_array_equal(result, results[0])
-    exact = reference(workplace, section()) * 255
+    exact = reference(workplace, section(**coarse)) * 255
     assert np.abs(results[0] - exact).max() <= 0.501
     assert results[0].std() > 5
 
@@ -108,15 +118,54 @@ def test_valid_convolutions_predict_every_voxel(workplace):
     assert result.std() > 5
 
 
-def test_crops_are_computed_once_while_the_cache_lasts(workplace, monkeypatch):
-    settings = section(block_shape=(4, 16, 16))
-    result, (whole,) = run(workplace, settings)
-    tiling = Tiling(SHAPE, settings.crop, settings.stride, settings.padding)
-    assert whole["run"]["crops_computed"] == whole["run"]["crops_unique"] == len(tiling)
-    monkeypatch.setattr(predict, "CACHE_BYTES", 0)
-    again, (uncached,) = run(workplace, settings, folder="uncached")
-    assert uncached["run"]["crops_computed"] > len(tiling)
-    np.testing.assert_array_equal(again, result)
+PLANES = {"chunk_shape": (2, 8, 8), "shard_shape": (2, 8, 16), "block_shape": (2, 16, 32)}
+"""Four planes of three by two blocks; a crop touches up to three of the planes."""
+
+
+@pytest.mark.parametrize("parts", [1, 3])
+def test_a_part_computes_each_of_its_crops_once(workplace, parts):
+    settings = section(**PLANES)
+    _, manifests = run(workplace, settings, parts)
+    blocks, tiling = Blocks(SHAPE, settings.block_shape), Tiling(SHAPE, settings.crop, settings.stride, (1, 3, 4))
+    for part, written in enumerate(manifests):
+        touching = {n for index in blocks.part(part, parts) for n in tiling.touching(blocks.roi(index))}
+        assert written["run"]["crops_computed"] == written["run"]["crops_unique"] == len(touching)
+        assert 0 < written["run"]["forward_seconds"] < written["run"]["seconds"] * 1.1
+    assert list((workplace / "results").glob("*/crops-*")) == []
+
+
+def test_crops_that_a_killed_part_left_are_neither_read_nor_kept(workplace):
+    settings = section(**PLANES)
+    expected, _ = run(workplace, settings, folder="whole")
+    prepare.run(
+        "predict",
+        stages.to_json("predict", settings),
+        [workplace / "data/v.json", workplace / "models/weights.json"],
+        workplace / "results/prepared.json",
+    )
+    store = arrays.prepared_store(workplace / "results/prepared.json").parent
+    overlapping, other = store / "crops-0-24-abc", store / "crops-24-30-def"
+    for folder in (overlapping, other):
+        folder.mkdir()
+        for number in range(48):
+            np.save(folder / f"{number}.npy", np.full((3, 4, 16, 20), 7, np.float32))
+    result, _ = run(workplace, settings)
+    np.testing.assert_array_equal(result, expected)
+    assert list(store.glob("crops-*")) == [other]
+
+
+def test_an_interrupted_part_removes_its_crops(workplace, monkeypatch):
+    blend, left = predict.blend, []
+
+    def failing(crops, *arguments):
+        blend(crops, *arguments)
+        left.extend((workplace / "results").glob("*/crops-*/*.npy"))
+        raise OSError("disk full")
+
+    monkeypatch.setattr(predict, "blend", failing)
+    with pytest.raises(OSError, match="disk full"):
+        run(workplace, section(**PLANES))
+    assert left and not any(path.parent.exists() for path in left)
 
 
 def test_killed_prediction_goes_on_at_the_next_block(workplace, monkeypatch):
@@ -172,11 +221,11 @@ def test_batches_do_not_change_a_crops_result(workplace):
     single = predict.CropPredictor(network, section(), torch.device("cpu"), threads=1)
     batched = predict.CropPredictor(network, section(), torch.device("cpu"), threads=1)
     batched.batch_size = 3
-    crops = list(np.random.default_rng(0).random((4, 4, 16, 20), np.float32))
-    together, alone = batched(crops), single(crops)
-    assert len(together) == 4
-    for a, b in zip(together, alone, strict=True):
-        np.testing.assert_allclose(a, b, atol=1e-5)
+    crops = np.random.default_rng(0).random((4, 4, 16, 20), np.float32)
+    together = np.concatenate([batched(crops[:3]), batched(crops[3:])])
+    alone = np.concatenate([single(crops[n : n + 1]) for n in range(4)])
+    assert together.shape == (4, 3, 4, 16, 20)
+    np.testing.assert_allclose(together, alone, atol=1e-5)
 
 
 def test_low_precision_stays_close(workplace):

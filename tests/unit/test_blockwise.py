@@ -71,6 +71,49 @@ def test_a_vanished_shard_is_written_again(tmp_path: Path):
     assert [BLOCKS.roi(i).offset for i in seen] == [(2, 8, 0)]
 
 
+def test_one_block_is_written_while_the_next_is_processed(tmp_path: Path):
+    """A block's record comes after its write, and the block after the next is not begun before."""
+    begun = [threading.Event() for _ in range(len(BLOCKS) + 2)]
+    written: list[int] = []
+
+    def process(index: int, _: Roi) -> int:
+        begun[index].set()
+        return index
+
+    def write(_: Roi, index: int) -> None:
+        assert index + 1 == len(BLOCKS) or begun[index + 1].wait(10)
+        assert not begun[index + 2].is_set()
+        assert index not in blockwise.finished_blocks(tmp_path)
+        written.append(index)
+
+    blockwise.run_part(tmp_path, BLOCKS, process, write=write)
+    assert written == list(range(len(BLOCKS)))
+    assert blockwise.finished_blocks(tmp_path) == set(range(len(BLOCKS)))
+
+
+@pytest.mark.parametrize("failing", [1, len(BLOCKS) - 1])
+def test_an_error_of_the_writer_stops_the_part(tmp_path: Path, failing: int):
+    seen: list[int] = []
+
+    def write(roi: Roi, index: int) -> None:
+        if index == failing:
+            raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        blockwise.run_part(tmp_path, BLOCKS, lambda i, _: seen.append(i) or i, write=write)
+    assert max(seen) <= failing + 1
+    assert blockwise.finished_blocks(tmp_path) == set(range(failing))
+
+
+def test_seconds_add_up_to_the_time_that_passed(tmp_path: Path):
+    started = time.perf_counter()
+    run = blockwise.run_part(
+        tmp_path, BLOCKS, lambda i, _: time.sleep(0.02), write=lambda *_: time.sleep(0.03), num_parts=2
+    )
+    passed = time.perf_counter() - started
+    assert 0.03 * run["blocks"] <= run["seconds"] <= passed
+
+
 def test_a_flipped_byte_is_named(tmp_path: Path):
     path = tmp_path / "a.zarr"
     array = arrays.create(

@@ -1,13 +1,25 @@
-"""Block-wise prediction: a block is the blend of every crop of the whole volume that touches it."""
+"""Block-wise prediction: a block is the blend of every crop of the whole volume that touches it.
 
-import logging
-from collections.abc import Callable, Iterator
-from itertools import product
+Any blocks, parts and processes give the same bytes: crops lie where the volume's shape puts them, one crop's affinities
+do not depend on what is computed beside or before it (see CropPredictor), they are kept in full precision until their
+last block is done, and a voxel adds up its crops in the order of their numbers. `threads` and the processor do matter.
+"""
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from itertools import islice, product
 from pathlib import Path
+from shutil import rmtree
+from tempfile import TemporaryDirectory
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from tokenunify import arrays, blockwise
 from tokenunify.errors import InputError
@@ -17,12 +29,10 @@ from tokenunify.learning.networks.base import Network, output_extent
 from tokenunify.learning.tiling import Tiling, blending_weight, read_mirrored
 from tokenunify.stages import Predict
 
-logger = logging.getLogger(__name__)
+Item, Result = TypeVar("Item"), TypeVar("Result")
 
 CHANNELS = 3
 """Nearest-neighbour affinities z, y, x; further channels of a network only help its training."""
-CACHE_BYTES = 2**31
-"""Predicted crops kept for later blocks; beyond this those needed last are predicted again when their block comes."""
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -44,16 +54,19 @@ def run(
     volume = arrays.open_volume(raw).raw
     blocks = Blocks(volume.shape, section.block_shape)
     tiling = Tiling(volume.shape, predict.output, section.stride, section.padding)
-    crops = CropCache(volume, tiling, blocks, predict, mine=blocks.part(*part))
+    store = arrays.prepared_store(prepared).parent
+    crops = Crops(volume, tiling, blocks, predict, mine=blocks.part(*part), store=store)
     weight = blending_weight(predict.output, section.sigma)
 
     def compute(index: int, roi: Roi) -> np.ndarray:
-        return arrays.to_uint8(blend(crops.of_block(index), tiling, roi, weight))
+        return blend(crops.of_block(index), tiling, roi, weight)
 
     def facts() -> dict:
-        return {"crops_computed": crops.computed, "crops_unique": len(crops.unique), "device": str(predict.device)}
+        counts = {"crops_computed": predict.computed, "crops_unique": crops.unique}
+        return {**counts, "forward_seconds": round(predict.seconds, 3), "device": str(predict.device)}
 
-    blockwise.fill(prepared, output, compute, part=part, plain=plain, inputs=[raw, weights], facts=facts)
+    given = {"part": part, "plain": plain, "inputs": [raw, weights]}
+    blockwise.fill(prepared, output, compute, **given, facts=facts, context=crops.started)
 
 
 def choose_device(device: str) -> torch.device:
@@ -65,21 +78,24 @@ def choose_device(device: str) -> torch.device:
 
 
 def blend(crops: Iterator[tuple[int, np.ndarray]], tiling: Tiling, roi: Roi, weight: np.ndarray) -> np.ndarray:
-    """Weighted mean of crops (number, (c, z, y, x)) over the box, float32; they are summed as they come."""
-    total, sums = np.zeros(roi.shape, np.float32), np.float32(0)
+    """Weighted mean of crops (number, (3, z, y, x)) over the box, uint8 (3, z, y, x); they are summed as they come."""
+    total, sums = np.zeros(roi.shape, np.float32), np.zeros((CHANNELS, *roi.shape), np.float32)
     for number, affinities in crops:
         in_crop, in_roi = tiling.overlap(number, roi)
-        if np.ndim(sums) == 0:
-            sums = np.zeros((len(affinities), *roi.shape), np.float32)
         sums[(slice(None), *in_roi)] += weight[in_crop] * affinities[(slice(None), *in_crop)]
         total[in_roi] += weight[in_crop]
-    return sums / total
+    levels = np.empty(sums.shape, np.uint8)
+    for channel, mean in zip(levels, sums, strict=True):
+        mean /= total
+        channel[:] = arrays.to_uint8(mean)
+    return levels
 
 
 class CropPredictor:
     """Affinities of crops; a crop's result does not depend on what else is predicted with it.
 
-    Valid convolutions make the `output` smaller than the `crop` of raw, whose middle it is.
+    Valid convolutions make the `output` smaller than the `crop` of raw, whose middle it is. It counts the crops that
+    were `computed` and the `seconds` of the network, the way to the device and back included.
     """
 
     def __init__(self, network: Network, section: Predict, device: torch.device, threads: int):
@@ -89,19 +105,21 @@ class CropPredictor:
         # One by one on the CPU, where a batch saves nothing; on a GPU always one shape, for which kernels are the same.
         self.batch_size = 1 if device.type == "cpu" else section.batch_size
         self.network = network.to(device, memory_format=network.MEMORY_FORMAT)
+        self.computed, self.seconds = 0, 0.0
 
     @torch.inference_mode()
-    def __call__(self, crops: list[np.ndarray]) -> list[np.ndarray]:
-        """(c, *output) float32 in [0, 1] for each raw crop (z, y, x) float32 in [0, 1]."""
-        padded = crops + crops[-1:] * (-len(crops) % self.batch_size)
-        results = []
-        for first in range(0, len(padded), self.batch_size):
-            batch = torch.from_numpy(np.stack(padded[first : first + self.batch_size]))[:, None].to(self.device)
-            affinities = average_flips(self._forward, batch) if self.flips else self._forward(batch)
-            results.extend(crop.copy() for crop in affinities.cpu().numpy())  # a view would hold the whole batch
-        return results[: len(crops)]
+    def __call__(self, crops: np.ndarray) -> np.ndarray:
+        """Affinities (b, 3, *output), float32 in [0, 1], of at most batch_size raw crops (b, z, y, x), float32."""
+        started = time.perf_counter()
+        padding = (0, 0) * 3 + (0, self.batch_size - len(crops))
+        batch = functional.pad(torch.from_numpy(crops), padding)[:, None].to(self.device)
+        affinities = average_flips(self.forward, batch) if self.flips else self.forward(batch)
+        results = affinities[: len(crops)].contiguous().cpu().numpy()
+        self.computed += len(crops)
+        self.seconds += time.perf_counter() - started
+        return results
 
-    def _forward(self, raw: Tensor) -> Tensor:
+    def forward(self, raw: Tensor) -> Tensor:
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=mixed):
             logits = self.network.logits(raw)[:, :CHANNELS]
@@ -128,36 +146,66 @@ def average_flips(forward: Callable[[Tensor], Tensor], raw: Tensor) -> Tensor:
     return total / count
 
 
-class CropCache:
-    """Predicted crops of a part, computed when a block first needs them and kept while a later block does."""
+class Crops:
+    """The predicted crops of a part, each computed when a block first needs it.
 
-    def __init__(self, raw, tiling: Tiling, blocks: Blocks, predict: CropPredictor, *, mine: range):
-        self.raw, self.tiling, self.blocks, self.predict, self.mine = raw, tiling, blocks, predict, mine
-        self.kept: dict[int, np.ndarray] = {}
-        self.computed = 0
-        self.unique: set[int] = set()
+    Those that later blocks need too wait in files, so that memory holds a batch of them whatever the volume's size, and
+    the raw of two blocks: the next one's is read while the network runs.
+    """
+
+    def __init__(self, raw, tiling: Tiling, blocks: Blocks, predict: CropPredictor, *, mine: range, store: Path):
+        self.raw, self.tiling, self.blocks, self.predict = raw, tiling, blocks, predict
+        self.mine, self.store = mine, store
         self.scale = np.float32(1 / np.iinfo(raw.dtype).max)
+        self.unique = 0
+
+    @contextmanager
+    def started(self, todo: list[int]) -> Iterator[None]:
+        """Be ready for these blocks, in this order; the part's blocks are locked."""
+        for left in self.store.glob("crops-*-*-*"):
+            _, start, stop, _ = left.name.split("-", 3)
+            if int(start) < self.mine.stop and self.mine.start < int(stop):
+                rmtree(left, ignore_errors=True)  # its process was killed: else it would hold some of our blocks
+        self.todo = frozenset(todo)
+        prefix = f"crops-{self.mine.start}-{self.mine.stop}-"
+        with TemporaryDirectory(prefix=prefix, dir=self.store) as folder, closing(self._predicted(todo)) as predicted:
+            self.folder, self.predicted = Path(folder), predicted
+            yield
 
     def of_block(self, index: int) -> Iterator[tuple[int, np.ndarray]]:
         """(number, affinities) of every crop that touches the block, in the order of their numbers."""
-        needed = self.tiling.touching(self.blocks.roi(index))
-        self.unique.update(needed)
-        for first in range(0, len(needed), self.predict.batch_size):
-            numbers = needed[first : first + self.predict.batch_size]
-            self._compute([number for number in numbers if number not in self.kept])
-            for number in numbers:
-                yield number, self.kept[number]
-                if self._next_use(number, index) is None:
-                    del self.kept[number]
-            self._shrink(index, keep=needed[first + self.predict.batch_size :])
+        for number in self.tiling.touching(self.blocks.roi(index)):
+            users, path = self._users(number), self.folder / f"{number}.npy"
+            if index == users[0]:
+                affinities = next(self.predicted)
+                self.unique += 1
+                if len(users) > 1:
+                    np.save(path, affinities)
+            else:
+                affinities = np.load(path, mmap_mode="r")
+            yield number, affinities
+            if index == users[-1] and len(users) > 1:
+                path.unlink()
 
-    def _compute(self, numbers: list[int]) -> None:
+    def _users(self, number: int) -> list[int]:
+        """The blocks, in their order, that the crop is computed for."""
+        return [block for block in self.tiling.blocks(number, self.blocks) if block in self.todo]
+
+    def _predicted(self, todo: list[int]) -> Iterator[np.ndarray]:
+        """Affinities of the crops in the order in which the blocks first need them."""
+        crops = (crop for new in ahead(self._read, todo) for crop in new)
+        for batch in iter(lambda: list(islice(crops, self.predict.batch_size)), []):
+            yield from self.predict(np.stack(batch).astype(np.float32) * self.scale)
+
+    def _read(self, index: int) -> list[np.ndarray]:
+        """Raw (z, y, x) of the crops that this block is the first to need, from one read of the box around them."""
+        numbers = [n for n in self.tiling.touching(self.blocks.roi(index)) if self._users(n)[0] == index]
         if not numbers:
-            return
-        raw = [read_mirrored(self.raw, self._raw_start(n), self.predict.crop) for n in numbers]
-        results = self.predict([crop.astype(np.float32) * self.scale for crop in raw])
-        self.kept.update(zip(numbers, results, strict=True))
-        self.computed += len(numbers)
+            return []
+        starts = np.array([self._raw_start(number) for number in numbers])
+        low, extent = starts.min(0), np.ptp(starts, 0) + self.predict.crop
+        box = read_mirrored(self.raw, tuple(low), tuple(extent))
+        return [box[Roi(tuple(start - low), self.predict.crop).slices] for start in starts]
 
     def _raw_start(self, number: int) -> Coordinate:
         """First voxel of the raw around an output."""
@@ -165,15 +213,14 @@ class CropCache:
         z, y, x = (s - (c - o) // 2 for s, c, o in zip(start, crop, output, strict=True))
         return z, y, x
 
-    def _next_use(self, number: int, index: int) -> int | None:
-        later = (b for b in self.tiling.blocks(number, self.blocks) if index < b < self.mine.stop)
-        return next(later, None)
 
-    def _shrink(self, index: int, keep: list[int]) -> None:
-        """When the kept crops outgrow the limit, drop those whose next block is farthest."""
-        size = sum(crop.nbytes for crop in self.kept.values())
-        if size <= CACHE_BYTES:
-            return
-        spare = sorted(set(self.kept) - set(keep), key=lambda number: (self._next_use(number, index) or 0, number))
-        while spare and size > 0.9 * CACHE_BYTES:
-            size -= self.kept.pop(spare.pop()).nbytes
+def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """As map, but the next result is made in a thread while the last one is used."""
+    with ThreadPoolExecutor(1) as thread:
+        waiting: deque[Future] = deque()
+        for item in items:
+            waiting.append(thread.submit(function, item))
+            if len(waiting) > 1:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()

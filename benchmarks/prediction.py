@@ -1,0 +1,137 @@
+"""Block-wise prediction next to MONAI's sliding_window_inference: the same network, threads and crops in one run.
+
+Ours is the stage: it reads the raw from a zarr store and writes the store of the affinities. MONAI's has the volume in
+memory and leaves its result there. Nothing is padded, so that both have the same crops. Best run on an idle machine.
+"""
+
+import re
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from monai.inferers import sliding_window_inference
+
+from tokenunify import arrays, manifest, prepare, stages
+from tokenunify import config as c
+from tokenunify.data import synthetic
+from tokenunify.learning import checkpoint, networks, predict
+
+THREADS = 2
+ISOTROPIC = {"embed_kernel": (3, 3, 3), "embed_stride": (2, 2, 2), "first_kernel": (3, 3, 3), "pooling": (2, 2, 2)}
+FIB25 = c.Superhuman(filters=(16, 48, 96, 128), **ISOTROPIC)
+"""The network of config/fib25.yaml."""
+TINY = c.Superhuman(filters=(2, 2), **ISOTROPIC)
+"""Costs next to nothing, so that large volumes take seconds."""
+GRID = {"chunk_shape": (32, 64, 64), "shard_shape": (32, 128, 128), "block_shape": (64, 128, 128)}
+SECTION = stages.Predict(crop=(64, 64, 64), stride=(32, 32, 32), padding=(0, 0, 0), precision="bf16-mixed", **GRID)
+SHAPE = (128, 192, 192)
+MEMORY_SHAPE = (128, 128, 128)
+REPEATS = 3
+
+
+def write_inputs(folder: Path, raw: np.ndarray, description: c.Superhuman) -> None:
+    """A volume, random weights of a network, and the empty store."""
+    place = folder / "v.zarr/raw/0"
+    grid = {name: GRID[name] for name in ("chunk_shape", "shard_shape")}
+    arrays.create(place, shape=raw.shape, dtype="uint8", attributes={}, **grid)[:] = raw
+    held = {"raw": {"shape": raw.shape, "dtype": "uint8"}, "labels": None, "zero": "background"}
+    manifest.write(folder / "v.json", {**held, "voxel_size_nm": [10, 10, 10], "offset_nm": [0, 0, 0]})
+    torch.manual_seed(1)
+    plain = description.model_dump(mode="json")
+    checkpoint.save_weights(folder / "weights.safetensors", networks.build(plain).state_dict())
+    weights = manifest.file_sha256(folder / "weights.safetensors")
+    manifest.write(folder / "weights.json", {"weights": weights, "network": plain, "finetune": {"offsets": c.NEAREST}})
+
+
+def prepare_store(folder: Path) -> Path:
+    """An empty store for the affinities; its prepared.json."""
+    shutil.rmtree(folder / "out", ignore_errors=True)
+    prepared = folder / "out/prepared.json"
+    text = stages.to_json("predict", SECTION)
+    prepare.run("predict", text, [folder / "v.json", folder / "weights.json"], prepared)
+    return prepared
+
+
+def run_ours(folder: Path) -> dict[str, Any]:
+    """The stage; what its manifest tells of the run."""
+    section, plain = stages.from_json("predict", stages.to_json("predict", SECTION))
+    files = {"raw": folder / "v.json", "weights": folder / "weights.json", "prepared": folder / "out/prepared.json"}
+    output = folder / "out/part0of1.json"
+    predict.run(section, plain, **files, output=output, part=(0, 1), threads=THREADS, device="cpu")
+    return manifest.read(output)["run"]
+
+
+def run_peer(folder: Path) -> np.ndarray:
+    """Affinities (3, z, y, x), float32, by MONAI, with our network's forward pass and our blending weight."""
+    network, _ = checkpoint.rebuild(folder / "weights.json")
+    forward = predict.CropPredictor(network, SECTION, torch.device("cpu"), THREADS).forward
+    raw = torch.from_numpy(arrays.open_volume(folder / "v.json").raw[:])[None, None] / 255
+    weight = torch.from_numpy(predict.blending_weight(SECTION.crop, SECTION.sigma))[None, None]
+    with torch.inference_mode():
+        return sliding_window_inference(raw, SECTION.crop, 1, forward, 0.5, "gaussian", roi_weight_map=weight)[
+            0
+        ].numpy()
+
+
+def timed(function: Callable, folder: Path) -> tuple[float, Any]:
+    """Seconds of one call, and its result."""
+    started = time.perf_counter()
+    result = function(folder)
+    return time.perf_counter() - started, result
+
+
+def compare_speed(folder: Path) -> None:
+    """Print both rates, and where our time goes, of the fastest run of each."""
+    write_inputs(folder, synthetic.phantom(SHAPE, seed=5)[0], FIB25)
+    ours, peer = [], []
+    for _ in range(1 + REPEATS):  # the first warms up
+        prepare_store(folder)
+        peer.append(timed(run_peer, folder))
+        ours.append(timed(run_ours, folder))
+    difference = np.abs(arrays.open_prepared(folder / "out/prepared.json")[:] - peer[0][1] * 255).max()
+    (seconds, run), peer_seconds = min(ours[1:], key=lambda pair: pair[0]), min(pair[0] for pair in peer[1:])
+    voxels = np.prod(SHAPE) / 1e6
+    print(f"prediction of {SHAPE} voxels in crops of {SECTION.crop}, {THREADS} threads, {SECTION.precision}")
+    print(
+        f"  MONAI {voxels / peer_seconds:.2f} Mvoxel/s, ours {voxels / seconds:.2f} Mvoxel/s: "
+        f"{peer_seconds / seconds:.2f} x its speed"
+    )
+    print(f"  {1 - run['forward_seconds'] / seconds:.1%} of our time is outside of the network")
+    print(f"  {run['crops_computed']} crops computed, {run['crops_unique']} unique")
+    print(f"  largest difference: {difference:.2f} of 255")
+
+
+def peak(function: Callable, folder: Path) -> int:
+    """Most memory, in MiB, that this process has held after calling the function."""
+    function(folder)
+    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 2**10
+
+
+def compare_memory(folder: Path) -> None:
+    """Print how the peak grows when the volume doubles along each axis; every run has its own process."""
+    random = np.random.default_rng(0)
+    peaks: dict[str, list[int]] = {"MONAI": [], "ours": []}
+    for factor in (1, 2):
+        place = folder / str(factor)
+        shape = tuple(factor * n for n in MEMORY_SHAPE)
+        write_inputs(place, random.integers(0, 256, shape, np.uint8), TINY)
+        prepare_store(place)
+        for name, function in (("MONAI", run_peer), ("ours", run_ours)):
+            with ProcessPoolExecutor(1, get_context("spawn")) as process:
+                peaks[name].append(process.submit(peak, function, place).result())
+    print(f"peak memory when {MEMORY_SHAPE} voxels become eight times as many")
+    for name, (small, large) in peaks.items():
+        print(f"  {name}: {small} to {large} MiB, {large - small:+} MiB")
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as name:
+        compare_speed(Path(name))
+        compare_memory(Path(name))
