@@ -15,18 +15,20 @@ DRY = np.uint32(2**31)
 """A voxel without label holds this and its level."""
 
 
-def flood(heights: np.ndarray, seeds: np.ndarray, *, dimensions: int) -> np.ndarray:
-    """Labels (z, y, x), uint32, grown from `seeds` (0: none) over faces, within sections if dimensions is 2.
+def flood(heights: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+    """Labels, uint32, grown from `seeds` (0: none) in an image (y, x) or a volume (z, y, x), to neighbours by faces.
 
-    heights (z, y, x), float32, are in [0, 1]; labels are below 2^31. What no seed reaches stays 0. Of equal levels the
-    seeds flood first, in raster order.
+    heights, float32, are in [0, 1]; labels are below 2^31. What no seed reaches stays 0. Of equal levels the seeds
+    flood first, in raster order.
     """
-    z, y, x = (n + 2 for n in heights.shape)
+    shape = (1,) * (3 - heights.ndim) + heights.shape
+    z, y, x = (n + 2 for n in shape)
     state = np.zeros((z, y, x), np.uint32)  # with a rim that is never dry
-    steps = np.array([y * x, x, 1][3 - dimensions :])
+    steps = np.array([y * x, x, 1][3 - heights.ndim :])
     queue = np.empty(state.size, np.int32 if state.size < 2**31 else np.int64)
-    _flood(heights, seeds, state, state.reshape(-1), np.concatenate([-steps, steps[::-1]]), queue)
-    labels = state[1:-1, 1:-1, 1:-1]
+    around = np.concatenate([-steps, steps[::-1]])
+    _flood(heights.reshape(shape), seeds.reshape(shape), state, state.reshape(-1), around, queue)
+    labels = state[1:-1, 1:-1, 1:-1].reshape(heights.shape)
     return np.where(labels < DRY, labels, np.uint32(0))
 
 
@@ -41,7 +43,7 @@ def _flood(heights, seeds, state, flat, steps, queue):
     first = _fill(heights, seeds, state)
     last, waiting = first.copy(), np.zeros(LEVELS // GROUP, np.int64)
     _start(heights, seeds, flat, steps, queue, last, waiting)
-    level = 0
+    level = np.int64(0)
     while level < LEVELS:
         if first[level] == last[level]:
             level += 1 if waiting[level // GROUP] else GROUP - level % GROUP

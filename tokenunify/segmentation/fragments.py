@@ -29,16 +29,21 @@ def watershed(affinities: np.ndarray, settings: Fragments) -> np.ndarray:
     """
     boundary = boundary_map(affinities, settings)
     if settings.dimensions == 3:
-        heights, seeds = landscape(boundary, settings)
-    else:
-        sections = [landscape(section, settings) for section in boundary]
-        heights, seeds = (np.stack(arrays) for arrays in zip(*sections, strict=True))
-        last = np.cumsum([0, *seeds.max(axis=(1, 2))[:-1]], dtype=np.uint32)
-        seeds[seeds > 0] += np.broadcast_to(last[:, None, None], seeds.shape)[seeds > 0]
-    fragments = flood(heights, seeds, dimensions=settings.dimensions)
-    if not settings.min_size:
-        return fragments
-    return flood(heights, without_small(fragments, settings), dimensions=settings.dimensions)
+        return basins(boundary, settings)
+    fragments = np.empty(boundary.shape, np.uint32)
+    last = 0
+    for section, target in zip(boundary, fragments, strict=True):
+        target[:] = basins(section, settings)
+        target += np.uint32(last)
+        last = int(target.max())
+    return fragments
+
+
+def basins(boundary: np.ndarray, settings: Fragments) -> np.ndarray:
+    """Fragments of a section or a volume, uint32 from 1."""
+    heights, seeds = landscape(boundary, settings)
+    fragments = flood(heights, seeds)
+    return flood(heights, without_small(fragments, min_size=settings.min_size)) if settings.min_size else fragments
 
 
 def landscape(boundary: np.ndarray, settings: Fragments) -> tuple[np.ndarray, np.ndarray]:
@@ -72,14 +77,10 @@ def seeds_of(distance: np.ndarray, heights: np.ndarray, *, connectivity: int) ->
     return bic.segmentation.label(maxima, connectivity=connectivity).astype(np.uint32)
 
 
-def without_small(fragments: np.ndarray, settings: Fragments) -> np.ndarray:
-    """Fragments with 0 in place of those of fewer than `min_size` voxels.
-
-    All stay where none is larger, in a section or, in 3D, in the volume.
-    """
-    gone = (np.bincount(fragments.ravel()) < settings.min_size)[fragments]
-    gone &= ~gone.all(axis=(1, 2) if settings.dimensions == 2 else None, keepdims=True)
-    return np.where(gone, np.uint32(0), fragments)
+def without_small(fragments: np.ndarray, *, min_size: int) -> np.ndarray:
+    """Fragments with 0 in place of those of fewer than `min_size` voxels; all stay where none is larger."""
+    gone = (np.bincount(fragments.ravel()) < min_size)[fragments]
+    return fragments if gone.all() else np.where(gone, np.uint32(0), fragments)
 
 
 def number(fragments: np.ndarray, roi: Roi, volume_shape: Coordinate, *, dimensions: int) -> np.ndarray:
