@@ -61,7 +61,7 @@ def compare(name: str, segmentation: np.ndarray, labels: np.ndarray) -> None:
 
 
 def perturbed(labels: np.ndarray, first_section: int) -> np.ndarray:
-    """Segments (uint64) of some sections: labels moved, one in 11 merged with the one before, one in 5 split along z."""
+    """Segments of some sections: labels moved, one in 11 merged with the one before, one in 5 split along z; uint64."""
     moved = np.roll(labels.astype(np.uint64), (5, 9), axis=(1, 2))
     moved -= (moved % 11 == 0) & (moved > 0)
     slabs = np.arange(first_section, first_section + len(labels), dtype=np.uint64)[:, None, None] // 100

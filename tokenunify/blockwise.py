@@ -102,7 +102,7 @@ def fill(
         array[(..., *roi.slices)] = compute(index, roi)
 
     blocks = Blocks((z, y, x), tuple(content["block_shape"]))
-    folder = arrays.prepared_store(prepared).parent
+    folder = prepared.parent / Path(content["store"]).parts[0]
     run = run_part(folder, blocks, process, part=part[0], num_parts=part[1], written=array)
     manifest.write(output, {"prepared": manifest.digest(content), "part": part[0], "num_parts": part[1]}, run | facts())
 
