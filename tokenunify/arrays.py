@@ -129,6 +129,11 @@ def open_writable(path: str | Path) -> zarr.Array:
     return reopen(prepared_store(path), _delete_and_run(path))
 
 
+def open_level(path: str | Path, level: int) -> zarr.Array:
+    """A level below full resolution of the store that belongs to a `prepared.json`, to be filled."""
+    return reopen(prepared_store(path).with_name(str(level)), _delete_and_run(path))
+
+
 def _delete_and_run(prepared: str | Path) -> str:
     return f"delete {Path(prepared).parent} and run snakemake again"
 

@@ -119,7 +119,7 @@ def fill(
         array[(..., *roi.slices)] = values
 
     blocks = Blocks((z, y, x), tuple(content["block_shape"]))
-    folder = arrays.prepared_store(prepared).parent
+    folder = prepared.parent / Path(content["store"]).parts[0]
     options = {"write": write, "written": array, "context": context}
     run = run_part(folder, blocks, compute, part=part[0], num_parts=part[1], **options)
     manifest.write(output, {"prepared": manifest.digest(content), "part": part[0], "num_parts": part[1]}, run | facts())

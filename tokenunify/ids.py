@@ -14,7 +14,9 @@ def compact(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def run_starts(*arrays: np.ndarray) -> np.ndarray:
     """Positions in flat arrays of one length where any of them changes, the first element included."""
     changes = np.ones(arrays[0].size, bool)
-    changes[1:] = np.any([flat[1:] != flat[:-1] for flat in arrays], axis=0)
+    changes[1:] = False
+    for flat in arrays:
+        changes[1:] |= flat[1:] != flat[:-1]
     return np.flatnonzero(changes)
 
 

@@ -3,17 +3,22 @@
 import json
 import os
 import shutil
+from math import gcd
 from pathlib import Path
 
-from tokenunify import arrays, manifest, stages
+import zarr
+
+from tokenunify import arrays, manifest, pyramid, stages
 from tokenunify.blockwise import input_hashes, store_folder
+from tokenunify.geometry import Coordinate
 
 ARRAYS = {
-    "predict": ("affinities", "uint8", 3),
-    "baseline": ("affinities", "uint8", 3),
-    "fragments": ("fragments", "uint64", None),
-    "relabel": ("segmentation", "uint64", None),
+    "predict": ("affinities.zarr", "uint8", 3),
+    "baseline": ("affinities.zarr", "uint8", 3),
+    "fragments": ("fragments.zarr", "uint64", None),
+    "relabel": ("segmentation.zarr/0", "uint64", None),
 }
+"""Place of the array in its folder, type, and channels; the segmentation's is level 0 of a pyramid for viewing."""
 
 
 def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
@@ -29,7 +34,7 @@ def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
     folder = store_folder(output, stage, plain, hashes)
     content = {
         "stage": stage,
-        "store": f"{folder.name}/{name}.zarr",
+        "store": f"{folder.name}/{name}",
         "shape": shape if channels is None else (channels, *shape),
         "dtype": dtype,
         "block_shape": section.block_shape,
@@ -38,25 +43,51 @@ def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
         "config": json.loads(config_json),
         "inputs": hashes,
     }
-    if not (folder / f"{name}.zarr").exists():
-        _create(folder / f"{name}.zarr", content, section)
+    root = folder / Path(name).parts[0]
+    if not root.exists():
+        _create(root, content, section)
     manifest.write(output, content)
 
 
 def _create(path: Path, content: dict, section: stages.Grid) -> None:
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
-    arrays.create(
-        temporary,
-        shape=content["shape"],
-        dtype=content["dtype"],
-        chunk_shape=section.chunk_shape,
-        shard_shape=section.shard_shape,
-        attributes={key: content[key] for key in ("voxel_size_nm", "offset_nm")},
-    )
+    if Path(content["store"]).name == path.name:
+        _create_array(temporary, content, section.chunk_shape, section.shard_shape)
+    else:
+        _create_pyramid(temporary, content, section)
     try:
         os.rename(temporary, path)
     except OSError:
         if not path.exists():
             raise
         shutil.rmtree(temporary)  # another process has made it meanwhile
+
+
+def _create_array(path: Path, content: dict, chunk_shape: Coordinate, shard_shape: Coordinate) -> None:
+    arrays.create(
+        path,
+        shape=content["shape"],
+        dtype=content["dtype"],
+        chunk_shape=chunk_shape,
+        shard_shape=shard_shape,
+        attributes={key: content[key] for key in ("voxel_size_nm", "offset_nm")},
+    )
+
+
+def _create_pyramid(path: Path, content: dict, section: stages.Grid) -> None:
+    """An OME-Zarr image of labels; in every level a block fills whole shards."""
+    found = pyramid.block_levels(content["shape"], content["voxel_size_nm"], section.block_shape)
+    ome = pyramid.multiscales(path.name, [level.voxel_size_nm for level in found], content["offset_nm"], "mode")
+    ome["image-label"] = {}
+    zarr.create_group(str(path), zarr_format=3, attributes={"ome": ome})
+    for number, level in enumerate(found):
+        shard_shape = _divisor(section.shard_shape, level.block_shape)
+        described = {**content, "shape": level.shape, "voxel_size_nm": level.voxel_size_nm}
+        _create_array(path / str(number), described, _divisor(section.chunk_shape, shard_shape), shard_shape)
+
+
+def _divisor(wanted: Coordinate, whole: Coordinate) -> Coordinate:
+    """The largest shape that divides both."""
+    z, y, x = map(gcd, wanted, whole)
+    return z, y, x

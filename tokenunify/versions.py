@@ -11,7 +11,7 @@ STAGES = {
     "rag": 3,
     "tune": 1,
     "agglomerate": 1,
-    "relabel": 1,
+    "relabel": 2,
     "evaluate": 2,
     "metrics": 2,
     "report": 2,

@@ -307,7 +307,7 @@ def test_sections_without_inputs_are_left_out(tree):
 
 def test_a_damaged_store_costs_its_picture_only(tree, tmp_path, caplog):
     copy = filled(tmp_path, tree.labels)
-    next(path for path in (tmp_path / "results/test/small/seed0/multicut/relabel").rglob("c/0/*/*")).unlink()
+    next(path for path in (tmp_path / "results/test/small/seed0/multicut/relabel").rglob("0/c/0/*/*")).unlink()
     page = Page(copy.report([copy.metrics()], copy.manifests))
     assert sum(r.startswith("data:image/png") for r in page.references) == 6
     assert "lacks 1 of its shard files" in caplog.text

@@ -74,6 +74,16 @@ def test_zarr_arrays_are_read_in_slabs(tmp_path):
     assert metrics.scores(*stored) == metrics.scores(segmentation, labels)
 
 
+@pytest.mark.parametrize("dtypes", [("uint8", "int64"), ("int16", ">u4"), ("uint64", "bool")])
+def test_the_type_of_the_ids_does_not_matter(dtypes):
+    segmentation, labels = (array.clip(0, 1) if "bool" in dtypes else array for array in volumes(4))
+    found = metrics.contingency(segmentation.astype(dtypes[0]), labels.astype(dtypes[1]))
+    expected = metrics.contingency(segmentation.astype(np.uint64), labels.astype(np.uint64))
+    for column, wanted in zip(found, expected, strict=True):
+        assert column.dtype == np.uint64
+        np.testing.assert_array_equal(column, wanted)
+
+
 def test_large_ids_stay_apart():
     labels = np.array([[[2**63, 2**63 + 1, 2**64 - 2]]], np.uint64)
     assert metrics.scores(labels, labels) == {"voi_split": 0, "voi_merge": 0, "voi": 0, "arand": 0}

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tokenunify.data import pyramid
+from tokenunify import pyramid
 
 SHAPE = (3, 7, 10)
 
@@ -34,6 +34,14 @@ def test_isotropic_volumes_shrink_in_every_axis():
 
 def test_small_volumes_have_one_level():
     assert pyramid.levels((200, 128, 90), (35, 8, 8)) == [((200, 128, 90), (35, 8, 8))]
+
+
+def test_blocks_fill_the_levels_that_divide_them_into_boxes_worth_a_file():
+    found = pyramid.block_levels((300, 2100, 2000), (40, 10, 10), (32, 256, 384))
+    assert [level.block_shape for level in found] == [(32, 256, 384), (32, 128, 192), (32, 64, 96), (16, 32, 48)]
+    assert found[2] == ((300, 525, 500), (40, 40, 40), (1, 2, 2), (32, 64, 96))
+    assert len(pyramid.block_levels((300, 2100, 2000), (40, 10, 10), (32, 255, 384))) == 1
+    assert len(pyramid.block_levels((1, 1, 1), (40, 10, 10), (32, 256, 384))) == 1
 
 
 def test_a_single_section_keeps_its_thickness():

@@ -13,9 +13,9 @@ import numpy as np
 import zarr
 
 import tokenunify
-from tokenunify import arrays, blockwise, manifest, stages
+from tokenunify import arrays, blockwise, manifest, pyramid, stages
 from tokenunify.config import Phantom
-from tokenunify.data import convert, pyramid, readers, sources, synthetic
+from tokenunify.data import convert, readers, sources, synthetic
 from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize

@@ -25,7 +25,9 @@ def read_labels(labels: arrays.Store, roi: Roi, *, erode: bool, ignore_label: in
     outer = roi.grow((0, 1, 1), (0, 1, 1), (z, y, x)) if erode else roi
     read = labels[outer.slices]
     scored = affinities.erode_labels(read)[roi.within(outer)] if erode else read
-    return np.where(scored == affinities.IGNORE, ignore_label, scored).astype(np.uint64)
+    if scored.dtype == np.uint64:
+        scored[scored == affinities.IGNORE] = ignore_label
+    return scored
 
 
 def overlaps(

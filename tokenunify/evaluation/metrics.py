@@ -15,7 +15,7 @@ from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, Roi
 
 STRIDE = 1024
-"""Voxels between two looks at the room that the table has."""
+"""Runs between two looks at the room that the table has."""
 
 
 class Contingency(NamedTuple):
@@ -53,29 +53,31 @@ def check_shapes(first: str, first_shape: tuple[int, ...], second: str, second_s
 
 def contingency(segmentation: Any, labels: Any, roi: Roi | None = None, shape: Coordinate | None = None) -> Contingency:
     """Table of two integer arrays (z, y, x), of the box `roi` of a volume of that shape or of a whole volume."""
-    truth, found = (np.asarray(array).astype(np.uint64, copy=False) for array in (labels, segmentation))
-    keys, values = _overlaps(truth.ravel(), found.ravel())
-    position = np.unravel_index(values[:, 1].astype(np.int64), truth.shape)
+    truth, found = np.ravel(labels), np.ravel(segmentation)
+    starts = ids.run_starts(truth, found)
+    runs = (column[starts].astype(np.uint64) for column in (truth, found))
+    keys, values = _overlaps(*runs, starts, np.diff(starts, append=truth.size))
+    position = np.unravel_index(values[:, 1].astype(np.int64), labels.shape)
     if roi is not None and shape is not None:
         position = tuple(p + offset for p, offset in zip(position, roi.offset, strict=True))
-    firsts = np.asarray(np.ravel_multi_index(position, shape or truth.shape)).astype(np.uint64)
+    firsts = np.asarray(np.ravel_multi_index(position, shape or labels.shape)).astype(np.uint64)
     return _sum(keys[:, 0], keys[:, 1], values[:, 0], firsts)
 
 
 @njit(cache=True, nogil=True)
-def _overlaps(labels, segments):
-    """Labels and segments that overlap (n, 2), in any order, with their number of voxels and the first one's index."""
+def _overlaps(labels, segments, starts, lengths):
+    """Labels and segments of runs that overlap (n, 2), in any order; their number of voxels and the first one's index.
+
+    The runs are in raster order.
+    """
     table = pairs.table(2)
-    row = -1
-    for start in range(0, len(labels), STRIDE):
+    for first in range(0, len(labels), STRIDE):
         table = pairs.with_room(table, STRIDE)
-        for i in range(start, min(start + STRIDE, len(labels))):
-            u, v = labels[i], segments[i]
-            if row < 0 or table.keys[row, 0] != u or table.keys[row, 1] != v:  # else as the voxel before
-                row = pairs.row(table, u, v)
-                if table.values[row, 0] == 0:
-                    table.values[row, 1] = i
-            table.values[row, 0] += np.uint64(1)
+        for i in range(first, min(first + STRIDE, len(labels))):
+            row = pairs.row(table, labels[i], segments[i])
+            if table.values[row, 0] == 0:
+                table.values[row, 1] = starts[i]
+            table.values[row, 0] += np.uint64(lengths[i])
     return pairs.used(table)
 
 

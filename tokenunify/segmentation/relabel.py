@@ -1,10 +1,10 @@
-"""Stage relabel: write the segmentation of the fragments by the table."""
+"""Stage relabel: write the segmentation of the fragments by the table, and its pyramid for viewing."""
 
 from pathlib import Path
 
 import numpy as np
 
-from tokenunify import arrays, blockwise
+from tokenunify import arrays, blockwise, manifest, pyramid
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
 from tokenunify.segmentation import lut as tables
@@ -14,15 +14,25 @@ from tokenunify.stages import Relabel
 def run(
     section: Relabel, plain: dict, *, fragments: Path, lut: Path, prepared: Path, output: Path, part: tuple[int, int]
 ):
-    """Fill a part of the blocks of the `segmentation` store (z, y, x), uint64; --lut is agglomerate's manifest."""
+    """Fill a part of the blocks of the `segmentation` store (z, y, x), uint64; --lut is agglomerate's manifest.
+
+    A block's share of the lower levels is written before the block itself, and so is there once the ledger lists it.
+    """
     source = arrays.open_prepared(fragments)
     path = lut.with_name("lut.npz")
     table = tables.read(path)
 
+    content = manifest.content(prepared)
+    levels = pyramid.block_levels(*(tuple(content[key]) for key in ("shape", "voxel_size_nm", "block_shape")))[1:]
+    stores = [arrays.open_level(prepared, number) for number in range(1, len(levels) + 1)]
+
     def compute(_index: int, roi: Roi) -> np.ndarray:
         try:
-            return table.apply(source[roi.slices])
+            segments = table.apply(source[roi.slices])
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
+        for store, (box, reduced) in zip(stores, pyramid.reduce_block(segments, roi, levels), strict=True):
+            store[box.slices] = reduced
+        return segments
 
     blockwise.fill(prepared, output, compute, part=part, plain=plain, inputs=[fragments, lut])

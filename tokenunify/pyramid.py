@@ -1,17 +1,19 @@
 """Levels of an image pyramid: sizes, reduction, and the OME-Zarr 0.5 metadata that describes them."""
 
-from collections.abc import Sequence
-from itertools import product
-from math import ceil
-from typing import Any
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, product
+from math import ceil, prod
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenunify.geometry import Coordinate, VoxelSize
+from tokenunify.geometry import Coordinate, Roi, VoxelSize
 
 VIEW = 128
 """The last level fits into a square of about this many pixels."""
 NEARLY_ISOTROPIC = 1.5
+SMALLEST_SHARE = 16**3
+"""Voxels of a block in a level, at least: each block is a file of its own there."""
 
 
 def levels(shape: Coordinate, voxel_size_nm: VoxelSize) -> list[tuple[Coordinate, VoxelSize]]:
@@ -34,6 +36,38 @@ def factors(shape: Coordinate, voxel_size_nm: VoxelSize) -> Coordinate:
     fine = [v * NEARLY_ISOTROPIC < coarsest for v in voxel_size_nm]
     halved = fine if any(f and n > 1 for f, n in zip(fine, shape, strict=True)) else [True] * 3
     return _three(2 if h and n > 1 else 1 for h, n in zip(halved, shape, strict=True))
+
+
+class BlockLevel(NamedTuple):
+    """A level that blocks fill, each a box of its own."""
+
+    shape: Coordinate
+    voxel_size_nm: VoxelSize
+    factor: Coordinate
+    """Reduction from the level before."""
+    block_shape: Coordinate
+    """The block's share."""
+
+
+def block_levels(shape: Coordinate, voxel_size_nm: VoxelSize, block_shape: Coordinate) -> list[BlockLevel]:
+    """The levels, full resolution first, as far as a block divides by their windows and keeps `SMALLEST_SHARE`."""
+    found = [BlockLevel(shape, voxel_size_nm, (1, 1, 1), block_shape)]
+    for before, (lower, size) in pairwise(levels(shape, voxel_size_nm)):
+        factor = factors(*before)
+        share = _three(n // f for n, f in zip(found[-1].block_shape, factor, strict=True))
+        if any(n % f for n, f in zip(found[-1].block_shape, factor, strict=True)) or prod(share) < SMALLEST_SHARE:
+            break
+        found.append(BlockLevel(lower, size, factor, share))
+    return found
+
+
+def reduce_block(labels: np.ndarray, roi: Roi, lower: Sequence[BlockLevel]) -> Iterator[tuple[Roi, np.ndarray]]:
+    """A block's box and its most frequent labels in each of the levels below full resolution."""
+    for level in lower:
+        labels = reduce_mode(labels, level.factor)
+        offset = _three(o // f for o, f in zip(roi.offset, level.factor, strict=True))
+        roi = Roi(offset, _three(labels.shape))
+        yield roi, labels
 
 
 def reduce_mean(image: np.ndarray, factor: Coordinate) -> np.ndarray:
