@@ -18,7 +18,7 @@ STAGES = ("predict", "fragments", "rag", "relabel")
 PARTS = 4
 BAD = "data/volumes/bad.json"
 TARGETS = [*(f"{RUN}/multicut/relabel/part{part}of{PARTS}.json" for part in range(PARTS)), BAD]
-MEMORY_MB = 2000
+MEMORY_MB = 1500
 """Of each job at its first attempt."""
 
 # Every job imports this from the folder of the workflow, which is on its path. The four of a stage wait for each other;
