@@ -24,7 +24,6 @@ MEMORY_MB = 1500
 # Every job imports this from the folder of the workflow, which is on its path. The four of a stage wait for each other;
 # two of predict come to grief: one waits, with a block recorded, to be cancelled; one needs 2 GB, at each attempt.
 SCENARIO = """
-import os
 import sys
 import time
 from pathlib import Path
@@ -111,7 +110,8 @@ def disturbed(root, cluster, submit, alone, tmp_path_factory):
 
 def attempts(cluster, folder, name: str) -> list[dict[str, str]]:
     """The jobs that were submitted for a rule and its wildcards, the first one first."""
-    return [job for job in cluster.jobs(WorkDir=str(folder)) if re.fullmatch(f"rule_{name}", job["Comment"])]
+    jobs = [job for job in cluster.jobs(WorkDir=str(folder)) if re.fullmatch(f"rule_{name}", job["Comment"])]
+    return sorted(jobs, key=lambda job: int(job["JobId"]))
 
 
 def outcomes(jobs) -> list[tuple[str, str]]:
