@@ -10,7 +10,7 @@ BIN := $(CURDIR)/.venv/bin
 STAMP := .venv/.complete
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup demo test lint bench report
+.PHONY: setup demo test stress lint bench report
 
 setup: $(STAMP)
 
@@ -27,6 +27,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+stress: setup
+	$(BIN)/python -m pytest -n 0 -s tests/workflow/stress.py
 
 lint: setup
 	$(BIN)/ruff check

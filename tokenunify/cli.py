@@ -12,7 +12,7 @@ from pathlib import Path
 
 from tokenunify import config, estimate, stages
 from tokenunify.blockwise import parse_part
-from tokenunify.errors import InputError
+from tokenunify.errors import BAD_INPUT, InputError
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         run(arguments)
     except InputError as error:
-        logger.error("%s", error)
+        logger.error("%s%s", BAD_INPUT, error)
         return 1
     except OSError as error:
         if error.errno is None:

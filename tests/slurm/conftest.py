@@ -143,7 +143,9 @@ ProctrackType=proctrack/linuxproc
 TaskPlugin=task/none
 SwitchType=switch/none
 MpiDefault=none
-JobAcctGatherType=jobacct_gather/none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=task=1
+JobAcctGatherParams=OverMemoryKill
 AccountingStorageType=accounting_storage/none
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core_Memory
@@ -200,7 +202,7 @@ def submit(cluster: Cluster, root: Path):
         *words, directory: Path, check=True, background=False, **variables: str
     ) -> subprocess.CompletedProcess | subprocess.Popen:
         own = ["--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "6"]
-        words = (*words, "--profile", "slurm", *own, "--latency-wait", "10", "--directory", directory)
+        words = (*own, *words, "--profile", "slurm", "--latency-wait", "10", "--directory", directory)
         command = [sys.executable, "-m", "snakemake", *map(str, words)]
         output = directory / "output.txt"
         with open(output, "w") as file:

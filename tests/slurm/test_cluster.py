@@ -22,7 +22,7 @@ rule accelerated:
 rule failing:
     output: "never.txt"
     log: "failing.log"
-    resources: mem_mb=100, runtime=5
+    resources: mem_mb=500, runtime=5
     shell: "echo this is why > {log}; exit 3"
 """
 

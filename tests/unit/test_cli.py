@@ -4,11 +4,14 @@ import ast
 import errno
 import json
 import logging
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from tokenunify import cli, stages
+from tokenunify.errors import tells_bad_input
 
 
 @pytest.mark.parametrize("stage", list(cli.COMMANDS))
@@ -28,6 +31,20 @@ def test_wrong_section_is_explained(tmp_path: Path, caplog: pytest.LogCaptureFix
         assert cli.main(words) == 1
     assert "block_shapes: unknown key, did you mean block_shape?" in caplog.text
     assert not (tmp_path / "o.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("section", "expected"),
+    [('{"sources": 8}', True), ('{"sources": [{"phantom": {"seed": 1, "shape": [8, 16, 16]}}]}', False)],
+    ids=["bad section", "output in what is no folder"],
+)
+def test_log_tells_bad_input_from_other_failures(section: str, expected: bool, tmp_path: Path):
+    log = tmp_path / "log"
+    assert not tells_bad_input(log)
+    words = ["download", "--config-json", section, "--downloads", log / "files", "--output", log / "o.json"]
+    with open(log, "w") as file:
+        assert subprocess.run([sys.executable, "-m", "tokenunify", *words], stderr=file).returncode == 1
+    assert tells_bad_input(log) == expected
 
 
 @pytest.mark.parametrize(

@@ -158,3 +158,15 @@ def test_unknown_key_stops_before_any_job(clone: Checkout, tmp_path: Path):
     done = checkout.snakemake(TABLE, "--dry-run", check=False)
     assert done.returncode != 0
     assert "finetune.stepz: unknown key, did you mean steps?" in done.stdout + done.stderr
+
+
+def test_bad_input_is_not_tried_again(clone: Checkout, tmp_path: Path):
+    """What was killed is."""
+    checkout = clone.copy(tmp_path / "tokenunify")
+    checkout.edit(lambda config: config["volumes"]["tiny"].update(voxel_size_nm=[35, 8, 9]))
+    text = shown(checkout, "data/volumes/tiny.json", "--retries", "1")
+    assert "bad input: voxel_size_nm is [35.0, 8.0, 9.0] in the configuration" in text
+    assert "Trying to restart" not in text
+    (checkout.path / "sitecustomize.py").write_text("import os, sys\nif 'ingest' in sys.orig_argv: os.abort()")
+    text = shown(checkout, "data/volumes/tiny.json", "--retries", "1")
+    assert text.count("Trying to restart") == 1

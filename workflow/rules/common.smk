@@ -1,4 +1,4 @@
-"""The validated configuration as `plan`, the interpreter that jobs use, GPUs of this machine, and lists of files.
+"""The validated configuration as `plan`, the interpreter that jobs use, retries, GPUs of this machine, lists of files.
 
 Nothing here decides what a stage does: that is in the configuration and in the package.
 """
@@ -7,7 +7,10 @@ import os
 import shlex
 
 from snakemake.exceptions import WorkflowError
+from snakemake.jobs import Job
 from snakemake.settings.types import DeploymentMethod
+
+from tokenunify.errors import tells_bad_input
 
 
 def explained(function, *arguments):
@@ -26,6 +29,10 @@ PYTHONPATH = f"export PYTHONPATH={shlex.quote(str(workflow.basedir))}; "
 INTERPRETER = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; '
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 shell.prefix(PYTHONPATH if CONDA else PYTHONPATH + INTERPRETER)
+
+# Bad input stays bad, however often a job is retried. Snakemake retries every failure and has no option for this; an
+# error raised where it asks for the next attempt's memory would cancel all other jobs.
+Job.restart_times = property(lambda job: 0 if any(map(tells_bad_input, job.log)) else job.rule.restart_times)
 
 # A job asks for `gpu`. Where no cluster deals GPUs out, jobs that want one run one after another, each with all that
 # the machine shows. The executor is not known yet while this file is read: nodes (--jobs) are given to a cluster's only.
