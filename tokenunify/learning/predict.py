@@ -59,7 +59,7 @@ def run(
     weight = blending_weight(predict.output, section.sigma)
 
     def compute(index: int, roi: Roi) -> np.ndarray:
-        return blend(crops.of_block(index), tiling, roi, weight)
+        return arrays.to_uint8(blend(crops.of_block(index), tiling, roi, weight))
 
     def facts() -> dict:
         counts = {"crops_computed": predict.computed, "crops_unique": crops.unique}
@@ -78,17 +78,16 @@ def choose_device(device: str) -> torch.device:
 
 
 def blend(crops: Iterator[tuple[int, np.ndarray]], tiling: Tiling, roi: Roi, weight: np.ndarray) -> np.ndarray:
-    """Weighted mean of crops (number, (3, z, y, x)) over the box, uint8 (3, z, y, x); they are summed as they come."""
-    total, sums = np.zeros(roi.shape, np.float32), np.zeros((CHANNELS, *roi.shape), np.float32)
+    """Weighted mean of crops (number, (c, z, y, x)) over the box, float32; they are summed as they come."""
+    total, sums = np.zeros(roi.shape, np.float32), np.zeros(0, np.float32)
     for number, affinities in crops:
         in_crop, in_roi = tiling.overlap(number, roi)
+        if not sums.size:
+            sums = np.zeros((len(affinities), *roi.shape), np.float32)
         sums[(slice(None), *in_roi)] += weight[in_crop] * affinities[(slice(None), *in_crop)]
         total[in_roi] += weight[in_crop]
-    levels = np.empty(sums.shape, np.uint8)
-    for channel, mean in zip(levels, sums, strict=True):
-        mean /= total
-        channel[:] = arrays.to_uint8(mean)
-    return levels
+    sums /= total
+    return sums
 
 
 class CropPredictor:
