@@ -55,8 +55,8 @@ def contingency(segmentation: Any, labels: Any, roi: Roi | None = None, shape: C
     """Table of two integer arrays (z, y, x), of the box `roi` of a volume of that shape or of a whole volume."""
     truth, found = np.ravel(labels), np.ravel(segmentation)
     starts = ids.run_starts(truth, found)
-    runs = (column[starts].astype(np.uint64) for column in (truth, found))
-    keys, values = _overlaps(*runs, starts, np.diff(starts, append=truth.size))
+    first, second = (column[starts].astype(np.uint64) for column in (truth, found))
+    keys, values = _overlaps(first, second, starts, np.diff(starts, append=truth.size))
     position = np.unravel_index(values[:, 1].astype(np.int64), labels.shape)
     if roi is not None and shape is not None:
         position = tuple(p + offset for p, offset in zip(position, roi.offset, strict=True))
