@@ -5,6 +5,7 @@ ERL = Σ l_ks² / L over the segments that do not merge: one merges that holds m
 neurons' skeletons. `run_length_share` is its ratio to the ERL of a perfect segmentation.
 
 Skeletons are those of the labels as they are scored, sampled at every `step`-th voxel, by thinning (Lee et al. 1994).
+They are not pruned: the finer the samples, the more small branches, so that only lengths of one spacing compare.
 Where two neurons touch, one of them loses a layer of samples, so a neurite of one or two samples may break or vanish.
 Blocks are sampled one by one; what is skeletonised at once are boxes of samples, which do not depend on the blocks. In
 volumes larger than a box the skeletons depend on where these lie, a little.
@@ -16,6 +17,7 @@ from math import ceil
 from typing import NamedTuple
 
 import numpy as np
+from scipy.ndimage import binary_fill_holes
 from skimage.morphology import skeletonize
 
 from tokenunify import ids
@@ -89,7 +91,8 @@ def of_volume(samples: Callable[[int], Samples], grid: Grid, ignore_label: int) 
     for box in map(boxes.roi, range(len(boxes))):
         outer = box.grow(HALO, HALO, shape)
         held = _assembled(samples, shares, outer)
-        skeleton = skeletonize(apart(held.labels, ignore_label))
+        # Around a cavity a skeleton would be a closed surface.
+        skeleton = skeletonize(binary_fill_holes(apart(held.labels, ignore_label))) & (held.labels != ignore_label)
         tables.append(lengths(skeleton, held, box.within(outer), grid.spacing_nm))
     return merge(tables)
 
@@ -120,13 +123,13 @@ def apart(labels: np.ndarray, ignore_label: int) -> np.ndarray:
 def lengths(
     skeleton: np.ndarray, samples: Samples, owned: tuple[slice, slice, slice], spacing_nm: Sequence[float]
 ) -> Lengths:
-    """Lengths of the edges between neighbours of a skeleton (mask), of those whose first sample is `owned`."""
+    """Lengths of the edges of a skeleton (mask) between neighbours of one label, if the first of them is `owned`."""
     starts = np.zeros_like(skeleton)
     starts[owned] = skeleton[owned]
     tables = []
     for offset in NEXT:
         here, there = pairs(offset, skeleton.shape)
-        edges = starts[here] & skeleton[there]
+        edges = starts[here] & skeleton[there] & (samples.labels[here] == samples.labels[there])
         first, second = samples.segments[here][edges], samples.segments[there][edges]
         length = float(np.linalg.norm(np.multiply(offset, spacing_nm)))
         found = np.where(first == second, first, 0)
