@@ -87,9 +87,9 @@ def write_stores(folder: Path, labels: h5py.Dataset) -> tuple[Path, Path]:
     return volume, segmentation
 
 
-def evaluated(volume: Path, segmentation: Path) -> tuple[float, float]:
+def evaluated(volume: Path, segmentation: Path, spacing: float | None) -> tuple[float, float]:
     """Seconds of the stage, and the peak resident size of this process in GB."""
-    section = stages.Evaluate(block_shape=BLOCK, erode_labels=False, ignore_label=0)
+    section = stages.Evaluate(block_shape=BLOCK, erode_labels=False, ignore_label=0, skeleton_spacing_nm=spacing)
     plain, started = stages.from_json("evaluate", stages.to_json("evaluate", section))[1], time.perf_counter()
     evaluate.run(section, plain, segmentation=segmentation, volume=volume, output=segmentation.with_name("scores.json"))
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
@@ -103,11 +103,14 @@ def compare_large(path: Path) -> None:
         crop = labels[CROP]
         compare("a crop of pinky40", perturbed(crop, CROP[0].start), crop)
         written = write_stores(Path(folder), labels)
-        with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-            taken, peak = pool.submit(evaluated, *written).result()
-        size = labels.size
-        print(f"stage evaluate on pinky40: {labels.shape} voxels, {size * 10 / 1e9:.1f} GB of labels and segments")
-        print(f"  {taken:.1f} s, {size / taken / 1e6:.0f} Mvoxel/s, peak resident size {peak:.2f} GB")
+        print(
+            f"stage evaluate on pinky40: {labels.shape} voxels, {labels.size * 10 / 1e9:.1f} GB of labels and segments"
+        )
+        for spacing in (None, 40.0):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                taken, peak = pool.submit(evaluated, *written, spacing).result()
+            speed = labels.size / taken / 1e6
+            print(f"  skeleton_spacing_nm {spacing}: {taken:.1f} s, {speed:.0f} Mvoxel/s, peak {peak:.2f} GB")
 
 
 def main() -> None:

@@ -226,6 +226,7 @@ class Plan:
             block_shape=self.config.storage.block_shape,
             erode_labels=evaluation.erode_labels,
             ignore_label=evaluation.ignore_label,
+            skeleton_spacing_nm=evaluation.skeleton_spacing_nm,
         )
         return stages.to_json("evaluate", section)
 

@@ -97,6 +97,7 @@ class Evaluate(Strict):
     block_shape: c.Shape
     erode_labels: bool
     ignore_label: int
+    skeleton_spacing_nm: float | None
 
 
 class Row(Strict):

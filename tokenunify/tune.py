@@ -7,6 +7,7 @@ are summed, ids of different volumes being different.
 import logging
 import time
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +89,6 @@ def _table(fragments: Path, volume: Path, section: Tune) -> metrics.Contingency:
     source, labels = arrays.open_prepared(fragments), evaluate.labels_of(arrays.open_volume(volume))
     metrics.check_shapes(str(fragments), source.shape, f"the labels of {volume}", labels.shape)
     blocks = Blocks(source.shape, tuple(manifest.content(fragments)["block_shape"]))
-    return metrics.merge(
-        evaluate.overlaps(
-            source, labels, blocks.roi(index), erode=section.erode_labels, ignore_label=section.ignore_label
-        )
-        for index in range(len(blocks))
-    )
+    read = partial(evaluate.read, source, labels, erode=section.erode_labels, ignore_label=section.ignore_label)
+    rois = map(blocks.roi, range(len(blocks)))
+    return metrics.merge(metrics.contingency(*read(roi), roi, source.shape) for roi in rois)

@@ -12,7 +12,7 @@ STAGES = {
     "tune": 1,
     "agglomerate": 1,
     "relabel": 2,
-    "evaluate": 2,
+    "evaluate": 3,
     "metrics": 2,
     "report": 2,
 }

@@ -111,7 +111,8 @@ class Workspace:
 
     def evaluate(self, segmentation: Path, volume: Path, **settings) -> Path:
         output = self.folder / "segmentation" / "scores.json"
-        section = self.section("evaluate", **{"erode_labels": False, "ignore_label": 0, **settings})
+        default = {"erode_labels": False, "ignore_label": 0, "skeleton_spacing_nm": None}
+        section = self.section("evaluate", **{**default, **settings})
         words = ["--config-json", section, "--segmentation", segmentation, "--volume", volume, "--output", output]
         self.call("evaluate", *words)
         return output

@@ -8,7 +8,8 @@ import pytest
 
 from tokenunify import affinities, arrays, manifest
 from tokenunify.errors import InputError
-from tokenunify.evaluation import evaluate, metrics, objects
+from tokenunify.evaluation import evaluate, metrics, objects, run_length
+from tokenunify.geometry import Blocks
 
 
 @pytest.fixture
@@ -42,15 +43,27 @@ def test_blocks_add_up_to_the_whole(workspace, segmented, erode, block_shape):
     assert content["merges"] == json.loads(json.dumps([asdict(error) for error in merges])) != []
 
 
+def test_run_lengths_are_those_of_the_whole_volume(workspace, segmented):
+    prepared, volume, found, truth = segmented
+    expected = np.where(truth == affinities.IGNORE, 0, truth)
+    grid = run_length.Grid(Blocks(truth.shape, truth.shape), (1, 2, 4), (40, 8, 4))
+    samples = run_length.Samples(expected[:, ::2, ::4], found[:, ::2, ::4])
+    whole = run_length.scores(run_length.of_volume(lambda _: samples, grid, 0))
+    content = manifest.content(workspace.evaluate(prepared, volume, skeleton_spacing_nm=16))
+    assert {key: content[key] for key in whole} == whole
+    assert 0 < content["run_length_share"] < 1
+    assert not set(whole) & set(manifest.content(workspace.evaluate(prepared, volume)))
+
+
 def test_a_killed_evaluation_continues(workspace, segmented, monkeypatch):
     prepared, volume, _, _ = segmented
-    whole = manifest.content(workspace.evaluate(prepared, volume))
+    whole = manifest.content(workspace.evaluate(prepared, volume, skeleton_spacing_nm=16))
     folder = next(path.parent for path in (workspace.folder / "segmentation").glob("*/blocks"))
     lines = (folder / "ledger" / "part0of1.jsonl").read_text().splitlines()
     (folder / "ledger" / "part0of1.jsonl").write_text("\n".join(lines[:-3]) + "\n")
     calls = []
-    monkeypatch.setattr(evaluate, "overlaps", lambda *a, real=evaluate.overlaps, **k: calls.append(1) or real(*a, **k))
-    again = workspace.evaluate(prepared, volume)
+    monkeypatch.setattr(evaluate, "read", lambda *a, real=evaluate.read, **k: calls.append(1) or real(*a, **k))
+    again = workspace.evaluate(prepared, volume, skeleton_spacing_nm=16)
     assert len(calls) == 3
     assert manifest.content(again) == whole
 

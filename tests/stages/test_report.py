@@ -119,6 +119,7 @@ class Tree:
         worst = {
             "splits": [asdict(error) for error in objects.worst_splits(table, segments.shape)],
             "merges": [asdict(error) for error in objects.worst_merges(table, segments.shape)],
+            **{"expected_run_length_nm": 1234.4, "run_length_share": 0.256},
         }
         counts = {
             "num_segments": int(np.unique(segments).size),
@@ -246,6 +247,7 @@ def test_the_largest_errors_of_the_best_segmentation_are_named(tree):
     piece = worst["pieces"][0]
     assert f"Neuron {worst['id']} is split" in page.text
     assert f"segment {piece['id']}: {piece['voxels']} at {', '.join(map(str, piece['position']))}" in page.text
+    assert "Expected run length: 1234 nm, 26 % of a perfect segmentation's" in page.text
 
 
 def test_the_same_inputs_give_the_same_page(tree):

@@ -137,6 +137,8 @@ class Evaluation(Strict):
     erode_labels: bool = False
     """Score against labels whose borders were eroded, as one of the paper's protocols does."""
     ignore_label: Count = 0
+    skeleton_spacing_nm: Annotated[float, Field(gt=0)] | None = 40.0
+    """Distance of the samples from which the labels' skeletons are made, for expected run lengths; null: none are."""
     baseline: Baseline | None = Baseline()
     models: dict[Name, tuple[Name, ...]] | None = None
     """Dataset -> models reported; null reports every model of the dataset."""

@@ -1,4 +1,4 @@
-"""Stage evaluate: score a segmentation against the labels of its volume, with one table per block, summed exactly."""
+"""Stage evaluate: score a segmentation against the labels of its volume, block by block."""
 
 from dataclasses import asdict
 from pathlib import Path
@@ -7,7 +7,7 @@ import numpy as np
 
 from tokenunify import affinities, arrays, blockwise, manifest
 from tokenunify.errors import InputError
-from tokenunify.evaluation import metrics, objects
+from tokenunify.evaluation import metrics, objects, run_length
 from tokenunify.geometry import Blocks, Coordinate, Roi
 from tokenunify.stages import Evaluate
 
@@ -30,31 +30,43 @@ def read_labels(labels: arrays.Store, roi: Roi, *, erode: bool, ignore_label: in
     return scored
 
 
-def overlaps(
+def read(
     segmentation: arrays.Store, labels: arrays.Store, roi: Roi, *, erode: bool, ignore_label: int
-) -> metrics.Contingency:
-    """Table of a box of a segmentation (or of fragments) and the labels as they are scored."""
-    scored = read_labels(labels, roi, erode=erode, ignore_label=ignore_label)
-    return metrics.contingency(segmentation[roi.slices], scored, roi, segmentation.shape)
+) -> tuple[np.ndarray, np.ndarray]:
+    """A box of a segmentation (or of fragments), and of the labels as they are scored."""
+    return segmentation[roi.slices], read_labels(labels, roi, erode=erode, ignore_label=ignore_label)
 
 
 def run(section: Evaluate, plain: dict, *, segmentation: Path, volume: Path, output: Path) -> None:
-    """Write the scores; the blocks' tables are kept in a folder beside, and a rerun continues with those missing."""
-    labels, segments = labels_of(arrays.open_volume(volume)), arrays.open_prepared(segmentation)
+    """Write the scores; what the blocks add to them is kept in a folder beside, and a rerun continues with the rest."""
+    opened, segments = arrays.open_volume(volume), arrays.open_prepared(segmentation)
+    labels = labels_of(opened)
     metrics.check_shapes(str(segmentation), segments.shape, f"the labels of {volume}", labels.shape)
     inputs = {"segmentation": manifest.content_hash(segmentation), "volume": manifest.content_hash(volume)}
     folder = blockwise.store_folder(output, "evaluate", plain, inputs)
     blocks = Blocks(segments.shape, section.block_shape)
+    step = run_length.steps(opened.voxel_size_nm, section.skeleton_spacing_nm)
 
     def process(index: int, roi: Roi) -> None:
-        table = overlaps(segments, labels, roi, erode=section.erode_labels, ignore_label=section.ignore_label)
+        found, truth = read(segments, labels, roi, erode=section.erode_labels, ignore_label=section.ignore_label)
+        if step is not None:
+            samples = run_length.sampled(truth, found, roi, step)
+            arrays.write_npz(folder / "samples" / f"{index}.npz", **samples._asdict())
+        table = metrics.contingency(found, truth, roi, segments.shape)
         arrays.write_npz(folder / "blocks" / f"{index}.npz", **table._asdict())
 
+    def kept(name: str, index: int) -> dict[str, np.ndarray]:
+        return arrays.read_npz(folder / name / f"{index}.npz", f"delete {folder} and run snakemake again")
+
     run = blockwise.run_part(folder, blocks, process)
-    remake = f"delete {folder} and run snakemake again"
-    files = [folder / "blocks" / f"{index}.npz" for index in range(len(blocks))]
-    table = metrics.merge(metrics.Contingency(**arrays.read_npz(path, remake)) for path in files)
+    table = metrics.merge(metrics.Contingency(**kept("blocks", index)) for index in range(len(blocks)))
     content = {**summary(table, section, segments.shape), "inputs": inputs}
+    if step is not None:
+        grid = run_length.Grid(blocks, step, opened.voxel_size_nm)
+        lengths = run_length.of_volume(
+            lambda index: run_length.Samples(**kept("samples", index)), grid, section.ignore_label
+        )
+        content |= run_length.scores(lengths)
     manifest.write(output, content, {**run, "store": folder.name})
 
 

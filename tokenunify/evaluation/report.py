@@ -212,14 +212,15 @@ def _neurons(labels: np.ndarray) -> np.ndarray:
 
 
 def worst_objects(volume: str, made: list[Made]) -> dict | None:
-    """The neurons that are split and the segments that merge, at the highest cost, in the best segmentation."""
+    """The neurons split and the segments that merge, at the highest cost, in the best segmentation; its run length."""
     scored = [(m, m.read["content"]) for m in _of(made, "scores") if m.volume == volume and m.model != BASELINE]
     if not scored:
         return None
     best, content = min(scored, key=lambda pair: pair[1]["voi"])
     kinds = [("split", "Neuron", "segment"), ("merge", "Segment", "neuron")]
     rows = [(*kind, error) for kind in kinds for error in content[f"{kind[0]}s"][:WORST]]
-    return {"model": best.model, "seed": best.seed, "segmentation": best.name, "rows": rows}
+    lengths = {key: content.get(key) for key in ("expected_run_length_nm", "run_length_share")}
+    return {"model": best.model, "seed": best.seed, "segmentation": best.name, "rows": rows, **lengths}
 
 
 # ------------------------------------------------------------------------------------------------ curves, times, data
