@@ -96,8 +96,8 @@ def disturbed(root, cluster, submit, alone, tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts") / "run"
     shutil.copytree(alone, folder, ignore=shutil.ignore_patterns("results"))
     words = ["--snakefile", workflow / "Snakefile", "--configfile", write_config(root, folder, parts=PARTS)]
-    # Four jobs at once on two cores take some ten seconds. A check before their end would put off the next one far.
-    words += ["--keep-going", "--slurm-init-seconds-before-status-checks", 15]
+    # Four jobs at once on two cores take ten to twenty seconds; a check before their end puts off the next one far.
+    words += ["--keep-going", "--slurm-init-seconds-before-status-checks", 20]
     snakemake = submit(*TARGETS, *words, directory=folder, background=True)
     while not (folder / "held").exists():
         assert snakemake.poll() is None, (folder / "output.txt").read_text()

@@ -67,11 +67,17 @@ def start(checkout: Checkout) -> subprocess.Popen:
 def kill(snakemake: subprocess.Popen) -> set[str]:
     """Kill Snakemake and all its jobs at once; returns the stages at work."""
     jobs = psutil.Process(snakemake.pid).children(recursive=True)
-    commands = [job.cmdline() for job in jobs]
+    stages = set(filter(None, map(stage_of, jobs)))
     os.killpg(snakemake.pid, signal.SIGKILL)
     snakemake.wait()
     assert not [job for job in psutil.wait_procs(jobs, timeout=10)[1] if job.status() != psutil.STATUS_ZOMBIE]
-    return {words[words.index("tokenunify") + 1] for words in commands if "tokenunify" in words[:-1]}
+    return stages
+
+
+def stage_of(job: psutil.Process) -> str | None:
+    with suppress(psutil.Error):  # it may just have ended
+        words = job.cmdline()
+        return words[words.index("tokenunify") + 1] if "tokenunify" in words[:-1] else None
 
 
 def ended(snakemake: subprocess.Popen, within: float) -> bool:
