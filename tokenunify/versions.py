@@ -10,7 +10,7 @@ STAGES = {
     "fragments": 2,
     "rag": 3,
     "tune": 1,
-    "agglomerate": 1,
+    "agglomerate": 2,
     "relabel": 2,
     "evaluate": 3,
     "metrics": 2,

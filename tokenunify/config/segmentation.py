@@ -9,6 +9,7 @@ from tokenunify.config.base import Count, Fraction, Padding, Shape, Strict
 BASELINE = "raw-watershed"
 """Name of the baseline in the column `model` and in folders."""
 Score = Literal["max25", "max50", "max75", "hist10", "hist25", "hist50", "hist75", "hist90", "mean"]
+Solver = Literal["kernighan-lin", "greedy-additive", "fusion-moves", "decomposed"]
 Beta = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -94,7 +95,11 @@ class Multicut(Strict):
     )
     beta: Beta | TunedBeta = 0.5
     """Boundary bias: higher values cut more."""
-    solver: Literal["kernighan-lin", "greedy-additive"] = "kernighan-lin"
+    solver: Solver = "kernighan-lin"
+    """Kernighan-Lin starts from the greedy solution, fusion moves from Kernighan-Lin's.
+
+    decomposed solves slabs of the volume first, and then what is left between them: for large graphs.
+    """
 
 
 Segmentation = Annotated[Waterz | Multicut, Field(discriminator="method")]

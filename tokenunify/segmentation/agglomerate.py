@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tokenunify import manifest
 from tokenunify.config import Multicut, Tuned, Waterz
@@ -55,7 +55,7 @@ def run(section: Agglomerate, plain: dict, *, rag: Path, output: Path, tuned: li
     table = luts(graphs, section.segmentation, [value])[value]
     path = output.with_name("lut.npz")
     lut.write(path, table)
-    content = {
+    content: dict[str, Any] = {
         "method": section.segmentation.method,
         "value": value,
         "source": source,
@@ -64,5 +64,7 @@ def run(section: Agglomerate, plain: dict, *, rag: Path, output: Path, tuned: li
         "num_segments": len(set(table.segments.tolist())),
         "inputs": inputs,
     }
+    if isinstance(section.segmentation, Multicut):
+        content["energy"] = multicut.energy(merge(graphs), table, value)
     voxels = sum(int(graph.sizes.sum()) for graph in graphs)
     manifest.write(output, content, {"seconds": round(time.monotonic() - started, 3), "voxels": voxels})
