@@ -135,16 +135,31 @@ def _root(parents, voxel):
 
 
 def run(
-    section: Section, plain: dict, *, affinities: Path, prepared: Path, output: Path, part: tuple[int, int]
+    section: Section,
+    plain: dict,
+    *,
+    affinities: Path,
+    volume: Path,
+    prepared: Path,
+    output: Path,
+    part: tuple[int, int],
 ) -> None:
-    """Fill a part of the blocks of the `fragments` store (z, y, x), uint64."""
-    source = arrays.open_prepared(affinities)
+    """Fill a part of the blocks of the `fragments` store (z, y, x), uint64.
+
+    Where the volume's mask is 0 the affinities count as 0, and so do the fragments.
+    """
+    source, mask = arrays.open_prepared(affinities), arrays.open_volume(volume).mask
     z, y, x = source.shape[-3:]
     halo = (0, *section.halo[1:]) if section.dimensions == 2 else section.halo
 
     def compute(_index: int, roi: Roi) -> np.ndarray:
         outer = roi.grow(halo, halo, (z, y, x))
-        fragments = watershed(arrays.to_float(source[(slice(0, 3), *outer.slices)]), section)
+        values = arrays.to_float(source[(slice(0, 3), *outer.slices)])
+        if mask is None:
+            fragments = watershed(values, section)
+        else:
+            inside = mask[outer.slices]
+            fragments = watershed(values * inside, section) * inside
         return number(fragments[roi.within(outer)], roi, (z, y, x), dimensions=section.dimensions)
 
-    blockwise.fill(prepared, output, compute, part=part, plain=plain, inputs=[affinities])
+    blockwise.fill(prepared, output, compute, part=part, plain=plain, inputs=[affinities, volume])
