@@ -22,11 +22,13 @@ from tokenunify.geometry import Coordinate
 
 @dataclass(frozen=True)
 class Volume:
-    """An ingested EM volume: raw (z, y, x), labels (z, y, x) or None, and what its manifest says."""
+    """An ingested EM volume: raw (z, y, x), labels and mask (z, y, x) or None, and what its manifest says."""
 
     name: str
     raw: "Store"
     labels: "Store | None"
+    mask: "Store | None"
+    """1 where the volume is segmented, else 0."""
     voxel_size_nm: tuple[float, float, float]
     zero: str
 
@@ -149,11 +151,12 @@ def open_volume(path: str | Path) -> Volume:
     content = manifest.content(path)
     root = path.with_suffix(".zarr")
     remake = f"delete {path} and {root} and run snakemake again"
-    labels = Store(root / "labels" / "0", remake) if content["labels"] else None
+    labels, mask = (Store(root / role / "0", remake) if content.get(role) else None for role in ("labels", "mask"))
     return Volume(
         name=path.stem,
         raw=Store(root / "raw" / "0", remake),
         labels=labels,
+        mask=mask,
         voxel_size_nm=tuple(content["voxel_size_nm"]),
         zero=content["zero"],
     )

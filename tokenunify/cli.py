@@ -75,7 +75,7 @@ COMMANDS = {
     "fragments": Command(
         "segmentation.fragments",
         "seeded watershed of a part of the blocks",
-        ("affinities", "prepared", "output"),
+        ("affinities", "volume", "prepared", "output"),
         blockwise=True,
     ),
     "rag": Command(

@@ -7,7 +7,7 @@ STAGES = {
     "finetune": 2,
     "predict": 1,
     "baseline": 1,
-    "fragments": 2,
+    "fragments": 3,
     "rag": 3,
     "tune": 1,
     "agglomerate": 2,

@@ -40,10 +40,12 @@ class Workspace:
     chunk_shape: tuple[int, int, int] = CHUNK
     parts: int = 1
 
-    def volume(self, name: str, labels: np.ndarray | None, raw: np.ndarray | None = None) -> Path:
+    def volume(
+        self, name: str, labels: np.ndarray | None, raw: np.ndarray | None = None, mask: np.ndarray | None = None
+    ) -> Path:
         shape = (labels if raw is None else raw).shape
         path = self.folder / "data" / "volumes" / f"{name}.json"
-        held = {"raw": np.full(shape, 128, np.uint8) if raw is None else raw, "labels": labels}
+        held = {"raw": np.full(shape, 128, np.uint8) if raw is None else raw, "labels": labels, "mask": mask}
         for key, values in held.items():
             if values is not None:
                 dtype, place = str(values.dtype), path.with_suffix(".zarr") / key / "0"
@@ -93,7 +95,10 @@ class Workspace:
         return outputs[0]
 
     def fragments(self, predicted: Path, **settings) -> Path:
-        return self.array("fragments", self.section("fragments", **settings), {"affinities": predicted})
+        """Of the folder's only volume."""
+        (volume,) = (self.folder / "data" / "volumes").glob("*.json")
+        inputs = {"affinities": predicted, "volume": volume}
+        return self.array("fragments", self.section("fragments", **settings), inputs)
 
     def rag(self, predicted: Path, fragments: Path) -> Path:
         inputs = {"affinities": predicted, "fragments": fragments}

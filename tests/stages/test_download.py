@@ -107,6 +107,14 @@ def test_content_holds_no_path_or_address(server, run, tmp_path):
     assert str(tmp_path) not in text
 
 
+def test_a_mask_is_obtained_with_the_others(server, run, tmp_path):
+    (tmp_path / "mask.npy").write_bytes(b"01")
+    mask = {"mask": {"format": "npy", "path": str(tmp_path / "mask.npy")}}
+    made = run(raw(url=f"{server.url}/em/raw.bin") | mask)
+    assert made["run"]["mask"] == str(tmp_path / "mask.npy")
+    assert made["content"]["mask"]["sha256"] == hashlib.sha256(b"01").hexdigest()
+
+
 def test_a_second_run_does_not_ask_the_server(server, run):
     first = run(raw(url=f"{server.url}/em/raw.bin", sha256=SHA256))
     server.requests.clear()

@@ -18,7 +18,7 @@ import zarr
 
 import tokenunify
 from tokenunify import arrays, manifest, stages
-from tokenunify.data import download, ingest, readers
+from tokenunify.data import download, ingest, pyramid, readers
 from tokenunify.errors import InputError
 
 SHAPE = (11, 70, 150)
@@ -64,10 +64,10 @@ def ingested(tmp_path):
 def store(tmp_path, ingested):
     """Write arrays to one HDF5 file and ingest it; return the volume manifest's path."""
 
-    def run(raw=None, labels=None, attributes=None, **options) -> Path:
+    def run(raw=None, labels=None, attributes=None, mask=None, **options) -> Path:
         file = tmp_path / "source.h5"
         if raw is not None:
-            write(file, raw, labels, attributes or {})
+            write(file, raw, labels, attributes or {}, mask)
         with h5py.File(file) as opened:
             roles = sorted(opened, reverse=True)
         return ingested({role: {"path": str(file), "format": "hdf5", "dataset": role} for role in roles}, **options)
@@ -75,13 +75,15 @@ def store(tmp_path, ingested):
     return run
 
 
-def write(path: Path, raw, labels, attributes) -> None:
+def write(path: Path, raw, labels, attributes, mask=None) -> None:
     path.unlink(missing_ok=True)
     with h5py.File(path, "w") as file:
         file["raw"] = raw
         file["raw"].attrs.update(attributes)
         if labels is not None:
             file["labels"] = labels
+        if mask is not None:
+            file["mask"] = mask
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -134,6 +136,30 @@ def test_raw_alone(store, raw):
     output = store(raw)
     assert manifest.content(output)["labels"] is None
     assert arrays.open_volume(output).labels is None
+
+
+def test_a_volume_without_a_mask_has_no_word_of_it(store, raw, labels):
+    output = store(raw, labels)
+    assert "mask" not in manifest.content(output)
+    assert arrays.open_volume(output).mask is None
+
+
+@pytest.mark.parametrize("dtype", [bool, np.uint16, np.int32])
+def test_a_mask_is_stored_as_0_and_1_and_reduced_to_the_most_frequent(store, raw, dtype):
+    mask = np.random.default_rng(2).choice([0, 300], SHAPE).astype(dtype)
+    output = store(raw, mask=mask)
+    volume = arrays.open_volume(output)
+    np.testing.assert_array_equal(volume.mask[:], mask != 0)
+    assert manifest.content(output)["mask"] == {"shape": list(SHAPE), "dtype": "uint8"}
+    half = pyramid.reduce_mode(volume.mask[:], (1, 2, 2))
+    np.testing.assert_array_equal(zarr.open_array(str(output.with_suffix(".zarr") / "mask" / "1"))[:], half)
+
+
+def test_a_roi_cuts_the_mask_too(store, raw):
+    mask = np.random.default_rng(2).integers(0, 2, SHAPE).astype(np.uint8)
+    box = {"offset": [3, 9, 21], "shape": [7, 50, 101]}
+    volume = arrays.open_volume(store(raw, mask=mask, roi=box))
+    np.testing.assert_array_equal(volume.mask[:], mask[3:10, 9:59, 21:122])
 
 
 def test_a_roi_is_cut_out_and_keeps_its_place(store, raw, labels):
@@ -308,6 +334,13 @@ def test_negative_labels_are_refused(store, raw, labels):
 def test_raw_and_labels_of_different_shape_are_refused(store, raw, labels):
     with pytest.raises(InputError, match=r"one shape: .*\[11, 70, 150\].*\[11, 70, 149\]"):
         store(raw, labels[:, :, 1:])
+
+
+def test_a_mask_of_different_shape_or_of_floats_is_refused(store, raw):
+    with pytest.raises(InputError, match=r"raw and mask must have one shape: .*\[11, 70, 150\].*\[11, 69, 150\]"):
+        store(raw, mask=np.ones((11, 69, 150), np.uint8))
+    with pytest.raises(InputError, match="mask must be boolean or integers, found float32"):
+        store(raw, mask=np.ones(SHAPE, np.float32))
 
 
 def test_two_dimensional_raw_is_refused(store, raw):

@@ -82,6 +82,34 @@ def test_fragments_of_cut_sections_are_connected_and_have_canonical_ids(workspac
     assert all(np.unique(owner[flat == value]).size == 1 for value in values[:50])
 
 
+@pytest.fixture
+def parted(workspace):
+    """A volume of one neuron whose mask leaves out some columns, and the last sections: (affinities, mask)."""
+    mask = np.ones((10, 40, 60), np.uint8)
+    mask[:, :, 23:25] = mask[6:] = 0
+    volume = workspace.volume("test", None, np.zeros(mask.shape, np.uint8), mask)
+    return workspace.affinities(volume, np.full((3, *mask.shape), 255, np.uint8)), mask
+
+
+@pytest.mark.parametrize(("dimensions", "pieces"), [(2, 12), (3, 2)])
+def test_fragments_end_at_the_mask(workspace, parted, dimensions, pieces):
+    predicted, mask = parted
+    workspace.block_shape = (10, 44, 60)
+    found = arrays.open_prepared(workspace.fragments(predicted, dimensions=dimensions))[:]
+    np.testing.assert_array_equal(found > 0, mask)
+    assert np.unique(found[mask > 0]).size == pieces
+    assert not np.intersect1d(found[..., :23], found[..., 25:]).any()
+
+
+def test_a_mask_goes_through_to_the_segmentation_in_any_blocks(workspace, parted, tmp_path):
+    _, mask = parted
+    for number, block_shape in enumerate([(2, 22, 30), (4, 44, 60)]):
+        copy = workspace.copy(tmp_path / str(number), block_shape=block_shape, parts=2)
+        segmented = arrays.open_prepared(copy.segment(copy.folder / "predict" / "prepared.json"))[:]
+        np.testing.assert_array_equal(segmented > 0, mask)
+        assert np.unique(segmented).size == 3
+
+
 def test_a_killed_stage_goes_on_and_ends_with_the_same_bytes(workspace, predicted, tmp_path, monkeypatch):
     undisturbed = workspace.copy(tmp_path / "undisturbed").fragments(predicted)
     calls, record = [], blockwise._record
@@ -195,7 +223,8 @@ def test_damage_of_an_input_store_is_named(workspace, predicted):
 def test_an_output_store_that_vanished_is_named(workspace, predicted):
     prepared = workspace.fragments(predicted)
     shutil.rmtree(arrays.prepared_store(prepared).parent)
-    inputs = {"affinities": predicted, "prepared": prepared}
+    volume = workspace.folder / "data" / "volumes" / "test.json"
+    inputs = {"affinities": predicted, "volume": volume, "prepared": prepared}
     with pytest.raises(InputError, match=rf"fragments\.zarr is not a readable.*delete {prepared.parent} and run"):
         workspace.run_parts("fragments", workspace.section("fragments"), inputs, prepared.parent)
 

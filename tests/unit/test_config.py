@@ -279,6 +279,11 @@ def test_a_configuration_without_keys_is_explained(value, found: str):
             ["volumes.a.sources.0.phantom.density: expected greater than 0, found 0; correct the value"],
         ),
         (
+            "volumes/a/sources/0/mask",
+            FILE,
+            ["volumes.a.sources.0: a phantom has no mask; remove mask"],
+        ),
+        (
             "resources/predicts!",
             5,
             [
@@ -291,6 +296,12 @@ def test_a_configuration_without_keys_is_explained(value, found: str):
 )
 def test_one_line_for_one_mistake(path: str, value, lines: list[str]):
     assert refused(changed(path, value)).splitlines()[1:] == [f"  {line}" for line in lines]
+
+
+def test_a_source_without_a_mask_is_described_as_before_there_were_masks():
+    """Or every volume would be downloaded again."""
+    assert config.Source(raw=FILE).model_dump().keys() == {"raw", "labels", "phantom"}
+    assert config.Source(raw=FILE, mask=FILE).model_dump()["mask"]["path"] == "a.npy"
 
 
 def test_missing_voxel_size_is_explained():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from skimage.segmentation import watershed
 
-from tokenunify.segmentation.flood import flood
+from tokenunify.segmentation.flood import LEVELS, flood
 
 SHAPES = [(1, 7), (9, 5), (1, 3, 8), (4, 7, 13)]
 
@@ -56,3 +56,11 @@ def test_plateaus_are_flooded_first_in_first_out(shape, levels):
 
 def test_without_seeds_nothing_is_flooded():
     assert not flood(np.zeros((3, 4, 5), np.float32), np.zeros((3, 4, 5), np.uint32)).any()
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3])
+def test_means_of_8_bit_channels_that_are_equal_are_one_plateau(channels):
+    levels = np.arange(255 * channels + 1)
+    whole = levels / (255 * channels) * (LEVELS - 1)
+    np.testing.assert_allclose(whole, np.rint(whole), atol=1e-9)
+    assert np.diff(np.rint(whole)).min() >= 1

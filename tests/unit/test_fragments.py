@@ -84,7 +84,7 @@ def test_small_fragments_go_to_their_neighbours_and_a_lone_small_one_stays():
 
 @pytest.mark.parametrize("dimensions", [2, 3])
 def test_canonical_ids_are_first_voxels_in_the_volume(dimensions):
-    found = np.random.default_rng(1).integers(1, 4, (3, 5, 7)).astype(np.uint64)
+    found = np.random.default_rng(1).integers(0, 4, (3, 5, 7)).astype(np.uint64)
     roi, volume_shape = Roi((4, 10, 20), found.shape), (9, 18, 40)
     numbered = fragments.number(found, roi, volume_shape, dimensions=dimensions)
     np.testing.assert_array_equal(numbered, flood_fill(found, roi, volume_shape, dimensions))
@@ -94,7 +94,7 @@ def flood_fill(found, roi, volume_shape, dimensions):
     numbered = np.zeros(found.shape, np.uint64)
     steps = [(0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1)] + ([(1, 0, 0), (-1, 0, 0)] if dimensions == 3 else [])
     for start in np.ndindex(found.shape):
-        if numbered[start]:
+        if numbered[start] or not found[start]:
             continue
         todo = [start]
         number = 1 + np.ravel_multi_index([s + o for s, o in zip(start, roi.offset, strict=True)], volume_shape)

@@ -113,18 +113,22 @@ class Phantom(Strict):
 
 
 class Source(Strict):
-    """Where raw and labels come from: files, or the built-in phantom."""
+    """Where raw, labels and mask come from: files, or the built-in phantom."""
 
     raw: FileSource | None = None
     labels: FileSource | None = None
+    mask: FileSource | None = Field(None, exclude_if=lambda mask: mask is None)
+    """Where the volume is to be segmented: not 0."""
     phantom: Phantom | None = None
 
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if (self.raw is None) == (self.phantom is None):
-            raise ValueError("give either raw (and labels) or phantom")
+            raise ValueError("give either raw (and labels, mask) or phantom")
         if self.phantom is not None and self.labels is not None:
             raise ValueError("a phantom brings its own labels")
+        if self.phantom is not None and self.mask is not None:
+            raise ValueError("a phantom has no mask; remove mask")
         return self
 
 

@@ -1,4 +1,4 @@
-"""The types that are stored: raw as uint8, labels as the smallest unsigned integer that holds them."""
+"""The types that are stored: raw as uint8, labels as the smallest unsigned integer that holds them, mask as 0 and 1."""
 
 import logging
 from collections.abc import Callable
@@ -63,3 +63,10 @@ def labels(source: SourceArray, lazy: da.Array) -> tuple[str, Convert]:
         raise InputError(f"{source.path}: labels must not be negative, found {low}; give unlabelled voxels the id 0")
     dtype = np.min_scalar_type(int(high)).name
     return dtype, lambda block: block.astype(dtype)
+
+
+def mask(source: SourceArray) -> tuple[str, Convert]:
+    """uint8, and the function that makes 1 of what is not 0."""
+    if source.dtype.kind not in "biu":
+        raise InputError(f"{source.path}: mask must be boolean or integers, found {source.dtype}; store 0 and 1")
+    return "uint8", lambda block: (block != 0).astype(np.uint8)

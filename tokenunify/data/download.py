@@ -56,7 +56,7 @@ def obtain(source: Source | WeightsSource, downloads: Path) -> tuple[dict, dict]
         return {"phantom": source.phantom.model_dump(mode="json"), "labels": None}, {}
     content: dict = {"labels": None}
     paths: dict = {}
-    for role, file in (("raw", source.raw), ("labels", source.labels)):
+    for role, file in (("raw", source.raw), ("labels", source.labels), ("mask", source.mask)):
         if file is not None:
             paths[role], sha256 = _obtain_file(file, downloads)
             content[role] = {"sha256": sha256, "format": file.format, "dataset": file.dataset}

@@ -1,4 +1,4 @@
-"""Turn a volume's source files into an OME-Zarr volume of raw and labels with pyramids for viewing."""
+"""Turn a volume's source files into an OME-Zarr volume of raw, labels and mask with pyramids for viewing."""
 
 import os
 import shutil
@@ -24,8 +24,9 @@ BLOCK_VOXELS = 2**25
 """About this many voxels are read, converted and written between two entries of the ledger."""
 SIZE_TOLERANCE = 0.01
 """Relative difference of voxel sizes that passes for rounding."""
-REDUCE = {"raw": pyramid.reduce_mean, "labels": pyramid.reduce_mode}
-METHOD = {"raw": "mean", "labels": "mode"}
+CONVERT = {"raw": convert.raw, "mask": convert.mask}
+REDUCE = {"raw": pyramid.reduce_mean, "labels": pyramid.reduce_mode, "mask": pyramid.reduce_mode}
+METHOD = {"raw": "mean", "labels": "mode", "mask": "mode"}
 
 
 def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, threads: int) -> None:
@@ -82,6 +83,7 @@ def _content(section: stages.Ingest, lazy: dict[str, da.Array], roi: Roi) -> dic
     return {
         "raw": stored["raw"],
         "labels": stored.get("labels"),
+        **({"mask": stored["mask"]} if "mask" in stored else {}),
         "voxel_size_nm": list(section.voxel_size_nm),
         "offset_nm": list(_offset_nm(section, roi)),
         "zero": section.zero,
@@ -103,8 +105,8 @@ def _open(source: Path, unpacked: Path) -> dict[str, SourceArray]:
         size = synthetic.VOXEL_SIZE_NM
         return {"raw": SourceArray("phantom", raw, size), "labels": SourceArray("phantom", labels, size)}
     opened = {}
-    for role in ("raw", "labels"):
-        file = content[role]
+    for role in ("raw", "labels", "mask"):
+        file = content.get(role)
         if file is not None:
             _check_unchanged(paths[role], file, source)
             opened[role] = readers.open_array(paths[role], file["format"], file["dataset"], unpacked / role)
@@ -126,10 +128,10 @@ def _check_unchanged(path: str, file: dict, source: Path) -> None:
 def _roi(section: stages.Ingest, opened: dict[str, SourceArray]) -> Roi:
     """The box to ingest, after checking that shapes and voxel sizes agree."""
     shape = opened["raw"].shape
-    for array in opened.values():
+    for role, array in opened.items():
         if array.shape != shape:
             raise InputError(
-                f"raw and labels must have one shape: {opened['raw'].path} has {list(shape)}, {array.path} has "
+                f"raw and {role} must have one shape: {opened['raw'].path} has {list(shape)}, {array.path} has "
                 f"{list(array.shape)}; give files of the same region"
             )
         _check_voxel_size(array, section.voxel_size_nm)
@@ -158,7 +160,7 @@ def _converted(role: str, source: SourceArray, roi: Roi, section: stages.Ingest)
     unit = (1, *source.shape[1:]) if source.sections else _clipped(section.shard_shape, source.shape)
     empty = np.empty((0, 0, 0), source.dtype)
     lazy = da.from_array(source, chunks=unit, name=False, asarray=False, meta=empty)[roi.slices]
-    dtype, function = convert.raw(source) if role == "raw" else convert.labels(source, lazy)
+    dtype, function = convert.labels(source, lazy) if role == "labels" else CONVERT[role](source)
     return lazy.map_blocks(function, dtype=dtype, meta=np.empty((0, 0, 0), dtype))
 
 

@@ -5,12 +5,16 @@ current one. Plateaus, of which 8-bit affinities have many, are so flooded from 
 """
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.core.cgutils import get_or_insert_function, int32_t, ir, voidptr_t
+from numba.extending import intrinsic
 
-LEVELS = 2**16
-"""Of heights in [0, 1]; the means of two or three 8-bit channels stay distinct."""
-GROUP = 2**8
+LEVELS = 255 * 252 + 1
+"""Of heights in [0, 1], in 16 bits; means of two or three 8-bit channels are whole levels, so their plateaus stay."""
+GROUP = 2**6
 """Levels that are passed over at once where nothing waits at any of them."""
+AHEAD = 16
+"""How many voxels before their turn the neighbours are fetched into the cache."""
 DRY = np.uint32(2**31)
 """A voxel without label holds this and its level."""
 
@@ -40,15 +44,19 @@ def _level(height):
 @njit(cache=True, nogil=True)
 def _flood(heights, seeds, state, flat, steps, queue):
     """Label the voxels of `state` (`flat` is the same); each waits at most once, in its level's part of the queue."""
-    first = _fill(heights, seeds, state)
-    last, waiting = first.copy(), np.zeros(LEVELS // GROUP, np.int64)
-    _start(heights, seeds, flat, steps, queue, last, waiting)
+    first, ranks = _fill(heights, seeds, state)
+    last, waiting = first.copy(), np.zeros(len(first) // GROUP + 1, np.int64)
+    _start(heights, seeds, flat, steps, ranks, queue, last, waiting)
     level = np.int64(0)
-    while level < LEVELS:
-        if first[level] == last[level]:
+    while level < len(first):
+        place = first[level]
+        if place == last[level]:
             level += 1 if waiting[level // GROUP] else GROUP - level % GROUP
             continue
-        voxel = queue[first[level]]
+        if place + AHEAD < last[level]:
+            for step in steps:
+                _prefetch(flat, queue[place + AHEAD] + step)  # type: ignore[call-arg]
+        voxel = queue[place]
         first[level] += 1
         waiting[level // GROUP] -= 1
         for step in steps:
@@ -63,19 +71,25 @@ def _flood(heights, seeds, state, flat, steps, queue):
 
 @njit(cache=True)
 def _fill(heights, seeds, state):
-    """Put seeds and levels into the state; returns where each level's part of the queue begins."""
+    """Put seeds and levels, numbered without those that do not occur, into the state.
+
+    Returns where each level's part of the queue begins, and the number of each of the LEVELS.
+    """
     counts = np.zeros(LEVELS, np.int64)
+    for height in heights.flat:
+        counts[_level(height)] += 1
+    ranks = np.cumsum(counts > 0) - 1
     for z in range(heights.shape[0]):
         for y in range(heights.shape[1]):
             for x in range(heights.shape[2]):
-                level, seed = _level(heights[z, y, x]), seeds[z, y, x]
-                counts[level] += 1
-                state[z + 1, y + 1, x + 1] = seed if seed else DRY + np.uint32(level)
-    return np.cumsum(counts) - counts
+                seed = seeds[z, y, x]
+                state[z + 1, y + 1, x + 1] = seed if seed else DRY + np.uint32(ranks[_level(heights[z, y, x])])
+    counts = counts[counts > 0]
+    return np.cumsum(counts) - counts, ranks
 
 
 @njit(cache=True)
-def _start(heights, seeds, flat, steps, queue, last, waiting):
+def _start(heights, seeds, flat, steps, ranks, queue, last, waiting):
     """Let the seeds' voxels that have a dry neighbour wait."""
     _, rows, columns = heights.shape
     for z in range(heights.shape[0]):
@@ -83,7 +97,7 @@ def _start(heights, seeds, flat, steps, queue, last, waiting):
             for x in range(columns):
                 voxel = ((z + 1) * (rows + 2) + y + 1) * (columns + 2) + x + 1
                 if seeds[z, y, x] and _has_dry(flat, voxel, steps):
-                    _push(queue, last, waiting, _level(heights[z, y, x]), voxel)
+                    _push(queue, last, waiting, ranks[_level(heights[z, y, x])], voxel)
 
 
 @njit(cache=True)
@@ -99,3 +113,18 @@ def _push(queue, last, waiting, level, voxel):
     queue[last[level]] = voxel
     last[level] += 1
     waiting[level // GROUP] += 1
+
+
+@intrinsic
+def _prefetch(_typing, array, index):
+    """Ask for array[index], of one axis, to be in the cache soon: a plateau's front is spread over the volume."""
+
+    def generate(context, builder, signature, arguments):
+        data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), voidptr_t)
+        kind = ir.FunctionType(ir.VoidType(), [voidptr_t, int32_t, int32_t, int32_t])
+        function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, int32_t(1), int32_t(3), int32_t(1)])  # to write to, to keep, data
+        return context.get_dummy_value()
+
+    return types.void(array, index), generate

@@ -4,11 +4,13 @@ from pathlib import Path
 
 import bioimage_cpp as bic
 import numpy as np
+from numba import njit
 from skimage.morphology import local_maxima
 
 from tokenunify import arrays, blockwise
 from tokenunify.config import Fragments
 from tokenunify.geometry import Coordinate, Roi
+from tokenunify.segmentation.distance import capped_distance
 from tokenunify.segmentation.flood import flood
 from tokenunify.stages import Fragments as Section
 
@@ -61,7 +63,7 @@ def distances(inside: np.ndarray, settings: Fragments) -> np.ndarray:
     cap = max(settings.halo[-inside.ndim :]) or sum(inside.shape)
     if inside.all():
         return np.full(inside.shape, cap, np.float32)
-    return _smooth(np.minimum(bic.distance.distance_transform(inside), np.float32(cap)), settings.sigma_seeds)
+    return _smooth(capped_distance(inside, cap=cap), settings.sigma_seeds)
 
 
 def _smooth(values: np.ndarray, sigma: float) -> np.ndarray:
@@ -87,33 +89,77 @@ def number(fragments: np.ndarray, roi: Roi, volume_shape: Coordinate, *, dimensi
     """Canonical ids (uint64) of the fragments of a box: 1 + raster index in the volume of a fragment's first voxel.
 
     What the box's faces cut apart becomes separate fragments (connected by faces, within a section if dimensions is 2).
+    Fragment 0 stays 0.
     """
-    labels = np.empty(fragments.shape, np.int64)
-    axis = 0 if dimensions == 3 else 1
-    last = 0
-    for piece, target in zip(np.expand_dims(fragments, axis), np.expand_dims(labels, axis), strict=True):
-        target[:] = bic.segmentation.label(piece, connectivity=1)  # numbered in the order of their first voxels
-        target += last
-        last = int(target.max())
-    firsts = np.flatnonzero(np.diff(np.maximum.accumulate(labels.ravel()), prepend=0))
-    position = np.unravel_index(firsts, fragments.shape)
-    z, y, x = (p + o for p, o in zip(position, roi.offset, strict=True))
-    _, rows, columns = volume_shape
-    ids = 1 + ((z * rows + y) * columns + x)
-    return ids.astype(np.uint64)[labels - 1]
+    return _number(np.ascontiguousarray(fragments), roi.offset, volume_shape, dimensions == 3).view(np.uint64)
+
+
+@njit(cache=True, nogil=True)
+def _number(fragments, offset, volume_shape, across):
+    """`ids` holds at first the index of an earlier voxel of the fragment, or the voxel's own: trees that are joined."""
+    depth, rows, columns = fragments.shape
+    flat, ids = fragments.ravel(), np.arange(fragments.size)
+    steps = (rows * columns, columns, 1)
+    for z in range(depth):
+        for y in range(rows):
+            for x in range(columns):
+                voxel = (z * rows + y) * columns + x
+                for axis, place in enumerate((z * across, y, x)):
+                    step = steps[axis]
+                    if place and flat[voxel - step] == flat[voxel] and ids[voxel - step] != ids[voxel]:
+                        _join(ids, voxel, voxel - step)
+    for z in range(depth):
+        for y in range(rows):
+            for x in range(columns):
+                voxel = (z * rows + y) * columns + x
+                position = ((z + offset[0]) * volume_shape[1] + y + offset[1]) * volume_shape[2] + x + offset[2]
+                ids[voxel] = 1 + position if ids[voxel] == voxel else ids[ids[voxel]]
+                if flat[voxel] == 0:
+                    ids[voxel] = 0
+    return ids.reshape(fragments.shape)
+
+
+@njit(cache=True)
+def _join(parents, one, two):
+    """Make one tree of those of two voxels; its root is the first voxel."""
+    one, two = _root(parents, one), _root(parents, two)
+    parents[max(one, two)] = min(one, two)
+
+
+@njit(cache=True)
+def _root(parents, voxel):
+    while parents[voxel] != voxel:
+        parents[voxel] = parents[parents[voxel]]
+        voxel = parents[voxel]
+    return voxel
 
 
 def run(
-    section: Section, plain: dict, *, affinities: Path, prepared: Path, output: Path, part: tuple[int, int]
+    section: Section,
+    plain: dict,
+    *,
+    affinities: Path,
+    volume: Path,
+    prepared: Path,
+    output: Path,
+    part: tuple[int, int],
 ) -> None:
-    """Fill a part of the blocks of the `fragments` store (z, y, x), uint64."""
-    source = arrays.open_prepared(affinities)
+    """Fill a part of the blocks of the `fragments` store (z, y, x), uint64.
+
+    Where the volume's mask is 0 the affinities count as 0, and so do the fragments.
+    """
+    source, mask = arrays.open_prepared(affinities), arrays.open_volume(volume).mask
     z, y, x = source.shape[-3:]
     halo = (0, *section.halo[1:]) if section.dimensions == 2 else section.halo
 
     def compute(_index: int, roi: Roi) -> np.ndarray:
         outer = roi.grow(halo, halo, (z, y, x))
-        fragments = watershed(arrays.to_float(source[(slice(0, 3), *outer.slices)]), section)
+        values = arrays.to_float(source[(slice(0, 3), *outer.slices)])
+        if mask is None:
+            fragments = watershed(values, section)
+        else:
+            inside = mask[outer.slices]
+            fragments = watershed(values * inside, section) * inside
         return number(fragments[roi.within(outer)], roi, (z, y, x), dimensions=section.dimensions)
 
-    blockwise.fill(prepared, output, compute, part=part, plain=plain, inputs=[affinities])
+    blockwise.fill(prepared, output, compute, part=part, plain=plain, inputs=[affinities, volume])

@@ -3,7 +3,7 @@
 INPUTS   sources named in the configuration
 OUTPUTS  data/downloads/{volume}.json   which source was used and its checksums (files beside it)
          data/weights/{model}.json      the same for published weights
-         data/volumes/{volume}.json     manifest of data/volumes/{volume}.zarr (raw, labels, pyramids)
+         data/volumes/{volume}.json     manifest of data/volumes/{volume}.zarr (raw, labels, mask, pyramids)
 """
 
 

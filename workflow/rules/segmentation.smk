@@ -1,6 +1,6 @@
 """From affinities to a segmentation; the raw-watershed baseline takes the same way with smoothed raw for affinities.
 
-INPUTS   results/{volume}/{model}/seed{seed}/predict/
+INPUTS   results/{volume}/{model}/seed{seed}/predict/, and the volume's mask, if it has one
 OUTPUTS  .../fragments/{fragments}/   watershed, one per distinct setting
          .../rag/{fragments}/         edges and their statistics
          models/{model}/seed{seed}/tune/{segmentation}.json   threshold or beta chosen on the validation volumes
@@ -60,7 +60,8 @@ rule baseline:
 
 use rule prepare_predict as prepare_fragments with:
     input:
-        f"{PREDICT}/prepared.json",
+        affinities=f"{PREDICT}/prepared.json",
+        volume="data/volumes/{volume}.json",
     output:
         f"{FRAGMENTS}/prepared.json",
     log:
@@ -76,6 +77,7 @@ rule fragments:
     input:
         affinities=f"{PREDICT}/prepared.json",
         parts=affinity_parts,
+        volume="data/volumes/{volume}.json",
         prepared=rules.prepare_fragments.output,
     output:
         f"{FRAGMENTS}/part{{part}}of{{parts}}.json",
@@ -95,6 +97,7 @@ rule fragments:
         "python -m tokenunify fragments"
         " --config-json {params.config:q}"
         " --affinities {input.affinities:q}"
+        " --volume {input.volume:q}"
         " --prepared {input.prepared:q}"
         " --part {wildcards.part}/{wildcards.parts}"
         " --output {output:q}"
