@@ -17,8 +17,8 @@ import pytest
 import zarr
 
 import tokenunify
-from tokenunify import arrays, manifest, stages
-from tokenunify.data import download, ingest, pyramid, readers
+from tokenunify import arrays, manifest, pyramid, stages
+from tokenunify.data import download, ingest, readers
 from tokenunify.errors import InputError
 
 SHAPE = (11, 70, 150)
