@@ -6,6 +6,7 @@ elf takes the boundary map, ours makes it from the affinities; both make seeds f
 
 import sys
 import timeit
+from collections.abc import Callable
 from functools import partial
 
 import numpy as np
@@ -47,9 +48,10 @@ def run_peer(boundary: np.ndarray, settings: Fragments) -> np.ndarray:
     return stacked_watershed(boundary, distance_transform_watershed, n_threads=1, **given)[0]
 
 
-def seconds(function, *arguments) -> float:
-    """The least of three times."""
-    return min(timeit.repeat(partial(function, *arguments), number=1, repeat=3))
+def seconds(*functions: Callable) -> list[float]:
+    """The least of five times of each, in turns, so that a busy machine slows them alike."""
+    rounds = [[timeit.timeit(function, number=1) for function in functions] for _ in range(5)]
+    return [min(times) for times in zip(*rounds, strict=True)]
 
 
 def main(paths: list[str]) -> None:
@@ -66,7 +68,9 @@ def main(paths: list[str]) -> None:
         numbers = [
             np.unique(found).size for found in (fragments.watershed(affinities, settings), run_peer(boundary, settings))
         ]
-        ours, theirs = seconds(fragments.watershed, affinities, settings), seconds(run_peer, boundary, settings)
+        ours, theirs = seconds(
+            partial(fragments.watershed, affinities, settings), partial(run_peer, boundary, settings)
+        )
         print(
             f"  {name:25} ours {million / ours:5.2f} ({numbers[0]}), elf {million / theirs:5.2f} ({numbers[1]}): "
             f"{theirs / ours:.2f} x its speed"

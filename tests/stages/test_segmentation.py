@@ -60,6 +60,16 @@ def test_the_bytes_are_the_same_for_any_blocks_and_parts_that_hold_whole_section
     assert results[0] == results[1] == results[2]
 
 
+def test_fragments_in_3d_are_the_same_for_any_parts(workspace, labels, tmp_path):
+    workspace.affinities(workspace.volume("test", labels), noisy(labels))
+    found = []
+    for parts in (1, 2, 7):
+        copy = workspace.copy(tmp_path / str(parts), parts=parts)
+        predicted = copy.folder / "predict" / "prepared.json"
+        found.append(shard_bytes(copy.fragments(predicted, dimensions=3, halo=(2, 8, 8))))
+    assert found[0] == found[1] == found[2]
+
+
 def test_rag_lut_and_segmentation_are_the_same_for_any_blocking_of_given_fragments(workspace, labels, tmp_path):
     predicted = workspace.affinities(workspace.volume("test", labels), noisy(labels))
     workspace.block_shape = (10, 44, 60)

@@ -29,6 +29,13 @@ def test_boundary_is_one_minus_mean_or_minimum_of_the_in_section_channels():
 
 
 @pytest.mark.parametrize("settings", [Fragments(), Fragments(dimensions=3), MULTICUT])
+def test_stored_affinities_are_those_in_floats(settings):
+    stored = np.random.default_rng(0).integers(0, 256, (3, 4, 15, 22)).astype(np.uint8)
+    in_floats = fragments.boundary_map(arrays.to_float(stored), settings)
+    np.testing.assert_array_equal(fragments.boundary_map(stored, settings), in_floats)
+
+
+@pytest.mark.parametrize("settings", [Fragments(), Fragments(dimensions=3), MULTICUT])
 def test_every_voxel_gets_a_fragment_and_objects_are_parted(settings):
     labels = two_discs()
     values, _ = affinities.from_labels(labels, NEAREST)
@@ -119,14 +126,15 @@ def test_the_multicut_codes_fragments_of_real_labels_are_reproduced(golden, name
 
 
 @pytest.mark.parametrize("depth", [1, 2, 5])
-def test_section_wise_fragments_do_not_depend_on_blocks_of_whole_sections(depth):
+@pytest.mark.parametrize("settings", [Fragments(), MULTICUT])
+def test_section_wise_fragments_do_not_depend_on_blocks_of_whole_sections(depth, settings):
     shape = (7, 33, 46)
     values = np.random.default_rng(3).random((3, *shape), np.float32)
-    whole = fragments.number(fragments.watershed(values, MULTICUT), Roi((0, 0, 0), shape), shape, dimensions=2)
+    whole = fragments.number(fragments.watershed(values, settings), Roi((0, 0, 0), shape), shape, dimensions=2)
     for start in range(0, 7, depth):
         box = values[:, start : start + depth]
         roi = Roi((start, 0, 0), box.shape[1:])
-        block = fragments.number(fragments.watershed(box, MULTICUT), roi, shape, dimensions=2)
+        block = fragments.number(fragments.watershed(box, settings), roi, shape, dimensions=2)
         np.testing.assert_array_equal(block, whole[roi.slices])
 
 

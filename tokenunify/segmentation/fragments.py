@@ -1,5 +1,6 @@
 """Fragments (supervoxels): a seeded watershed of the boundary map, in each section or in 3D."""
 
+from functools import reduce
 from pathlib import Path
 
 import bioimage_cpp as bic
@@ -16,15 +17,22 @@ from tokenunify.stages import Fragments as Section
 
 
 def boundary_map(affinities: np.ndarray, settings: Fragments) -> np.ndarray:
-    """Boundary in [0, 1] (z, y, x) of float32 affinities (3, z, y, x): 1 - mean, or 1 - minimum, of their channels."""
+    """Boundary in [0, 1] (z, y, x), float32: 1 - mean, or 1 - minimum, of the affinities' channels.
+
+    affinities (3, z, y, x): float32, or uint8 as stored, of which no copy in floats is made.
+    """
     channels = affinities[1:] if settings.dimensions == 2 else affinities
     if settings.boundary == "max":
-        return 1 - channels.min(axis=0)
-    return 1 - channels.sum(axis=0) / np.float32(len(channels))
+        return 1 - _in_floats(channels.min(axis=0))
+    return 1 - reduce(np.add, map(_in_floats, channels)) / np.float32(len(channels))
+
+
+def _in_floats(values: np.ndarray) -> np.ndarray:
+    return arrays.to_float(values) if values.dtype == np.uint8 else values
 
 
 def watershed(affinities: np.ndarray, settings: Fragments) -> np.ndarray:
-    """Fragments (z, y, x), uint32, of float32 affinities (3, z, y, x): every voxel gets one, ids are unique and > 0.
+    """Fragments (z, y, x), uint32, of affinities as for `boundary_map`: every voxel gets one, ids are unique and > 0.
 
     Seeds are the regional maxima (a plateau is one seed) of the distance to the boundary; where there is no boundary
     at all, or nothing else (a missing section), they are the regional minima of the map that is flooded.
@@ -154,7 +162,7 @@ def run(
 
     def compute(_index: int, roi: Roi) -> np.ndarray:
         outer = roi.grow(halo, halo, (z, y, x))
-        values = arrays.to_float(source[(slice(0, 3), *outer.slices)])
+        values = source[(slice(0, 3), *outer.slices)]
         if mask is None:
             fragments = watershed(values, section)
         else:
