@@ -68,7 +68,7 @@ class Group:
     @property
     def peak(self) -> float:
         """Bytes that a job has held at most."""
-        return 2**20 * max(manifest.read(path)["run"]["peak_mb"] for path in self.manifests)
+        return 2**20 * max(manifest.read(path)["run"].get("peak_mb", 0) for path in self.manifests)
 
 
 class Finished:
@@ -163,7 +163,7 @@ def stage_cost(stage: str, groups: Sequence[Group], runs: Sequence[Finished]) ->
 
 def memory(groups: Sequence[Group]) -> tuple[float, float, float]:
     """Bytes whatever the size, for each voxel of a block, and for each byte of a network's maps."""
-    sizes, peaks = zip(*((group.size, group.peak) for group in groups), strict=True)
+    sizes, peaks = zip(*((group.size, group.peak) for group in groups if group.peak), strict=True)
     return relative([(1, *size) for size in sizes], peaks)
 
 
