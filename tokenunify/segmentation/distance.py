@@ -27,9 +27,9 @@ def _along_x(inside, squares, cap):
     """Squared distances within each row."""
     for z in range(inside.shape[0]):
         for y in range(inside.shape[1]):
-            row, walls, far = squares[z, y], inside[z, y], cap
+            row, within, far = squares[z, y], inside[z, y], cap
             for x in range(row.size):
-                far = min(far + np.float32(1), cap) if walls[x] else np.float32(0)
+                far = min(far + np.float32(1), cap) if within[x] else np.float32(0)
                 row[x] = far
             far = cap
             for x in range(row.size - 1, -1, -1):
