@@ -24,8 +24,8 @@ from tokenunify.workload import Task, Workload
 
 RUN = r"results/[^/]+/(?P<model>[^/]+)/seed\d+"
 PLACES = {
-    "download": r"data/downloads/(?P<name>[^/]+)",
-    "ingest": r"data/volumes/(?P<name>[^/]+)",
+    "download": r"data/downloads/(?P<name>[^./][^/]*)",
+    "ingest": r"data/volumes/(?P<name>[^./][^/]*)",
     "pretrain": r"models/pretrain/(?P<model>[^/]+)/seed\d+/weights",
     "finetune": r"models/(?P<model>[^/]+)/seed\d+/weights",
     "tune": r"models/[^/]+/seed\d+/tune/(?P<name>[^/]+)",
@@ -61,7 +61,7 @@ class Group:
     @property
     def size(self) -> tuple[float, float]:
         """Voxels of the largest block, and bytes of the network's maps that are in memory at once."""
-        block = max(task.block_voxels or task.voxels for task in self.tasks)
+        block = max(task.held_voxels for task in self.tasks)
         maps = max(estimate.measured(t.crops).activation_bytes * t.crops.at_once if t.crops else 0 for t in self.tasks)
         return block, maps
 
@@ -98,6 +98,8 @@ class Finished:
         model, name = place.get("model", ""), place.get("name", "")
         if stage == "predict" and model == c.BASELINE:
             return "baseline", ""
+        if stage == "ingest":
+            return stage, "phantom" if self.plan.config.volumes[name].sources[0].phantom else ""
         if stage in ("fragments", "rag"):
             return stage, name.partition("-")[0]
         if stage in ("tune", "agglomerate", "relabel"):
@@ -108,7 +110,8 @@ class Finished:
 
     def wall(self, stage: str) -> pd.DataFrame:
         """Seconds and memory of the stage's jobs from their start to their end, as Snakemake has measured them."""
-        return pd.concat(pd.read_csv(path, sep="\t") for path in (self.folder / "logs" / stage).glob("*.tsv"))
+        found = [pd.read_csv(path, sep="\t") for path in (self.folder / "logs" / stage).glob("*.tsv")]
+        return pd.concat(found) if found else pd.DataFrame({"s": []})
 
 
 def written(path: Path, stage: str) -> int:
@@ -122,12 +125,15 @@ def written(path: Path, stage: str) -> int:
 def fit(runs: Sequence[Finished]) -> estimate.Costs:
     """The costs under which the runs' totals come out."""
     groups: dict[tuple[str, str], list[Group]] = defaultdict(list)
+    seen: dict[tuple[str, str], list[Finished]] = defaultdict(list)
     for run in runs:
         for (stage, detail), group in run.groups().items():
-            groups[stage, "" if stage in NETWORKS else detail].append(group)
+            key = stage, "" if stage in NETWORKS else detail
+            groups[key].append(group)
+            seen[key].append(run)
     forward = network(groups["predict", ""])
     step = network(groups["finetune", ""] + groups["pretrain", ""], forward)
-    stages = {"-".join(filter(None, key)): stage_cost(key[0], alike, runs) for key, alike in groups.items()}
+    stages = {"-".join(filter(None, key)): stage_cost(key[0], alike, seen[key], step) for key, alike in groups.items()}
     return estimate.Costs(machine=machine(), stages=stages, forward=forward, step=step)
 
 
@@ -145,13 +151,18 @@ def network(groups: Sequence[Group], forward: estimate.NetworkCost | None = None
     return estimate.NetworkCost(seconds_per_gflop=gflop, seconds_per_gb=gb, memory=memory(groups)[2])
 
 
-def stage_cost(stage: str, groups: Sequence[Group], runs: Sequence[Finished]) -> estimate.StageCost:
+def stage_cost(
+    stage: str, groups: Sequence[Group], runs: Sequence[Finished], step: estimate.NetworkCost
+) -> estimate.StageCost:
     """Of the jobs of a stage; of a network's, what does not pass through it."""
+    runs = list(dict.fromkeys(runs))
     walls = pd.concat(run.wall(stage) for run in runs)
     in_blocks = sum(g.total("seconds") for run in runs for (s, _), g in run.groups().items() if s == stage)
     voxels = sum(group.voxels for group in groups)
     outside = {"predict": "forward_seconds", "finetune": "seconds", "pretrain": "seconds"}.get(stage, "none")
     base, per_voxel, _ = memory(groups)
+    if stage in ("finetune", "pretrain"):  # trainings share what their maps take
+        base = float(np.mean([group.peak - step.memory * group.size[1] for group in groups if group.peak]))
     return estimate.StageCost(
         start_seconds=(walls["s"].sum() - in_blocks) / len(walls),
         seconds=sum(g.total("seconds") - g.total(outside) for g in groups) / voxels * 1e6,

@@ -45,7 +45,7 @@ class StageCost(Strict):
     memory_mb: float
     """Whatever the size."""
     memory_bytes: float
-    """For each voxel of a block, or of the volume where a stage has no blocks."""
+    """For each voxel of a block, or of the volume whose graph is held."""
 
 
 class NetworkCost(Strict):
@@ -120,7 +120,7 @@ class Estimate:
 
     def _memory_mb(self, task: Task, cost: StageCost) -> float:
         """Of one job at its peak."""
-        memory = cost.memory_mb + cost.memory_bytes * (task.block_voxels or task.voxels) / 2**20
+        memory = cost.memory_mb + cost.memory_bytes * task.held_voxels / 2**20
         if task.crops is None:
             return memory
         of_network = self.costs.step if task.crops.trained else self.costs.forward

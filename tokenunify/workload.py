@@ -22,7 +22,7 @@ class Task:
 
     stage: c.StageName
     detail: str
-    """What else decides the cost: the fragments' dimensions, the agglomeration's method, the model or pre-training."""
+    """What else decides the cost: the fragments' dimensions, the method, the model or pre-training, a phantom."""
     voxels: int
     """Of the volume; of all crops of a training."""
     jobs: int = 1
@@ -31,6 +31,11 @@ class Task:
     """Of the largest block."""
     crops: "Crops | None" = None
     """What goes through a network."""
+
+    @property
+    def held_voxels(self) -> int:
+        """Voxels that decide a job's memory: a block's, or all whose graph it holds; a file is streamed."""
+        return self.block_voxels or (self.voxels if self.stage in ("tune", "agglomerate") else 0)
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,8 @@ class Workload:
 
     def _ingest(self, name: str) -> list[Task]:
         voxels = prod(self.shape_of(name))
-        return [Task("download", "", voxels), Task("ingest", "", voxels)]
+        generated = self.plan.config.volumes[name].sources[0].phantom is not None
+        return [Task("download", "", voxels), Task("ingest", "phantom" if generated else "", voxels)]
 
     def _trainings(self, runs: list[Run]) -> list[Task]:
         models = dict.fromkeys((run.model, run.seed) for run in runs if run.model != BASELINE)

@@ -64,7 +64,7 @@ def test_networks_cost_operations_and_maps(plan: Plan):
     assert (task.crops.trained, task.crops.forward) == (6, 2)
     expected = 2 + 100e-6 * task.voxels + 6 * 20 * one.activation_bytes / 1e9 + 2 * 10 * one.flops / 1e9
     assert found["finetune"].seconds == pytest.approx(expected)
-    assert found["finetune"].memory_mb == pytest.approx(50 + (64 * task.voxels + 2 * one.activation_bytes) / 2**20)
+    assert found["finetune"].memory_mb == pytest.approx(50 + 2 * one.activation_bytes / 2**20)
 
 
 def test_predicted_crops_are_those_of_the_tiling(plan: Plan):
