@@ -37,7 +37,7 @@ CONFIG = {
     "datasets": {"cubes": {"train": ["train"], "test": [f"cube{side}" for side in SIDES]}},
     "models": {"small": {"network": {"name": "superhuman", "filters": [2, 4]}, "dataset": "cubes"}},
     "finetune": {"crop": [32, 64, 64], "steps": 1},
-    "predict": {"padding": [0, 0, 0]},
+    "predict": {"padding": [0, 0, 0], "stride": [24, 48, 48]},
     "segmentations": {"multicut": {"method": "multicut"}},
     "evaluation": {
         "baseline": {
