@@ -22,7 +22,7 @@ import numpy as np
 import psutil
 import waterz as peer
 
-from tokenunify import arrays, ids
+from tokenunify import arrays, ids, manifest
 from tokenunify.config import Fragments
 from tokenunify.data import synthetic
 from tokenunify.evaluation import metrics
@@ -134,21 +134,15 @@ def write_parts(folder: Path, num_edges: int, entries: int) -> None:
         )
 
 
-def highest_memory() -> int:
-    """Bytes that this process has held at most; `ru_maxrss` would begin with its parent's."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("VmHWM"))
-
-
 def peaks(folder: Path, score: str) -> tuple[int, list[float]]:
     """Edges of the graph of the parts in a folder; bytes per edge that loading it, and then merging, take at most."""
     parts = [graph.Stored(path, "") for path in sorted(folder.glob("*.npz"))]
     waterz.agglomerate(rag.from_arrays(*phantom_corner()), [0.5], score)  # compiles
     before = psutil.Process().memory_info().rss
     found = graph.merge(parts)
-    loaded = highest_memory()
+    loaded = 2**20 * manifest.peak_mb()
     waterz.agglomerate(found, [0.5], score)
-    agglomerated = highest_memory()
+    agglomerated = 2**20 * manifest.peak_mb()
     return len(found.edges), [(peak - before) / len(found.edges) for peak in (loaded, agglomerated)]
 
 

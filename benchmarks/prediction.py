@@ -4,7 +4,6 @@ Ours is the stage: it reads the raw from a zarr store and writes the store of th
 memory and leaves its result there. Nothing is padded, so that both have the same crops. Best run on an idle machine.
 """
 
-import re
 import shutil
 import tempfile
 import time
@@ -111,7 +110,7 @@ def compare_speed(folder: Path) -> None:
 def peak(function: Callable, folder: Path) -> int:
     """Most memory, in MiB, that this process has held after calling the function."""
     function(folder)
-    return int(re.search(r"VmHWM:\s+(\d+)", Path("/proc/self/status").read_text())[1]) // 2**10
+    return manifest.peak_mb()
 
 
 def compare_memory(folder: Path) -> None:
