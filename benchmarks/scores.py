@@ -92,8 +92,7 @@ def evaluated(volume: Path, segmentation: Path, spacing: float | None) -> tuple[
     section = stages.Evaluate(block_shape=BLOCK, erode_labels=False, ignore_label=0, skeleton_spacing_nm=spacing)
     plain, started = stages.from_json("evaluate", stages.to_json("evaluate", section))[1], time.perf_counter()
     evaluate.run(section, plain, segmentation=segmentation, volume=volume, output=segmentation.with_name("scores.json"))
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-    return time.perf_counter() - started, int(status["VmHWM"].split()[0]) * 1024 / 1e9
+    return time.perf_counter() - started, manifest.peak_mb() * 2**20 / 1e9
 
 
 def compare_large(path: Path) -> None:
