@@ -15,6 +15,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from functools import partial
 from itertools import islice, pairwise
+from math import ceil
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -76,7 +77,8 @@ def parts_of(affinities: np.ndarray, labels: np.ndarray, block_shape: Coordinate
 
 def time_ours(affinities: np.ndarray, labels: np.ndarray, threads: int) -> dict[float, Lut]:
     """Tables of fragment -> segment by the graph."""
-    parts = parts_of(affinities, labels, BLOCKINGS[0], histograms=False, threads=threads)
+    sections = (ceil(len(labels) / 2), *labels.shape[1:])  # blocks as for fragments of sections
+    parts = parts_of(affinities, labels, sections, number=2, histograms=False, threads=threads)
     return waterz.agglomerate(graph.merge(parts), THRESHOLDS)
 
 
@@ -101,7 +103,7 @@ def phantom() -> tuple[np.ndarray, np.ndarray]:
     """Smoothed raw for affinities, and their watershed."""
     raw, _ = synthetic.phantom(SHAPE, seed=5)
     affinities = lower_of_pairs(np.rint(smooth(raw, (0.5, 2.0, 2.0))).astype(np.uint8))
-    return affinities, fragments.watershed(arrays.to_float(affinities), Fragments())
+    return affinities, fragments.watershed(arrays.to_float(affinities), Fragments()).astype(np.uint64)
 
 
 def stored(*paths: str) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,8 @@ half of the slots may be taken.
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
+
+from tokenunify.compiled import inner, loop
 
 FREE = -1
 
@@ -23,13 +24,13 @@ class Table(NamedTuple):
     """One number: how many rows are used."""
 
 
-@njit(cache=True)
+@loop
 def table(width):
     """An empty table for so many numbers of each pair."""
     return Table(free(64), np.empty((64, 2), np.uint64), np.zeros((64, width), np.uint64), np.zeros(1, np.int64))
 
 
-@njit(cache=True)
+@loop
 def with_room(table, more):
     """The table, or a longer one, in which so many more pairs find room."""
     size = table.size[0]
@@ -44,7 +45,7 @@ def with_room(table, more):
     return Table(slots, keys, values, table.size)
 
 
-@njit(cache=True)
+@inner
 def row(table, u, v):
     """The row of a pair, a new one with zeros if it has none."""
     slot = find(table.slots, table.keys, u, v)
@@ -56,19 +57,19 @@ def row(table, u, v):
     return table.slots[slot]
 
 
-@njit(cache=True)
+@loop
 def used(table):
     """Keys and values of the rows that are used."""
     return table.keys[: table.size[0]], table.values[: table.size[0]]
 
 
-@njit(cache=True)
+@loop
 def free(num_pairs):
     """Slots for so many pairs."""
     return np.full(capacity(num_pairs), FREE, np.int64)
 
 
-@njit(cache=True)
+@inner
 def capacity(num_pairs):
     """How many slots so many pairs need."""
     slots = 16
@@ -77,32 +78,18 @@ def capacity(num_pairs):
     return slots
 
 
-@njit(cache=True)
-def _home(u, v, mask):
+@inner
+def home(u, v, mask):
     """The slot where the search for a pair begins."""
     mixed = (np.uint64(u) * np.uint64(0x9E3779B97F4A7C15) + np.uint64(v)) * np.uint64(0xBF58476D1CE4E5B9)
     return np.int64((mixed >> np.uint64(32)) & np.uint64(mask))
 
 
-@njit(cache=True)
+@inner
 def find(slots, keys, u, v):
     """The slot of a pair, or the free one that it may take."""
     mask = len(slots) - 1
-    slot = _home(u, v, mask)
+    slot = home(u, v, mask)
     while slots[slot] != FREE and (keys[slots[slot], 0] != u or keys[slots[slot], 1] != v):
         slot = (slot + 1) & mask
     return slot
-
-
-@njit(cache=True)
-def remove(slots, keys, slot):
-    """Free a slot, and move back what stands beyond it for want of room."""
-    mask = len(slots) - 1
-    later = (slot + 1) & mask
-    while slots[later] != FREE:
-        wanted = _home(keys[slots[later], 0], keys[slots[later], 1], mask)
-        if (later - wanted) & mask >= (later - slot) & mask:
-            slots[slot] = slots[later]
-            slot = later
-        later = (later + 1) & mask
-    slots[slot] = FREE

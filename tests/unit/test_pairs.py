@@ -19,18 +19,3 @@ def test_a_table_counts_as_a_dictionary_does():
     keys, values = pairs.used(table)
     assert dict(zip(map(tuple, keys.tolist()), values[:, 0].tolist(), strict=True)) == expected
     assert len(expected) > 1000 and list(expected) == list(map(tuple, keys.tolist()))
-
-
-def test_what_is_removed_is_gone_and_all_else_is_found():
-    keys = np.array(list(dict.fromkeys(random_pairs(900, seed=1))), np.uint64)
-    slots = pairs.free(len(keys))
-    for row, (u, v) in enumerate(keys):
-        slots[pairs.find(slots, keys, u, v)] = row
-    present = set(range(len(keys)))
-    for row in np.random.default_rng(2).permutation(len(keys))[:-50].tolist():
-        pairs.remove(slots, keys, pairs.find(slots, keys, *keys[row]))
-        present.remove(row)
-        if len(present) % 97 == 0 or len(present) == 50:
-            found = [slots[pairs.find(slots, keys, *key)] for key in keys]
-            assert [row if row in present else pairs.FREE for row in range(len(keys))] == found
-    assert np.count_nonzero(slots != pairs.FREE) == 50

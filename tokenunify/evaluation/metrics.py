@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 
 from tokenunify import ids, pairs
+from tokenunify.compiled import loop
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, Roi
 
@@ -64,7 +64,7 @@ def contingency(segmentation: Any, labels: Any, roi: Roi | None = None, shape: C
     return _sum(keys[:, 0], keys[:, 1], values[:, 0], firsts)
 
 
-@njit(cache=True, nogil=True)
+@loop
 def _overlaps(labels, segments, starts, lengths):
     """Labels and segments of runs that overlap (n, 2), in any order; their number of voxels and the first one's index.
 

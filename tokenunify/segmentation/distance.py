@@ -1,7 +1,8 @@
 """Euclidean distance to the boundary up to a cap: exact, axis by axis (Saito and Toriwaki 1994)."""
 
 import numpy as np
-from numba import njit
+
+from tokenunify.compiled import loop
 
 
 def capped_distance(inside: np.ndarray, *, cap: float) -> np.ndarray:
@@ -22,7 +23,7 @@ def capped_distance(inside: np.ndarray, *, cap: float) -> np.ndarray:
     return np.sqrt(squares, out=squares)
 
 
-@njit(cache=True, nogil=True)
+@loop
 def _along_x(inside, squares, cap):
     """Squared distances within each row."""
     for z in range(inside.shape[0]):
@@ -39,7 +40,7 @@ def _along_x(inside, squares, cap):
                 row[x] *= row[x]
 
 
-@njit(cache=True, nogil=True)
+@loop
 def _across_rows(squares):
     """Of each voxel of a plane, the least of its column's squares plus the square of their distance."""
     rows = squares.copy()
@@ -55,7 +56,7 @@ def _across_rows(squares):
                 highest = row.max()
 
 
-@njit(cache=True, nogil=True)
+@loop
 def _lower(row, other, more):
     for x in range(row.size):
         square = other[x] + more

@@ -5,9 +5,11 @@ current one. Plateaus, of which 8-bit affinities have many, are so flooded from 
 """
 
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.core.cgutils import get_or_insert_function, int32_t, ir, voidptr_t
 from numba.extending import intrinsic
+
+from tokenunify.compiled import inner, loop
 
 LEVELS = 255 * 252 + 1
 """Of heights in [0, 1], in 16 bits; means of two or three 8-bit channels are whole levels, so their plateaus stay."""
@@ -36,12 +38,12 @@ def flood(heights: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     return np.where(labels < DRY, labels, np.uint32(0))
 
 
-@njit(cache=True)
+@inner
 def _level(height):
     return np.int64(height * np.float32(LEVELS - 1) + np.float32(0.5))
 
 
-@njit(cache=True, nogil=True)
+@loop
 def _flood(heights, seeds, state, flat, steps, queue):
     """Label the voxels of `state` (`flat` is the same); each waits at most once, in its level's part of the queue."""
     first, ranks = _fill(heights, seeds, state)
@@ -69,7 +71,7 @@ def _flood(heights, seeds, state, flat, steps, queue):
                     level = own
 
 
-@njit(cache=True)
+@loop
 def _fill(heights, seeds, state):
     """Put seeds and levels, numbered without those that do not occur, into the state.
 
@@ -88,7 +90,7 @@ def _fill(heights, seeds, state):
     return np.cumsum(counts) - counts, ranks
 
 
-@njit(cache=True)
+@loop
 def _start(heights, seeds, flat, steps, ranks, queue, last, waiting):
     """Let the seeds' voxels that have a dry neighbour wait."""
     _, rows, columns = heights.shape
@@ -100,7 +102,7 @@ def _start(heights, seeds, flat, steps, ranks, queue, last, waiting):
                     _push(queue, last, waiting, ranks[_level(heights[z, y, x])], voxel)
 
 
-@njit(cache=True)
+@inner
 def _has_dry(flat, voxel, steps):
     dry = False
     for step in steps:
@@ -108,7 +110,7 @@ def _has_dry(flat, voxel, steps):
     return dry
 
 
-@njit(cache=True)
+@inner
 def _push(queue, last, waiting, level, voxel):
     queue[last[level]] = voxel
     last[level] += 1

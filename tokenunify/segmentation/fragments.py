@@ -5,10 +5,10 @@ from pathlib import Path
 
 import bioimage_cpp as bic
 import numpy as np
-from numba import njit
 from skimage.morphology import local_maxima
 
 from tokenunify import arrays, blockwise
+from tokenunify.compiled import inner, loop
 from tokenunify.config import Fragments
 from tokenunify.geometry import Coordinate, Roi
 from tokenunify.segmentation.distance import capped_distance
@@ -102,7 +102,7 @@ def number(fragments: np.ndarray, roi: Roi, volume_shape: Coordinate, *, dimensi
     return _number(np.ascontiguousarray(fragments), roi.offset, volume_shape, dimensions == 3).view(np.uint64)
 
 
-@njit(cache=True, nogil=True)
+@loop
 def _number(fragments, offset, volume_shape, across):
     """`ids` holds at first the index of an earlier voxel of the fragment, or the voxel's own: trees that are joined."""
     depth, rows, columns = fragments.shape
@@ -127,14 +127,14 @@ def _number(fragments, offset, volume_shape, across):
     return ids.reshape(fragments.shape)
 
 
-@njit(cache=True)
+@inner
 def _join(parents, one, two):
     """Make one tree of those of two voxels; its root is the first voxel."""
     one, two = _root(parents, one), _root(parents, two)
     parents[max(one, two)] = min(one, two)
 
 
-@njit(cache=True)
+@inner
 def _root(parents, voxel):
     while parents[voxel] != voxel:
         parents[voxel] = parents[parents[voxel]]

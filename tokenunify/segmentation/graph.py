@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numba import njit
 
 from tokenunify import arrays, ids
+from tokenunify.compiled import loop
 
 NUM_LEVELS = 256
 
@@ -133,7 +133,7 @@ def _merge_histograms(parts: Sequence[Rag | Stored], places: Sequence[np.ndarray
     return starts, bins, amounts
 
 
-@njit(cache=True)
+@loop
 def _mark(present, place, starts, bins):
     """Set a bit for each level of the edges, which have these rows in `present`."""
     for edge in range(len(place)):
@@ -141,7 +141,7 @@ def _mark(present, place, starts, bins):
             present[place[edge], bins[entry] >> 3] |= np.uint8(1 << (bins[entry] & 7))
 
 
-@njit(cache=True)
+@loop
 def _marked(present, number):
     """The levels whose bits are set."""
     bins, entry = np.empty(number, np.uint8), 0
@@ -153,7 +153,7 @@ def _marked(present, number):
     return bins
 
 
-@njit(cache=True)
+@loop
 def _add_amounts(starts, bins, amounts, place, part_starts, part_bins, part_amounts):
     for edge in range(len(place)):
         at = starts[place[edge]]

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numba import njit
 
 from tokenunify import arrays, blockwise, manifest, pairs
+from tokenunify.compiled import inner, loop
 from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi
@@ -88,7 +88,7 @@ def _owned(affinities: np.ndarray, fragments: np.ndarray, inner: tuple[slice, ..
     )
 
 
-@njit(cache=True, nogil=True)
+@loop
 def _collect(affinities, fragments, box, histograms):
     """Count the pairs of neighbouring fragments, and the voxels of each as its pair with itself; in any order.
 
@@ -105,7 +105,7 @@ def _collect(affinities, fragments, box, histograms):
     return (*pairs.used(found), *pairs.used(entries))
 
 
-@njit(cache=True, nogil=True)
+@loop
 def _collect_row(affinities, fragments, place, columns, histograms, found, entries, last):
     """Count what is in a row; apart, so that the tables are passed on once per row: threads would wait for it."""
     z, y = place
@@ -130,7 +130,7 @@ def _collect_row(affinities, fragments, place, columns, histograms, found, entri
                 entries.values[pairs.row(entries, last[axis], level), 0] += np.uint64(1)
 
 
-@njit(cache=True)
+@inner
 def _count(found, guess, u, v, level):
     """Count a pair of voxels; returns the row of u and v."""
     row = guess

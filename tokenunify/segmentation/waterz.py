@@ -10,9 +10,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numba import njit
 
 from tokenunify import pairs
+from tokenunify.compiled import inner, loop
 from tokenunify.config import Score
 from tokenunify.errors import InputError
 from tokenunify.segmentation.graph import Rag, highest_alone
@@ -22,40 +22,35 @@ NUM_BINS = 256
 
 
 class State(NamedTuple):
-    """The graph while it is contracted: e is an edge, half-edge 2e + side its end at node ends[e, side]."""
+    """The graph while it is contracted; what is used together lies together, as memory is what it waits for."""
 
-    ends: np.ndarray
+    halves: np.ndarray
+    """Ends of the edges, 2e and 2e + 1 those of edge e: `node`, and the `after`, the next end at that node or -1."""
     first: np.ndarray
-    """First half-edge of each node, -1 if it has none; the others follow through `after`."""
-    after: np.ndarray
+    """First end at each node, -1 if it has none."""
     degrees: np.ndarray
-    """Half-edges of each node, dead ones included."""
+    """Ends at each node, those of dead edges included."""
     labels: np.ndarray
     """The smallest node that each living node has absorbed, itself included."""
     frozen: np.ndarray
     """Whether a node must stay as it is."""
+    edges: np.ndarray
+    """`count` of affinities that the `score` is made of; first `entry` of their histogram; `stale`, if it has changed
+    since it was scored; `dead`; the edge `behind` it in its bin of the queue."""
     slots: np.ndarray
-    keys: np.ndarray
-    """The living edges' nodes, and the table that finds an edge by them: `pairs`."""
+    """Hash table that finds a living edge by its nodes (`pairs`). Also an edge that has moved or died keeps its slot:
+    one of its former nodes is gone, and nothing looks for it there."""
+    taken: np.ndarray
+    """One number: slots that hold an edge."""
     quantile: int
     """In percent; 0 for the mean."""
     sums: np.ndarray
     """Sum of the affinities of each edge, for the mean only."""
-    counts: np.ndarray
-    """Number of affinities that each edge's score is made of."""
     entries: np.ndarray
-    """First of the pooled (bin, amount) entries of each edge, rising in bin; the others follow through `following`."""
-    following: np.ndarray
-    bins: np.ndarray
-    amounts: np.ndarray
-    scores: np.ndarray
-    dead: np.ndarray
-    stale: np.ndarray
-    """Whether an edge has changed since it was scored."""
+    """`bin` and `amount` of each entry of a histogram, rising in bin, and the `following` one or -1."""
     heads: np.ndarray
-    """First edge of each bin of the queue, -1 if it is empty, others stand `behind`; an edge is in one bin at most."""
+    """First edge of each bin of the queue, -1 if it is empty; an edge is in one bin at most."""
     tails: np.ndarray
-    behind: np.ndarray
     lowest: np.ndarray
     """One number: no bin below it holds an edge."""
 
@@ -80,61 +75,69 @@ def _start(rag: Rag, score: Score, frozen: np.ndarray) -> State:
         rag = highest_alone(rag)
     num_nodes, num_edges = rag.nodes.size, len(rag.edges)
     index = np.dtype(np.int32 if max(num_nodes, 2 * num_edges, rag.bins.size) < 2**31 else np.int64)
-    ends = np.searchsorted(rag.nodes, rag.edges).astype(index)
-    return State(
-        ends=ends,
+    halves = np.empty(2 * num_edges, [("node", index), ("after", index)])
+    halves["node"] = np.searchsorted(rag.nodes, rag.edges.ravel())
+    state = State(
+        halves=halves,
         first=np.full(num_nodes, -1, index),
-        after=np.empty(2 * num_edges, index),
         degrees=np.zeros(num_nodes, index),
         labels=np.arange(num_nodes, dtype=index),
         frozen=frozen,
-        slots=np.full(pairs.capacity(num_edges), pairs.FREE, index),
-        keys=ends.copy(),
-        **(_means(rag, index) if score == "mean" else _histograms(rag, index, int(score[-2:]))),
-        scores=np.empty(num_edges, np.float32),
-        dead=np.zeros(num_edges, bool),
-        stale=np.zeros(num_edges, bool),
+        edges=np.zeros(num_edges, _edge(index)),
+        slots=np.empty(pairs.capacity(2 * num_edges), index),
+        taken=np.zeros(1, np.int64),
+        quantile=0 if score == "mean" else int(score[-2:]),
+        sums=rag.sums / 255 if score == "mean" else np.zeros(0),
+        entries=np.empty(0 if score == "mean" else rag.bins.size, _entry(index)),
         heads=np.full(NUM_BINS, -1, index),
         tails=np.full(NUM_BINS, -1, index),
-        behind=np.empty(num_edges, index),
         lowest=np.zeros(1, np.int64),
     )
+    if score == "mean":
+        state.edges["count"] = rag.counts
+    else:
+        _fill_histograms(state, rag)
+    return state
 
 
-def _means(rag: Rag, index: np.dtype) -> dict:
-    none = np.zeros(0, index)
-    chains = {"entries": none, "following": none, "bins": np.zeros(0, np.uint8), "amounts": np.zeros(0, np.int64)}
-    return {"quantile": 0, "sums": rag.sums / 255, "counts": rag.counts.astype(np.int64), **chains}
+def _edge(index: np.dtype) -> np.dtype:
+    numbers = [("count", np.int64), ("entry", index), ("behind", index)]
+    return np.dtype([*numbers, ("score", np.float32), ("dead", bool), ("stale", bool)], align=True)
 
 
-def _histograms(rag: Rag, index: np.dtype, quantile: int) -> dict:
+def _entry(index: np.dtype) -> np.dtype:
+    return np.dtype([("amount", np.int64), ("following", index), ("bin", np.uint8)], align=True)
+
+
+def _fill_histograms(state: State, rag: Rag) -> None:
     if rag.starts[-1] == 0 < len(rag.edges):
         raise InputError("this graph was made without histograms, which the score needs: run rag again")
-    amounts, firsts = rag.amounts.astype(np.int64), rag.starts[:-1]
-    following = np.arange(1, amounts.size + 1, dtype=index)
-    following[rag.starts[1:] - 1] = -1
-    chains = {"entries": firsts.astype(index), "following": following, "bins": rag.bins, "amounts": amounts}
-    return {"quantile": quantile, "sums": np.zeros(0), "counts": np.add.reduceat(amounts, firsts), **chains}
+    state.entries["amount"], state.entries["bin"] = rag.amounts, rag.bins
+    state.entries["following"] = np.arange(1, rag.bins.size + 1)
+    state.entries["following"][rag.starts[1:] - 1] = -1
+    state.edges["entry"] = rag.starts[:-1]
+    state.edges["count"] = np.add.reduceat(state.entries["amount"], rag.starts[:-1])
 
 
-@njit(cache=True)
+@loop
 def _merge(state, thresholds):
     """Root (smallest node index) of each node at each of the rising thresholds."""
-    for e in range(len(state.ends)):
-        for side in range(2):
-            _link(state, 2 * e + side, state.ends[e, side])
-        state.slots[_find(state, state.ends[e, 0], state.ends[e, 1])] = e
+    for half in range(len(state.halves)):
+        _link(state, half, state.halves[half].node)
+    for e in range(len(state.edges)):
         _push(state, e)
+    _fill_slots(state)
     parents = np.arange(len(state.labels))
-    roots = np.empty((len(thresholds), len(parents)), state.ends.dtype)
+    roots = np.empty((len(thresholds), len(parents)), state.labels.dtype)
     for number, threshold in enumerate(thresholds):
         e = _top(state)
-        while e >= 0 and state.scores[e] < threshold:
-            state.heads[_bin(state.scores[e])] = state.behind[e]
-            a, b = state.ends[e, 0], state.ends[e, 1]
-            if state.dead[e] or state.frozen[a] or state.frozen[b]:
+        while e >= 0 and state.edges[e].score < threshold:
+            edge = state.edges[e]
+            state.heads[_bin(edge.score)] = edge.behind
+            a, b = _ends(state, e)
+            if edge.dead or state.frozen[a] or state.frozen[b]:
                 pass
-            elif state.stale[e]:
+            elif edge.stale:
                 _push(state, e)
             else:
                 one, two = state.labels[a], state.labels[b]
@@ -147,133 +150,158 @@ def _merge(state, thresholds):
     return roots
 
 
-@njit(cache=True)
+@inner
+def _ends(state, e):
+    return state.halves[2 * e].node, state.halves[2 * e + 1].node
+
+
+@inner
 def _link(state, half, node):
-    state.ends[half // 2, half % 2] = node
-    state.after[half] = state.first[node]
+    state.halves[half].node = node
+    state.halves[half].after = state.first[node]
     state.first[node] = half
     state.degrees[node] += 1
 
 
-@njit(cache=True)
-def _key(one, two):
-    return min(one, two), max(one, two)
+@inner
+def _fill_slots(state):
+    """Give every living edge a slot of its own."""
+    state.slots[:] = pairs.FREE
+    state.taken[0] = 0
+    for e in range(len(state.edges)):
+        if not state.edges[e].dead:
+            _place(state, e, _find(state, *_ends(state, e)))
 
 
-@njit(cache=True)
+@inner
 def _find(state, one, two):
-    """Slot of the edge between two nodes."""
-    return pairs.find(state.slots, state.keys, min(one, two), max(one, two))
+    """Slot of the living edge between two nodes, or the free one that it may take."""
+    mask = len(state.slots) - 1
+    slot = pairs.home(min(one, two), max(one, two), mask)
+    while state.slots[slot] != pairs.FREE:
+        e = state.slots[slot]
+        a, b = _ends(state, e)
+        if ((a == one and b == two) or (a == two and b == one)) and not state.edges[e].dead:
+            break
+        slot = (slot + 1) & mask
+    return slot
 
 
-@njit(cache=True)
+@inner
+def _place(state, e, slot):
+    if state.slots[slot] == pairs.FREE:
+        state.taken[0] += 1
+    state.slots[slot] = e
+
+
+@inner
 def _contract(state, e):
-    """Merge the nodes of an edge: the one with more edges takes those of the other, whichever keeps its label."""
-    a, b = state.ends[e, 0], state.ends[e, 1]
+    """Merge the nodes of an edge: the one with more ends takes those of the other, whichever keeps its label."""
+    a, b = _ends(state, e)
     if state.degrees[a] < state.degrees[b]:
         a, b = b, a
-    state.dead[e] = True
-    _forget(state, e)
+    state.edges[e].dead = True
+    if 2 * (state.taken[0] + state.degrees[b]) > len(state.slots):
+        _fill_slots(state)
     half = state.first[b]
     while half >= 0:
-        later = state.after[half]
-        if not state.dead[half // 2]:
+        later = state.halves[half].after
+        if not state.edges[half // 2].dead:
             _attach(state, half, a, state.labels[a] < state.labels[b])
         half = later
     state.labels[a] = min(state.labels[a], state.labels[b])
 
 
-@njit(cache=True)
-def _forget(state, e):
-    """Take an edge out of the table."""
-    pairs.remove(state.slots, state.keys, _find(state, state.ends[e, 0], state.ends[e, 1]))
-
-
-@njit(cache=True)
+@inner
 def _attach(state, half, a, larger):
     """Move an end of an edge to node a; of two edges to one neighbour, that of the lower score absorbs the other.
 
     On a tie it is the edge of the node with the larger label: `larger` tells whether that is the one moved.
     """
-    e, side = half // 2, half % 2
-    neighbour = state.ends[e, 1 - side]
-    _forget(state, e)
-    slot = _find(state, a, neighbour)
+    e = half // 2
+    slot = _find(state, a, state.halves[half ^ 1].node)
     if state.slots[slot] != pairs.FREE:
         other = state.slots[slot]
-        if state.scores[e] > state.scores[other] or (state.scores[e] == state.scores[other] and not larger):
+        mine, theirs = state.edges[e].score, state.edges[other].score
+        if mine > theirs or (mine == theirs and not larger):
             _absorb(state, other, e)
             return
         _absorb(state, e, other)
     _link(state, half, a)
-    state.keys[e] = _key(a, neighbour)
-    state.slots[slot] = e
+    _place(state, e, slot)
 
 
-@njit(cache=True)
+@inner
 def _absorb(state, kept, gone):
     """Give an edge what another has."""
-    state.dead[gone], state.stale[kept] = True, True
-    state.counts[kept] += state.counts[gone]
+    edge, source = state.edges[kept], state.edges[gone]
+    source.dead, edge.stale = True, True
+    edge.count += source.count
     if state.quantile:
-        state.entries[kept] = _pool(state, state.entries[kept], state.entries[gone])
+        edge.entry = _pool(state.entries, edge.entry, source.entry)
     else:
         state.sums[kept] += state.sums[gone]
 
 
-@njit(cache=True)
-def _pool(state, one, two):
+@inner
+def _pool(entries, one, two):
     """Merge two rising chains of entries into one, whose first entry is returned."""
     head = last = -1
-    while one >= 0 or two >= 0:
-        if one < 0 or (two >= 0 and state.bins[two] < state.bins[one]):
+    while one >= 0:
+        if two >= 0 and entries[two].bin < entries[one].bin:
             one, two = two, one
-        entry, one = one, state.following[one]
-        if last >= 0 and state.bins[last] == state.bins[entry]:
-            state.amounts[last] += state.amounts[entry]
-            continue
-        if last >= 0:
-            state.following[last] = entry
+        entry, one = one, entries[one].following
+        if last >= 0 and entries[last].bin == entries[entry].bin:
+            entries[last].amount += entries[entry].amount
         else:
-            head = entry
-        last = entry
-    state.following[last] = -1
+            if last >= 0:
+                entries[last].following = entry
+            else:
+                head = entry
+            last = entry
+            if two < 0:
+                return head  # what follows is in order
+        if one < 0:
+            one, two = two, -1
+    entries[last].following = -1
     return head
 
 
-@njit(cache=True)
+@inner
 def _score(state, e):
     """1 - affinity of an edge, in single precision."""
+    edge = state.edges[e]
     if not state.quantile:
-        return np.float32(1) - np.float32(state.sums[e] / state.counts[e])
-    pivot = state.quantile * state.counts[e] // 100 + 1
-    entry = state.entries[e]
-    seen = state.amounts[entry]
+        return np.float32(1) - np.float32(state.sums[e] / edge.count)
+    pivot = state.quantile * edge.count // 100 + 1
+    entry = state.entries[edge.entry]
+    seen = entry.amount
     while seen < pivot:
-        entry = state.following[entry]
-        seen += state.amounts[entry]
-    return np.float32(1 - (state.bins[entry] + 0.5) / NUM_BINS)
+        entry = state.entries[entry.following]
+        seen += entry.amount
+    return np.float32(1 - (entry.bin + 0.5) / NUM_BINS)
 
 
-@njit(cache=True)
+@inner
 def _bin(score):
     return min(max(int(score * np.float32(NUM_BINS)), 0), NUM_BINS - 1)
 
 
-@njit(cache=True)
+@inner
 def _push(state, e):
     """Score an edge and put it at the end of its bin."""
-    state.scores[e], state.stale[e], state.behind[e] = _score(state, e), False, -1
-    place = _bin(state.scores[e])
+    edge = state.edges[e]
+    edge.score, edge.stale, edge.behind = _score(state, e), False, -1
+    place = _bin(edge.score)
     if state.heads[place] < 0:
         state.heads[place] = e
     else:
-        state.behind[state.tails[place]] = e
+        state.edges[state.tails[place]].behind = e
     state.tails[place] = e
     state.lowest[0] = min(state.lowest[0], place)
 
 
-@njit(cache=True)
+@inner
 def _top(state):
     """First edge of the lowest bin, -1 if there is none."""
     while state.lowest[0] < NUM_BINS and state.heads[state.lowest[0]] < 0:
