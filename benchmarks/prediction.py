@@ -11,7 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,21 +24,57 @@ from tokenunify.learning import checkpoint, networks, predict
 
 THREADS = 2
 ISOTROPIC = {"embed_kernel": (3, 3, 3), "embed_stride": (2, 2, 2), "first_kernel": (3, 3, 3), "pooling": (2, 2, 2)}
-FIB25 = c.Superhuman(filters=(16, 48, 96, 128), **ISOTROPIC)
-"""The network of config/fib25.yaml."""
 TINY = c.Superhuman(filters=(2, 2), **ISOTROPIC)
 """Costs next to nothing, so that large volumes take seconds."""
 GRID = {"chunk_shape": (32, 64, 64), "shard_shape": (32, 128, 128), "block_shape": (64, 128, 128)}
-SECTION = stages.Predict(crop=(64, 64, 64), stride=(32, 32, 32), padding=(0, 0, 0), precision="bf16-mixed", **GRID)
-SHAPE = (128, 192, 192)
+SMALL = stages.Predict(crop=(64, 64, 64), stride=(32, 32, 32), padding=(0, 0, 0), precision="bf16-mixed", **GRID)
 MEMORY_SHAPE = (128, 128, 128)
-REPEATS = 3
 
 
-def write_inputs(folder: Path, raw: np.ndarray, description: c.Superhuman) -> None:
+class Case(NamedTuple):
+    """What is predicted with which network."""
+
+    name: str
+    network: c.Superhuman
+    section: stages.Predict
+    shape: tuple[int, int, int]
+    overlap: tuple[float, float, float]
+    """The stride as MONAI is told it: it rounds crop x (1 - overlap) down."""
+    repeats: int
+
+
+CASES = (
+    Case(
+        "superhuman, crop and stride of config/config.yaml",
+        c.Superhuman(),
+        stages.Predict(
+            crop=(18, 160, 160),
+            stride=(10, 80, 80),
+            padding=(0, 0, 0),
+            precision="bf16-mixed",
+            chunk_shape=(16, 80, 80),
+            shard_shape=(32, 320, 320),
+            block_shape=(32, 320, 320),
+        ),
+        (38, 400, 400),
+        (0.44, 0.5, 0.5),
+        1,
+    ),
+    Case(
+        "network of config/fib25.yaml, small crops with much overlap",
+        c.Superhuman(filters=(16, 48, 96, 128), **ISOTROPIC),
+        SMALL,
+        (128, 256, 256),
+        (0.5, 0.5, 0.5),
+        3,
+    ),
+)
+
+
+def write_inputs(folder: Path, raw: np.ndarray, description: c.Superhuman, section: stages.Predict) -> None:
     """A volume, random weights of a network, and the empty store."""
     place = folder / "v.zarr/raw/0"
-    grid = {name: GRID[name] for name in ("chunk_shape", "shard_shape")}
+    grid = {"chunk_shape": section.chunk_shape, "shard_shape": section.shard_shape}
     arrays.create(place, shape=raw.shape, dtype="uint8", attributes={}, **grid)[:] = raw
     held = {"raw": {"shape": raw.shape, "dtype": "uint8"}, "labels": None, "zero": "background"}
     manifest.write(folder / "v.json", {**held, "voxel_size_nm": [10, 10, 10], "offset_nm": [0, 0, 0]})
@@ -49,57 +85,58 @@ def write_inputs(folder: Path, raw: np.ndarray, description: c.Superhuman) -> No
     manifest.write(folder / "weights.json", {"weights": weights, "network": plain, "finetune": {"offsets": c.NEAREST}})
 
 
-def prepare_store(folder: Path) -> Path:
+def prepare_store(folder: Path, section: stages.Predict) -> Path:
     """An empty store for the affinities; its prepared.json."""
     shutil.rmtree(folder / "out", ignore_errors=True)
     prepared = folder / "out/prepared.json"
-    text = stages.to_json("predict", SECTION)
+    text = stages.to_json("predict", section)
     prepare.run("predict", text, [folder / "v.json", folder / "weights.json"], prepared)
     return prepared
 
 
-def run_ours(folder: Path) -> dict[str, Any]:
+def run_ours(folder: Path, section: stages.Predict) -> dict[str, Any]:
     """The stage; what its manifest tells of the run."""
-    section, plain = stages.from_json("predict", stages.to_json("predict", SECTION))
+    section, plain = stages.from_json("predict", stages.to_json("predict", section))
     files = {"raw": folder / "v.json", "weights": folder / "weights.json", "prepared": folder / "out/prepared.json"}
     output = folder / "out/part0of1.json"
     predict.run(section, plain, **files, output=output, part=(0, 1), threads=THREADS, device="cpu")
     return manifest.read(output)["run"]
 
 
-def run_peer(folder: Path) -> np.ndarray:
+def run_peer(folder: Path, section: stages.Predict, overlap: tuple[float, float, float]) -> np.ndarray:
     """Affinities (3, z, y, x), float32, by MONAI, with our network's forward pass and our blending weight."""
+    torch.set_num_threads(THREADS)
     network, _ = checkpoint.rebuild(folder / "weights.json")
-    forward = predict.CropPredictor(network, SECTION, torch.device("cpu"), THREADS).forward
+    forward = predict.CropPredictor(network, section, torch.device("cpu"), THREADS).forward
     raw = torch.from_numpy(arrays.open_volume(folder / "v.json").raw[:])[None, None] / 255
-    weight = torch.from_numpy(predict.blending_weight(SECTION.crop, SECTION.sigma))[None, None]
+    weight = torch.from_numpy(predict.blending_weight(section.crop, section.sigma))[None, None]
+    options = {"overlap": overlap, "mode": "gaussian", "roi_weight_map": weight}
     with torch.inference_mode():
-        return sliding_window_inference(raw, SECTION.crop, 1, forward, 0.5, "gaussian", roi_weight_map=weight)[
-            0
-        ].numpy()
+        return sliding_window_inference(raw, section.crop, 1, forward, **options)[0].numpy()
 
 
-def timed(function: Callable, folder: Path) -> tuple[float, Any]:
+def timed(function: Callable, *arguments: Any) -> tuple[float, Any]:
     """Seconds of one call, and its result."""
     started = time.perf_counter()
-    result = function(folder)
+    result = function(*arguments)
     return time.perf_counter() - started, result
 
 
-def compare_speed(folder: Path) -> None:
+def compare_speed(folder: Path, case: Case) -> None:
     """Print both rates, and where our time goes, of the fastest run of each."""
-    write_inputs(folder, synthetic.phantom(SHAPE, seed=5)[0], FIB25)
+    section = case.section
+    write_inputs(folder, synthetic.phantom(case.shape, seed=5)[0], case.network, section)
     ours, peer = [], []
-    for _ in range(1 + REPEATS):  # the first warms up
-        prepare_store(folder)
-        peer.append(timed(run_peer, folder))
-        ours.append(timed(run_ours, folder))
+    for _ in range(1 + case.repeats):  # the first warms up
+        prepare_store(folder, section)
+        peer.append(timed(run_peer, folder, section, case.overlap))
+        ours.append(timed(run_ours, folder, section))
     difference = np.abs(arrays.open_prepared(folder / "out/prepared.json")[:] - peer[0][1] * 255).max()
     (seconds, run), peer_seconds = min(ours[1:], key=lambda pair: pair[0]), min(pair[0] for pair in peer[1:])
-    voxels = np.prod(SHAPE) / 1e6
-    print(f"prediction of {SHAPE} voxels in crops of {SECTION.crop}, {THREADS} threads, {SECTION.precision}")
+    voxels = np.prod(case.shape) / 1e6
+    print(f"{case.name}: {case.shape} voxels, crops of {section.crop}, {THREADS} threads, {section.precision}")
     print(
-        f"  MONAI {voxels / peer_seconds:.2f} Mvoxel/s, ours {voxels / seconds:.2f} Mvoxel/s: "
+        f"  MONAI {voxels / peer_seconds:.3f} Mvoxel/s, ours {voxels / seconds:.3f} Mvoxel/s: "
         f"{peer_seconds / seconds:.2f} x its speed"
     )
     print(f"  {1 - run['forward_seconds'] / seconds:.1%} of our time is outside of the network")
@@ -107,9 +144,9 @@ def compare_speed(folder: Path) -> None:
     print(f"  largest difference: {difference:.2f} of 255")
 
 
-def peak(function: Callable, folder: Path) -> int:
+def peak(function: Callable, *arguments: Any) -> int:
     """Most memory, in MiB, that this process has held after calling the function."""
-    function(folder)
+    function(*arguments)
     return manifest.peak_mb()
 
 
@@ -120,17 +157,20 @@ def compare_memory(folder: Path) -> None:
     for factor in (1, 2):
         place = folder / str(factor)
         shape = tuple(factor * n for n in MEMORY_SHAPE)
-        write_inputs(place, random.integers(0, 256, shape, np.uint8), TINY)
-        prepare_store(place)
-        for name, function in (("MONAI", run_peer), ("ours", run_ours)):
+        write_inputs(place, random.integers(0, 256, shape, np.uint8), TINY, SMALL)
+        prepare_store(place, SMALL)
+        runs = {"MONAI": (run_peer, place, SMALL, (0.5, 0.5, 0.5)), "ours": (run_ours, place, SMALL)}
+        for name, call in runs.items():
             with ProcessPoolExecutor(1, get_context("spawn")) as process:
-                peaks[name].append(process.submit(peak, function, place).result())
+                peaks[name].append(process.submit(peak, *call).result())
     print(f"peak memory when {MEMORY_SHAPE} voxels become eight times as many")
     for name, (small, large) in peaks.items():
         print(f"  {name}: {small} to {large} MiB, {large - small:+} MiB")
 
 
 if __name__ == "__main__":
+    for case in CASES:
+        with tempfile.TemporaryDirectory() as name:
+            compare_speed(Path(name), case)
     with tempfile.TemporaryDirectory() as name:
-        compare_speed(Path(name))
         compare_memory(Path(name))

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenunify import arrays, blockwise
+from tokenunify.compiled import inner, loop
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi
 from tokenunify.learning import checkpoint
@@ -81,13 +82,35 @@ def blend(crops: Iterator[tuple[int, np.ndarray]], tiling: Tiling, roi: Roi, wei
     """Weighted mean of crops (number, (c, z, y, x)) over the box, float32; they are summed as they come."""
     total, sums = np.zeros(roi.shape, np.float32), np.zeros(0, np.float32)
     for number, affinities in crops:
-        in_crop, in_roi = tiling.overlap(number, roi)
         if not sums.size:
             sums = np.zeros((len(affinities), *roi.shape), np.float32)
-        sums[(slice(None), *in_roi)] += weight[in_crop] * affinities[(slice(None), *in_crop)]
-        total[in_roi] += weight[in_crop]
+        in_crop, in_roi = tiling.overlap(number, roi)
+        spans = [(c.start, r.start, r.stop - r.start) for c, r in zip(in_crop, in_roi, strict=True)]
+        _add(sums, total, affinities, weight, np.array(spans).T)
     sums /= total
     return sums
+
+
+@loop
+def _add(sums, total, affinities, weight, spans):
+    """Add the voxels that a crop and a box share: `spans` are its first in the crop and in the box, and its shape."""
+    (z, y, x), (z_to, y_to, x_to), (depth, rows, columns) = spans
+    for k in range(depth):
+        for j in range(rows):
+            of_crop, of_box = (z + k, y + j, x), (z_to + k, y_to + j, x_to)
+            _add_row(sums, total, affinities, weight, of_crop, of_box, columns)
+
+
+@inner
+def _add_row(sums, total, affinities, weight, of_crop, of_box, columns):
+    (z, y, x), (z_to, y_to, x_to) = of_crop, of_box
+    weights, totals = weight[z, y, x : x + columns], total[z_to, y_to, x_to : x_to + columns]
+    for i in range(columns):
+        totals[i] += weights[i]
+    for channel in range(len(sums)):
+        values, target = affinities[channel, z, y, x : x + columns], sums[channel, z_to, y_to, x_to : x_to + columns]
+        for i in range(columns):
+            target[i] += weights[i] * values[i]
 
 
 class CropPredictor:
@@ -181,7 +204,7 @@ class Crops:
                 if len(users) > 1:
                     np.save(path, affinities)
             else:
-                affinities = np.load(path, mmap_mode="r")
+                affinities = np.asarray(np.load(path, mmap_mode="c"))  # of the type that is compiled for
             yield number, affinities
             if index == users[-1] and len(users) > 1:
                 path.unlink()
