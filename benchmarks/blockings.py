@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from tokenunify import stages
+from tokenunify import blockings, stages
 from tokenunify.config import Fragments, Waterz
 from tokenunify.data import synthetic
-from tokenunify.evaluation import blockings
 from tokenunify.segmentation.baseline import lower_of_pairs, smooth
 
 SHAPE = (64, 192, 192)

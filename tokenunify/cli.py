@@ -100,7 +100,7 @@ COMMANDS = {
     ),
     "evaluate": Command("evaluation.evaluate", "score a segmentation", ("segmentation", "volume", "output")),
     "blockings": Command(
-        "evaluation.blockings",
+        "blockings",
         "compare segmentations of fragments in different blocks",
         ("affinities", "volume", "lut", "output"),
     ),
