@@ -133,7 +133,12 @@ def template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"duration": duration, "rate": rate, "png": lambda data: _uri(data, "image/png")}
+    environment.filters |= {
+        "duration": duration,
+        "rate": rate,
+        "grouped": grouped,
+        "png": lambda data: _uri(data, "image/png"),
+    }
     environment.filters["svg"] = lambda data: _uri(data, "image/svg+xml")
     return environment.from_string(TEMPLATE.read_text())
 
@@ -148,6 +153,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def grouped(number: int) -> str:
+    """A number with its thousands apart."""
+    return f"{number:,}".replace(",", " ")
 
 
 def rate(voxels_per_second: float) -> str:
@@ -298,8 +308,7 @@ def tuning_curves(made: list[Made]) -> bytes | None:
     runs = []
     for m in _of(made, "tune"):
         content = m.read["content"]
-        name = m.name if m.model == BASELINE else f"{m.model}, {m.name}"
-        runs.append(figures.Tuning(name, m.seed, content["curve"], content["value"]))
+        runs.append(figures.Tuning(m.model, m.name, m.seed, content["curve"], content["value"]))
     return figures.tuning(runs) if runs else None
 
 
