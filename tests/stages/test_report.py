@@ -247,7 +247,10 @@ def test_the_largest_errors_of_the_best_segmentation_are_named(tree):
     worst = contents[best]["splits"][0]
     piece = worst["pieces"][0]
     assert f"Neuron {worst['id']} is split" in page.text
-    assert f"segment {piece['id']}: {piece['voxels']} at ({', '.join(map(str, piece['position']))})" in page.text
+    assert (
+        f"segment {piece['id']}: {report.grouped(piece['voxels'])} at ({', '.join(map(str, piece['position']))})"
+        in page.text
+    )
     assert "Expected run length: 1234 nm, 26 % of a perfect segmentation's" in page.text
 
 

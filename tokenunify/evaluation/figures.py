@@ -274,7 +274,8 @@ def tuning(runs: Iterable[Tuning]) -> bytes:
                     COLOURS[models.index(model) % len(COLOURS)],
                 )
             axis.set(title=name, xlabel="VOI split (bits)", xlim=(0, None), ylim=(0, None))
-            axis.set_ylabel("VOI merge (bits)" if number % columns == 1 or columns == 1 else None)
+            if (number - 1) % columns == 0:
+                axis.set_ylabel("VOI merge (bits)")
             axis.legend()
         return _svg(figure)
 
