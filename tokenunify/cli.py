@@ -99,6 +99,11 @@ COMMANDS = {
         blockwise=True,
     ),
     "evaluate": Command("evaluation.evaluate", "score a segmentation", ("segmentation", "volume", "output")),
+    "blockings": Command(
+        "blockings",
+        "compare segmentations of fragments in different blocks",
+        ("affinities", "volume", "lut", "output"),
+    ),
     "metrics": Command(
         "evaluation.tables",
         "collect a volume's scores in one table",

@@ -19,6 +19,7 @@ from typing import Any
 
 from tokenunify import config as c
 from tokenunify import manifest
+from tokenunify.columns import aligned
 from tokenunify.config import Strict
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
@@ -188,12 +189,7 @@ def table(rows: dict[c.StageName, Row]) -> str:
          f"{r.seconds / 3600:,.3g}", f"{r.longest / 3600:,.3g}")
         for stage, r in rows.items()
     ]  # fmt: skip
-    widths = [max(map(len, column)) for column in zip(HEADER, *lines, strict=True)]
-    return "".join(
-        "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
-        + "\n"
-        for line in (HEADER, *lines)
-    )
+    return aligned([HEADER, *lines], left=("stage",))
 
 
 def run(

@@ -230,6 +230,14 @@ class Plan:
         )
         return stages.to_json("evaluate", section)
 
+    def blockings(self, segmentation: str) -> str:
+        section = stages.Blockings(
+            segmentation=self.segmentations[segmentation],
+            block_shapes=self.config.evaluation.blockings,
+            **self._grid(),
+        )
+        return stages.to_json("blockings", section)
+
     def metrics(self, volume: str) -> str:
         return stages.to_json("metrics", stages.Metrics(rows=tuple(self._row(run) for run in self.runs(volume))))
 

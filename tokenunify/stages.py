@@ -100,6 +100,13 @@ class Evaluate(Strict):
     skeleton_spacing_nm: float | None
 
 
+class Blockings(Grid):
+    segmentation: c.Segmentation
+    """At the value that agglomerate took; its fragments' own blocks are not used."""
+    block_shapes: tuple[c.Shape, ...]
+    """Blocks of the fragments, compared two by two; what they have in common is counted in `block_shape`."""
+
+
 class Row(Strict):
     """One row of metrics.csv: what the config knows of it. The files come in the same order on the command line."""
 
@@ -137,6 +144,7 @@ SECTIONS: dict[str, type[Strict]] = {
     "agglomerate": Agglomerate,
     "relabel": Relabel,
     "evaluate": Evaluate,
+    "blockings": Blockings,
     "metrics": Metrics,
     "report": Report,
 }

@@ -13,6 +13,7 @@ STAGES = {
     "agglomerate": 2,
     "relabel": 2,
     "evaluate": 3,
+    "blockings": 1,
     "metrics": 2,
-    "report": 2,
+    "report": 3,
 }

@@ -100,9 +100,9 @@ class Workspace:
         inputs = {"affinities": predicted, "volume": volume}
         return self.array("fragments", self.section("fragments", **settings), inputs)
 
-    def rag(self, predicted: Path, fragments: Path) -> Path:
+    def rag(self, predicted: Path, fragments: Path, **settings) -> Path:
         inputs = {"affinities": predicted, "fragments": fragments}
-        return self.run_parts("rag", self.section("rag"), inputs, self.folder / "rag")
+        return self.run_parts("rag", self.section("rag", **settings), inputs, self.folder / "rag")
 
     def agglomerate(self, rag: Path, tuned: Path | None = None, **segmentation) -> Path:
         output = self.folder / "segmentation" / "agglomerate.json"
@@ -127,7 +127,8 @@ class Workspace:
         chosen = {"method": "waterz", **segmentation}
         settings = chosen.pop("fragments", {})
         fragments = self.fragments(predicted, **settings)
-        lut = self.agglomerate(self.rag(predicted, fragments), **chosen)
+        histograms = chosen.get("score", "").startswith("hist")
+        lut = self.agglomerate(self.rag(predicted, fragments, histograms=histograms), **chosen)
         return self.relabel(fragments, lut)
 
     def copy(self, folder: Path, **changes) -> "Workspace":

@@ -128,7 +128,8 @@ class Tree:
         run = {"voxels": self.labels.size, "seconds": 0.75}
         self.write(f"{folder}/scores.json", {**scores, **counts, **SETTINGS, **worst}, run)
         source = "validation" if tuned else "fixed"
-        self.write(f"{folder}/agglomerate.json", {"method": method, "value": 0.4, "source": source})
+        energy = {"energy": -12.3456 - seed} if method == "multicut" else {}
+        self.write(f"{folder}/agglomerate.json", {"method": method, "value": 0.4, "source": source, **energy})
         if tuned:
             curve = [
                 {"value": v, "voi_split": 0.2 + v, "voi_merge": 1.5 - v * v, "voi": 1, "arand": 0}
@@ -246,7 +247,10 @@ def test_the_largest_errors_of_the_best_segmentation_are_named(tree):
     worst = contents[best]["splits"][0]
     piece = worst["pieces"][0]
     assert f"Neuron {worst['id']} is split" in page.text
-    assert f"segment {piece['id']}: {piece['voxels']} at {', '.join(map(str, piece['position']))}" in page.text
+    assert (
+        f"segment {piece['id']}: {report.grouped(piece['voxels'])} at ({', '.join(map(str, piece['position']))})"
+        in page.text
+    )
     assert "Expected run length: 1234 nm, 26 % of a perfect segmentation's" in page.text
 
 
@@ -332,6 +336,26 @@ def test_means_and_spreads_over_seeds_and_the_best_are_shown(tree):
     assert f"{chosen.voi.mean():.3f} <small>± {np.std(chosen.voi, ddof=1):.3f}</small>" in text
     assert "β 0.4" in text
     assert summary.headline in Page(text).text
+
+
+def test_the_energy_stands_beside_a_multicut(tree):
+    page = Page(tree.report([tree.metrics()], tree.manifests))
+    assert page.text.count("β 0.4, fixed; energy \N{MINUS SIGN}13.85") == 1  # mean of seeds 0 and 3
+    assert page.text.count("; energy") == 1
+
+
+def test_blockings_are_shown_where_they_were_compared(tmp_path, tree):
+    copy = filled(tmp_path, tree.labels)
+    pair = {"blocks": [[4, 32, 40], [8, 16, 40]], "voi_split": 0.1234, "voi_merge": 0.2, "voi": 0.3234, "arand": 0.0456}
+    run = {"seconds": 30.0, "voxels": 2 * tree.labels.size}
+    copy.write("results/test/small/seed0/waterz/blockings.json", {"value": 0.4, "pairs": [pair]}, run)
+    page = Page(copy.report([copy.metrics()], copy.manifests))
+    row = r"small, seed 0 waterz 4 . 32 . 40 8 . 16 . 40 0\.123 0\.200 0\.323 0\.046"
+    assert re.search(rf"Fragments in other blocks Model .* VOI ARAND {row} The volume", page.text)
+    assert "evaluate blockings test small" in page.text  # a column of the times
+    without = Page(tree.report([tree.metrics()], tree.manifests)).text
+    assert "Fragments in other blocks" not in without
+    assert "blockings" not in without
 
 
 def test_the_first_part_stands_for_all(tree):

@@ -140,6 +140,16 @@ def test_valid_configuration_inherits():
             ["segmentations.w: hierarchy must be at most", "0.3, got 0.4: what is"],
         ),
         ("models/m/seeds", [0, 1, 0], ["models.m.seeds: expected different seeds, found [0, 1, 0]"]),
+        (
+            "evaluation/blockings",
+            [[32, 256, 256]],
+            ["evaluation.blockings: expected two or more different block shapes", "found [[32, 256, 256]]"],
+        ),
+        (
+            "evaluation/blockings",
+            [[32, 256, 256], [32, 256, 300]],
+            ["evaluation.blockings.1 must be a multiple of storage.shard_shape [32, 256, 256]", "[32, 256, 300]"],
+        ),
         ("models/m/train", "mamba", ["models.m: train: network superhuman has no mamba", "['encoder', 'decoder']"]),
         ("models/m/train", "mamba+encoder", ["models.m: train: network superhuman has no mamba", "'mamba+encoder'"]),
         ("models/m/train", "head", ["models.m.train: expected 'all', 'mamba'", 'found "head"']),
@@ -288,7 +298,7 @@ def test_a_configuration_without_keys_is_explained(value, found: str):
             5,
             [
                 "resources.predicts!: expected 'download', 'ingest', 'pretrain', 'finetune', 'predict', 'baseline', "
-                "'fragments', 'rag', 'tune', 'agglomerate', 'relabel' or 'evaluate', found \"predicts!\"; "
+                "'fragments', 'rag', 'tune', 'agglomerate', 'relabel', 'evaluate' or 'blockings', found \"predicts!\"; "
                 "correct the key"
             ],
         ),

@@ -132,7 +132,8 @@ def test_curves_are_the_same_every_time():
 
 def test_tuning_curves_are_the_same_every_time():
     curve = [{"value": v, "voi_split": v, "voi_merge": 1 - v} for v in (0.1, 0.3, 0.7)]
-    tuned = [figures.Tuning("one", 0, curve, 0.3), figures.Tuning("two", 0, curve[:1], 0.1)]
+    tuned = [figures.Tuning("one", name, seed, curve, 0.3) for name in "abcd" for seed in (0, 1)]
+    tuned.append(figures.Tuning("two", "e", 0, curve[:1], 0.1))
     assert figures.tuning(tuned) == figures.tuning(iter(tuned))
 
 

@@ -55,6 +55,7 @@ def test_sections_carry_the_version_and_sorted_keys(plan: Plan):
         "agglomerate": plan.agglomerate("waterz"),
         "relabel": plan.relabel(),
         "evaluate": plan.evaluate(),
+        "blockings": plan.blockings("waterz"),
         "metrics": plan.metrics("wafer36-2"),
         "report": plan.report(),
     }

@@ -58,7 +58,7 @@ def test_promised_cluster_command_plans_everything(clone: Checkout, tmp_path: Pa
     words = ("--profile", "slurm", "--cores", "32", "results/wafer36-2/metrics.csv")
     jobs = listed(dry_run(clone, tmp_path, *words))
     planned = {job.rule for job in jobs}
-    assert {rule for rule in planned if not rule.startswith("prepare_")} == set(COMMANDS) - {"report"}
+    assert {rule for rule in planned if not rule.startswith("prepare_")} == set(COMMANDS) - {"blockings", "report"}
     assert {f"prepare_{stage}" for stage in ("predict", "baseline", "fragments", "relabel")} < planned
     for rule in ("download", "ingest"):
         assert {job.wildcards for job in jobs if job.rule == rule} == {f"volume={wafer}" for wafer in WAFERS}
@@ -93,6 +93,17 @@ def test_other_configuration_replaces_the_wafers(clone: Checkout, tmp_path: Path
     output = dry_run(clone, tmp_path, "--cores", "2", "--configfile", "config/demo.yaml")
     assert {"metrics", "report"} <= {job.rule for job in listed(output)}
     assert "wafer" not in output
+
+
+@pytest.mark.parametrize(("config", "volume", "number"), [("fib25", "fib25-test", 3), ("demo", "demo", 0)])
+def test_blockings_are_compared_for_the_report_where_configured(
+    clone: Checkout, tmp_path: Path, config: str, volume: str, number: int
+):
+    words = ("--cores", "2", "--configfile", f"config/{config}.yaml")
+    jobs = listed(dry_run(clone, tmp_path, "results/report.html", *words))
+    found = [job.wildcards for job in jobs if job.rule == "blockings"]
+    assert len(found) == number
+    assert all(wildcards.startswith(f"volume={volume}, model=") for wildcards in found)
 
 
 def test_pretraining_reads_the_raw_of_its_corpus_alone(clone: Checkout, tmp_path: Path):

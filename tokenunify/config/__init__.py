@@ -126,6 +126,7 @@ StageName = Literal[
     "agglomerate",
     "relabel",
     "evaluate",
+    "blockings",
 ]
 
 
@@ -144,6 +145,18 @@ class Evaluation(Strict):
     baseline: Baseline | None = Baseline()
     models: dict[Name, tuple[Name, ...]] | None = None
     """Dataset -> models reported; null reports every model of the dataset."""
+    blockings: tuple[Shape, ...] = ()
+    """Block shapes in which the report's fragments are made anew, to compare the segmentations; none: not done."""
+
+    @field_validator("blockings")
+    @classmethod
+    def _comparable(cls, shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
+        if len(shapes) == 1 or len(set(shapes)) < len(shapes):
+            raise ValueError(
+                f"expected two or more different block shapes, or none, found {list(map(list, shapes))}: "
+                "they are compared with one another; add or remove one"
+            )
+        return shapes
 
 
 class Model(Strict):
@@ -224,6 +237,7 @@ STAGE_RESOURCES: dict[StageName, Resources] = {
     "agglomerate": Resources(mem_mb=16000),
     "relabel": Resources(),
     "evaluate": Resources(),
+    "blockings": Resources(mem_mb=16000),
 }
 
 

@@ -215,6 +215,9 @@ def _check_evaluation(config: "Config") -> None:
     if baseline := config.evaluation.baseline:
         key = "evaluation.baseline"
         _check_segmentation(config, f"{key}.segmentation", baseline.segmentation, f"set {key}: null")
+    for number, shape in enumerate(config.evaluation.blockings):
+        key = f"evaluation.blockings.{number}"
+        check_multiple(key, shape, "storage.shard_shape", config.storage.shard_shape)
     for dataset, models in (config.evaluation.models or {}).items():
         _known("evaluation.models", dataset, config.datasets)
         for model in models:

@@ -7,10 +7,12 @@ were merged share one.
 import io
 import itertools
 from collections.abc import Iterable, Sequence
+from math import ceil
 from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
+from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
@@ -163,7 +165,8 @@ def _square(image: np.ndarray, pixel_nm: tuple[float, float]) -> np.ndarray:
 def _draw_bar(image: np.ndarray, length: int) -> None:
     margin, thickness = max(4, image.shape[1] // 40), max(3, image.shape[1] // 120)
     bottom = image.shape[0] - margin
-    image[bottom - thickness - 1 : bottom + 1, margin - 1 : margin + length + 1] = 0
+    rim = slice(max(0, margin - thickness), margin + length + thickness)
+    image[bottom - 2 * thickness : bottom + thickness, rim] = 0  # as thick as the bar: pictures are shown smaller
     image[bottom - thickness : bottom, margin : margin + length] = 1
 
 
@@ -195,7 +198,9 @@ The last is relative to the mean over all tokens: an order that puts blank ones 
 class Tuning(NamedTuple):
     """The scores on the validation volumes over the candidates of a threshold or beta."""
 
+    model: str
     name: str
+    """Of the segmentation."""
     seed: int
     curve: Sequence[dict[str, float]]
     chosen: float
@@ -229,6 +234,7 @@ def pretraining(runs: Iterable[Training]) -> bytes:
     """SVG of the loss of each objective over steps; one colour per pre-training, one line per seed."""
     runs = list(runs)
     names = list(dict.fromkeys(run.model for run in runs))
+    last = max(run.log["step"].max() for run in runs)
     shown = [column for column in PRETRAINING if any(run.log[column].notna().any() for run in runs)]
     with rc_context(STYLE):
         figure = Figure(figsize=(8.4, 2.8), layout="constrained")
@@ -238,7 +244,7 @@ def pretraining(runs: Iterable[Training]) -> bytes:
                     first = run.seed == min(r.seed for r in runs if r.model == run.model)
                     style = {"color": COLOURS[names.index(run.model) % len(COLOURS)], "lw": 0.8, "ms": 2}
                     axis.plot(run.log["step"], run.log[column], ".-", label=run.model * first, **style)
-            axis.set(title=PRETRAINING[column], xlabel="step", xlim=(0, None))
+            axis.set(title=PRETRAINING[column], xlabel="step", xlim=(0, last), ylim=(0, None))
             axis.legend()
         figure.axes[0].set_ylabel("loss")
         return _svg(figure)
@@ -249,24 +255,40 @@ def _time_unit(seconds: float) -> tuple[str, float]:
 
 
 def tuning(runs: Iterable[Tuning]) -> bytes:
-    """SVG of VOI split against VOI merge over the candidates; the chosen one is filled and has its value beside it."""
+    """SVG of VOI split against VOI merge over the candidates, a panel per segmentation and in it one colour per model.
+
+    The chosen candidates are filled, and stand in the legend.
+    """
     runs = list(runs)
-    names = list(dict.fromkeys(run.name for run in runs))
+    names, models = (list(dict.fromkeys(column)) for column in ([r.name for r in runs], [r.model for r in runs]))
+    columns = min(3, len(names))
+    rows = ceil(len(names) / columns)
     with rc_context(STYLE):
-        figure = Figure(figsize=(5.6, 4), layout="constrained")
-        axis = figure.subplots()
-        for run in runs:
-            colour = COLOURS[names.index(run.name) % len(COLOURS)]
-            x, y = ([entry[key] for entry in run.curve] for key in ("voi_split", "voi_merge"))
-            first = run.seed == min(r.seed for r in runs if r.name == run.name)
-            axis.plot(x, y, "-o", color=colour, lw=1, ms=4, mfc="white", label=run.name if first else None)
-            best = [entry["value"] for entry in run.curve].index(run.chosen)
-            axis.plot(x[best], y[best], "o", color=colour, ms=7)
-            at = (x[best], y[best])
-            axis.annotate(f"{run.chosen:g}", at, xytext=(6, 5), textcoords="offset points", color=colour)
-        axis.set(xlabel="VOI split (bits)", ylabel="VOI merge (bits)", xlim=(0, None), ylim=(0, None))
-        axis.legend()
+        figure = Figure(figsize=(2.8 * columns, 2.8 * rows), layout="constrained")
+        for number, name in enumerate(names, start=1):
+            axis = figure.add_subplot(rows, columns, number)
+            for model in models:
+                _draw_tuning(
+                    axis,
+                    [r for r in runs if (r.name, r.model) == (name, model)],
+                    COLOURS[models.index(model) % len(COLOURS)],
+                )
+            axis.set(title=name, xlabel="VOI split (bits)", xlim=(0, None), ylim=(0, None))
+            if (number - 1) % columns == 0:
+                axis.set_ylabel("VOI merge (bits)")
+            axis.legend()
         return _svg(figure)
+
+
+def _draw_tuning(axis: Axes, seeds: list[Tuning], colour: str) -> None:
+    """Curves of a model's seeds."""
+    chosen = ", ".join(f"{value:g}" for value in dict.fromkeys(run.chosen for run in seeds))
+    for run in seeds:
+        x, y = ([entry[key] for entry in run.curve] for key in ("voi_split", "voi_merge"))
+        label = f"{run.model}: {chosen}" if run is seeds[0] else None
+        axis.plot(x, y, "-o", color=colour, lw=1, ms=3.5, mfc="white", label=label)
+        best = [entry["value"] for entry in run.curve].index(run.chosen)
+        axis.plot(x[best], y[best], "o", color=colour, ms=6)
 
 
 def _svg(figure: Figure) -> bytes:

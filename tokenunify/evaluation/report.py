@@ -35,7 +35,7 @@ PLACES = (
     rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<stage>predict)/(?P<file>[^/]+)",
     rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<stage>fragments|rag)/(?P<name>[^/]+)/(?P<file>[^/]+)",
     rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<name>[^/]+)/(?P<stage>relabel)/(?P<file>[^/]+)",
-    rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<name>[^/]+)/(?P<stage>scores|agglomerate)",
+    rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<name>[^/]+)/(?P<stage>scores|agglomerate|blockings)",
 )
 """Where each stage puts its manifest, without the ending .json."""
 WORST = 4
@@ -48,6 +48,7 @@ TIMED = {
     "agglomerate": "agglomerate",
     "relabel": "relabel",
     "scores": "evaluate",
+    "blockings": "blockings",
 }
 """Stages of a volume with times in their manifests, and their names on the page."""
 
@@ -102,22 +103,26 @@ def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], mani
     rows = pd.concat([tables.read(path) for path in metrics], ignore_index=True)
     paths = dict.fromkeys(path for given in manifests for path in all_parts(given))
     made = sorted(map(locate, paths), key=lambda m: m.model == BASELINE)
+    volumes_shown = dict.fromkeys(rows["volume"])
+    timed = times(made)
     page = {
         "title": section.title,
         "version": tokenunify.__version__,
         "commit": tables.commit(),
         "commits": sorted(set(rows["commit"])),
         "tables": [tables.summary(part) for _, part in rows.groupby(["volume", "dataset", "split"], sort=False)],
-        "pictures": {volume: list(pictures(volume, made)) for volume in dict.fromkeys(rows["volume"])},
-        "worst": {volume: worst_objects(volume, made) for volume in dict.fromkeys(rows["volume"])},
+        "pictures": {volume: list(pictures(volume, made)) for volume in volumes_shown},
+        "energies": {volume: energies(volume, made) for volume in volumes_shown},
+        "worst": {volume: worst_objects(volume, made) for volume in volumes_shown},
+        "blockings": {volume: blockings(volume, made) for volume in volumes_shown},
         "files": [str(path) for path in metrics],
         "pretrainings": pretrainings(made),
         "pretraining": pretraining_curves(made),
         "models": models(made),
         "training": training_curves(made),
         "tuning": tuning_curves(made),
-        "stages": list(TIMED.values()),
-        "times": times(made),
+        "stages": [stage for stage in TIMED.values() if any(stage in row["stages"] for row in timed)],
+        "times": timed,
         "volumes": volumes(made),
     }
     manifest.write_text(output, template().render(page))
@@ -128,7 +133,12 @@ def template() -> jinja2.Template:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"duration": duration, "rate": rate, "png": lambda data: _uri(data, "image/png")}
+    environment.filters |= {
+        "duration": duration,
+        "rate": rate,
+        "grouped": grouped,
+        "png": lambda data: _uri(data, "image/png"),
+    }
     environment.filters["svg"] = lambda data: _uri(data, "image/svg+xml")
     return environment.from_string(TEMPLATE.read_text())
 
@@ -143,6 +153,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest:02d} s" if minutes < 120 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def grouped(number: int) -> str:
+    """A number with its thousands apart."""
+    return f"{number:,}".replace(",", " ")
 
 
 def rate(voxels_per_second: float) -> str:
@@ -223,6 +238,25 @@ def worst_objects(volume: str, made: list[Made]) -> dict | None:
     return {"model": best.model, "seed": best.seed, "segmentation": best.name, "rows": rows, **lengths}
 
 
+def energies(volume: str, made: list[Made]) -> dict[tuple[str, str], float]:
+    """Energy of the multicut of each model and segmentation that is one, the mean over seeds."""
+    found: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for m in _of(made, "agglomerate"):
+        if m.volume == volume and "energy" in (content := m.read["content"]):
+            found[m.model, m.name].append(content["energy"])
+    return {key: float(np.mean(values)) for key, values in found.items()}
+
+
+def blockings(volume: str, made: list[Made]) -> list[dict]:
+    """Scores between segmentations of fragments in different blocks, a row for each two blockings of a segmentation."""
+    mine = [m for m in _of(made, "blockings") if m.volume == volume]
+    return [
+        {"model": m.model, "seed": m.seed, "segmentation": m.name, **pair}
+        for m in mine
+        for pair in m.read["content"]["pairs"]
+    ]
+
+
 # ------------------------------------------------------------------------------------------------ curves, times, data
 
 
@@ -274,8 +308,7 @@ def tuning_curves(made: list[Made]) -> bytes | None:
     runs = []
     for m in _of(made, "tune"):
         content = m.read["content"]
-        name = m.name if m.model == BASELINE else f"{m.model}, {m.name}"
-        runs.append(figures.Tuning(name, m.seed, content["curve"], content["value"]))
+        runs.append(figures.Tuning(m.model, m.name, m.seed, content["curve"], content["value"]))
     return figures.tuning(runs) if runs else None
 
 

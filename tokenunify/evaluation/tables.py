@@ -124,7 +124,7 @@ class Group:
     mean: dict[str, float]
     spread: dict[str, float]
     """Standard deviation over the seeds; NaN for one."""
-    segments: str
+    segments: int
     labels: int
     saw_raw: bool
     """Pre-training had the raw of this volume."""
@@ -194,7 +194,7 @@ def _group(rows: pd.DataFrame) -> Group:
         seeds=len(rows),
         mean=rows[list(SCORES)].mean().to_dict(),
         spread=rows[list(SCORES)].std().to_dict(),
-        segments=f"{rows['num_segments'].mean():.0f}",
+        segments=round(rows["num_segments"].mean()),
         labels=int(first["num_labels"]),
         saw_raw=first["test_raw_in_pretraining"] == SEEN[True],
     )

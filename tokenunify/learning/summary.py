@@ -1,7 +1,7 @@
 """The networks in a table: parameters, legal crops, and what one crop costs. No weight or voxel is ever stored."""
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +11,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenunify import config as c
+from tokenunify.columns import aligned
 from tokenunify.config import NEAREST
 from tokenunify.geometry import Coordinate
 from tokenunify.learning import networks
@@ -30,7 +31,7 @@ def run(config: Path | None) -> None:
     """Print the table of every network that can be built by its name alone, or of a configuration's models."""
     entries = named() if config is None else configured(c.load(config))
     rows = [row(*entry) for entry in entries]
-    sys.stdout.write(table([HEADER, *rows]) + NOTES)
+    sys.stdout.write(aligned([HEADER, *rows], left=("network", "legal crops")) + NOTES)
 
 
 Entry = tuple[str, dict, tuple[Coordinate, ...], Coordinate | None]
@@ -108,17 +109,3 @@ def measure(network: Network, crop: Coordinate) -> Cost:
 def storage_of(tensor: Tensor) -> int:
     """Identity of the memory behind a tensor, valid while the memory is held; meta tensors have no address."""
     return tensor.untyped_storage()._cdata
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Aligned columns: the first and the texts to the left, numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    left = ("network", "legal crops")
-    aligned = [
-        "  ".join(
-            cell.ljust(width) if title in left else cell.rjust(width)
-            for cell, width, title in zip(row, widths, rows[0], strict=True)
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join(aligned) + "\n"

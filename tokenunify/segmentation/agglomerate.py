@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from tokenunify import manifest
 from tokenunify.config import Multicut, Tuned, Waterz
@@ -25,7 +25,11 @@ def luts(
     """Table at each threshold or beta, from the graphs of all parts."""
     if isinstance(segmentation, Waterz) and segmentation.hierarchy is not None:
         return hierarchy.agglomerate(graphs, values, segmentation.score, segmentation.hierarchy)
-    graph = merge(graphs)
+    return of_graph(merge(graphs), segmentation, values)
+
+
+def of_graph(graph: Rag, segmentation: Waterz | Multicut, values: Sequence[float]) -> dict[float, lut.Lut]:
+    """Table at each threshold or beta, from the graph of the whole volume."""
     if isinstance(segmentation, Waterz):
         return waterz.agglomerate(graph, values, segmentation.score)
     return {beta: multicut.agglomerate(graph, beta, segmentation.solver) for beta in values}
@@ -52,10 +56,15 @@ def run(section: Agglomerate, plain: dict, *, rag: Path, output: Path, tuned: li
     inputs = {"rag": manifest.content_hash(rag)}
     if source == "validation":
         inputs["tuned"] = manifest.content_hash(tuned[0])
-    table = luts(graphs, section.segmentation, [value])[value]
+    if isinstance(section.segmentation, Multicut):
+        graph = merge(graphs)
+        table = of_graph(graph, section.segmentation, [value])[value]
+        energy = {"energy": multicut.energy(graph, table, value)}
+    else:
+        table, energy = luts(graphs, section.segmentation, [value])[value], {}
     path = output.with_name("lut.npz")
     lut.write(path, table)
-    content: dict[str, Any] = {
+    content = {
         "method": section.segmentation.method,
         "value": value,
         "source": source,
@@ -63,8 +72,7 @@ def run(section: Agglomerate, plain: dict, *, rag: Path, output: Path, tuned: li
         "num_fragments": table.fragments.size,
         "num_segments": len(set(table.segments.tolist())),
         "inputs": inputs,
+        **energy,
     }
-    if isinstance(section.segmentation, Multicut):
-        content["energy"] = multicut.energy(merge(graphs), table, value)
     voxels = sum(int(graph.sizes.sum()) for graph in graphs)
     manifest.write(output, content, {"seconds": round(time.monotonic() - started, 3), "voxels": voxels})

@@ -2,6 +2,7 @@
 
 from functools import reduce
 from pathlib import Path
+from typing import Any
 
 import bioimage_cpp as bic
 import numpy as np
@@ -142,6 +143,24 @@ def _root(parents, voxel):
     return voxel
 
 
+def of_block(affinities: Any, mask: Any, roi: Roi, settings: Fragments) -> np.ndarray:
+    """Fragments (z, y, x), uint64, of a box of a volume.
+
+    affinities (c, z, y, x), uint8, nearest neighbours first, and mask (z, y, x) or None: the volume's arrays or stores.
+    Where the mask is 0 the affinities count as 0, and so do the fragments.
+    """
+    z, y, x = affinities.shape[-3:]
+    halo = (0, *settings.halo[1:]) if settings.dimensions == 2 else settings.halo
+    outer = roi.grow(halo, halo, (z, y, x))
+    values = affinities[(slice(0, 3), *outer.slices)]
+    if mask is None:
+        fragments = watershed(values, settings)
+    else:
+        inside = mask[outer.slices]
+        fragments = watershed(values * inside, settings) * inside
+    return number(fragments[roi.within(outer)], roi, (z, y, x), dimensions=settings.dimensions)
+
+
 def run(
     section: Section,
     plain: dict,
@@ -152,22 +171,10 @@ def run(
     output: Path,
     part: tuple[int, int],
 ) -> None:
-    """Fill a part of the blocks of the `fragments` store (z, y, x), uint64.
-
-    Where the volume's mask is 0 the affinities count as 0, and so do the fragments.
-    """
+    """Fill a part of the blocks of the `fragments` store (z, y, x), uint64."""
     source, mask = arrays.open_prepared(affinities), arrays.open_volume(volume).mask
-    z, y, x = source.shape[-3:]
-    halo = (0, *section.halo[1:]) if section.dimensions == 2 else section.halo
 
     def compute(_index: int, roi: Roi) -> np.ndarray:
-        outer = roi.grow(halo, halo, (z, y, x))
-        values = source[(slice(0, 3), *outer.slices)]
-        if mask is None:
-            fragments = watershed(values, section)
-        else:
-            inside = mask[outer.slices]
-            fragments = watershed(values * inside, section) * inside
-        return number(fragments[roi.within(outer)], roi, (z, y, x), dimensions=section.dimensions)
+        return of_block(source, mask, roi, section)
 
     blockwise.fill(prepared, output, compute, part=part, plain=plain, inputs=[affinities, volume])

@@ -1,7 +1,8 @@
 """Scores, tables and the report.
 
-INPUTS   segmentations, and the labels of the volume
+INPUTS   segmentations, and the labels of the volume; for blockings affinities, to segment them anew
 OUTPUTS  results/{volume}/{model}/seed{seed}/{segmentation}/scores.json
+         .../{segmentation}/blockings.json    where evaluation.blockings asks for it
          results/{volume}/metrics.csv    one row per model, seed and segmentation
          results/report.html             one self-contained page
 """
@@ -31,6 +32,36 @@ rule evaluate:
         " --config-json {params.config:q}"
         " --segmentation {input.segmentation:q}"
         " --volume {input.volume:q}"
+        " --output {output:q}"
+        " &> {log:q}"
+
+
+rule blockings:
+    input:
+        affinities=f"{PREDICT}/prepared.json",
+        affinity_parts=affinity_parts,
+        volume="data/volumes/{volume}.json",
+        lut=f"{RUN}/{{segmentation}}/agglomerate.json",
+    output:
+        f"{RUN}/{{segmentation}}/blockings.json",
+    log:
+        "logs/blockings/{volume}.{model}.seed{seed}.{segmentation}.log",
+    benchmark:
+        "logs/blockings/{volume}.{model}.seed{seed}.{segmentation}.tsv"
+    conda:
+        "../../envs/segmentation.yaml"
+    threads: need("blockings").threads
+    resources:
+        mem_mb=memory("blockings"),
+        runtime=need("blockings").runtime,
+    params:
+        config=lambda w: plan.blockings(w.segmentation),
+    shell:
+        "python -m tokenunify blockings"
+        " --config-json {params.config:q}"
+        " --affinities {input.affinities:q}"
+        " --volume {input.volume:q}"
+        " --lut {input.lut:q}"
         " --output {output:q}"
         " &> {log:q}"
 

@@ -98,6 +98,7 @@ def manifests_of(run):
         f"{RELABEL}/prepared.json",
         *parts("relabel", RELABEL),
         f"{RUN}/{{segmentation}}/scores.json",
+        *([f"{RUN}/{{segmentation}}/blockings.json"] if plan.config.evaluation.blockings else []),
         *([f"models/pretrain/{pretraining}/seed{{seed}}/weights.json"] if pretraining else []),
         *([] if baseline else ["models/{model}/seed{seed}/weights.json"]),
         *(["models/{model}/seed{seed}/tune/{segmentation}.json"] if plan.is_tuned(run.segmentation) else []),

@@ -1,0 +1,108 @@
+"""Stage blockings: how far segmentations lie apart whose fragments were made in different blocks, all else being equal.
+
+A 3D watershed sees no further than its halo, so fragments depend on their blocks; what follows is exact for any.
+"""
+
+import logging
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import combinations
+from math import prod
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tokenunify import arrays, manifest
+from tokenunify.config import Waterz
+from tokenunify.evaluation import metrics
+from tokenunify.geometry import Blocks, Coordinate, Roi
+from tokenunify.segmentation import agglomerate, fragments, rag
+from tokenunify.segmentation.graph import Stored
+from tokenunify.segmentation.lut import Lut
+from tokenunify.stages import Blockings
+
+logger = logging.getLogger(__name__)
+
+
+class Segmented(NamedTuple):
+    """A segmentation: the fragments' array (z, y, x), uint64, and the table to be applied to them."""
+
+    fragments: arrays.zarr.Array
+    lut: Lut
+
+    def read(self, roi: Roi) -> np.ndarray:
+        """Segments of a box."""
+        return self.lut.apply(np.asarray(self.fragments[roi.slices]))
+
+
+def compare(affinities: Any, mask: Any, section: Blockings, value: float, scratch: Path) -> list[dict]:
+    """VOI (bits) and ARAND of each two block shapes' segmentations: that of the second against that of the first.
+
+    affinities (c, z, y, x), uint8, nearest neighbours first, and mask (z, y, x) or None: the volume's arrays or stores.
+    `value` is the threshold or beta. Fragments and graphs of blocks are kept in the folder `scratch`.
+    """
+    z, y, x = affinities.shape[-3:]
+    made = {shape: segment(affinities, mask, section, value, shape, scratch) for shape in section.block_shapes}
+    blocks = Blocks((z, y, x), section.block_shape)
+    return [
+        {"blocks": (one, other), **between(made[one], made[other], blocks)}
+        for one, other in combinations(section.block_shapes, 2)
+    ]
+
+
+def segment(
+    affinities: Any, mask: Any, section: Blockings, value: float, block_shape: Coordinate, scratch: Path
+) -> Segmented:
+    """The volume's segmentation with fragments in blocks of that shape, one of them in memory at a time."""
+    z, y, x = affinities.shape[-3:]
+    chosen, name = section.segmentation, "x".join(map(str, block_shape))
+    grid = {"chunk_shape": section.chunk_shape, "shard_shape": section.shard_shape}
+    found = arrays.create(scratch / name, shape=(z, y, x), dtype="uint64", attributes={}, **grid)
+    blocks = Blocks((z, y, x), block_shape)
+    rois = [blocks.roi(index) for index in range(len(blocks))]
+    for roi in rois:
+        found[roi.slices] = fragments.of_block(affinities, mask, roi, chosen.fragments)
+    histograms = isinstance(chosen, Waterz) and chosen.score.startswith("hist")
+    graphs = [Stored(scratch / f"{name}.{index}.npz", "run snakemake again") for index in range(len(blocks))]
+    for roi, graph in zip(rois, graphs, strict=True):
+        arrays.write_npz(graph.path, **vars(rag.of_block(affinities, found, roi, histograms=histograms)))
+    table = agglomerate.luts(graphs, chosen, [value])[value]
+    logger.info("blocks of %s: %d, with %d fragments", name, len(blocks), table.fragments.size)
+    return Segmented(found, table)
+
+
+def between(one: Segmented, other: Segmented, blocks: Blocks) -> dict[str, float]:
+    """Scores of the other segmentation against the first as labels, counted block by block."""
+    rois = map(blocks.roi, range(len(blocks)))
+    tables = (metrics.contingency(other.read(roi), one.read(roi), roi, blocks.volume_shape) for roi in rois)
+    return metrics.scores_of(metrics.merge(tables))
+
+
+@contextmanager
+def scratch_beside(output: Path) -> Iterator[Path]:
+    """A folder that is removed in the end; after a kill `tokenunify clean` takes it for what it is."""
+    folder = output.with_name(f".{output.stem}.zarr.{os.getpid()}")
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder)
+
+
+def run(section: Blockings, plain: dict, *, affinities: Path, volume: Path, lut: Path, output: Path) -> None:
+    """Write the scores between the blockings, at the threshold or beta in `lut`, agglomerate's manifest."""
+    started = time.monotonic()
+    source, mask = arrays.open_prepared(affinities), arrays.open_volume(volume).mask
+    value = manifest.content(lut)["value"]
+    with scratch_beside(output) as scratch:
+        pairs = compare(source, mask, section, value, scratch)
+    inputs = {"affinities": affinities, "volume": volume, "lut": lut}
+    hashes = {name: manifest.content_hash(path) for name, path in inputs.items()}
+    voxels = len(section.block_shapes) * prod(source.shape[-3:])
+    seconds = round(time.monotonic() - started, 3)
+    manifest.write(output, {"value": value, "pairs": pairs, "inputs": hashes}, {"seconds": seconds, "voxels": voxels})
