@@ -12,7 +12,7 @@ STAGES = {
     "tune": 1,
     "agglomerate": 2,
     "relabel": 2,
-    "evaluate": 3,
+    "evaluate": 4,
     "blockings": 1,
     "metrics": 2,
     "report": 3,

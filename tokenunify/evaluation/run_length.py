@@ -25,7 +25,7 @@ from tokenunify.affinities import pairs
 from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
 
 TOLERANCE_NM = 200
-BOX = (192, 192, 192)
+BOX = (96, 96, 96)
 """Samples that are skeletonised at once."""
 HALO = (16, 16, 16)
 """Samples around a box that are skeletonised with it."""
@@ -103,11 +103,14 @@ def _divided_up(corner: Coordinate, step: Coordinate) -> Coordinate:
 
 
 def _assembled(samples: Callable[[int], Samples], shares: list[Roi], outer: Roi) -> Samples:
-    whole = Samples(np.zeros(outer.shape, np.uint64), np.zeros(outer.shape, np.uint64))
+    whole: Samples | None = None
     for index, share in enumerate(shares):
         if common := share.overlap(outer):
-            for target, source in zip(whole, samples(index), strict=True):
+            found = samples(index)
+            whole = whole or Samples(*(np.zeros(outer.shape, source.dtype) for source in found))
+            for target, source in zip(whole, found, strict=True):
                 target[common.within(outer)] = source[common.within(share)]
+    assert whole is not None
     return whole
 
 
