@@ -1,5 +1,6 @@
 """Run one part of a block-wise stage: lock, ledger of finished blocks, resume at the next one."""
 
+import ctypes
 import json
 import logging
 import os
@@ -24,6 +25,8 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
+M_ARENA_MAX = -8
+"""Of malloc.h."""
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 120  # a lock of another host that was not touched for so long has no living owner
 
@@ -62,6 +65,7 @@ def run_part(
     `context(blocks to process)`. Returns the manifest's `run`: voxels, blocks and seconds, added up over the attempts.
     """
     mine = blocks.part(part, num_parts)
+    _share_one_heap()
     with lock(folder / "locks", mine) as lost:
         recorded = finished_blocks(folder) & set(mine)
         done = {i for i in recorded if written is None or _shards_exist(written, blocks.roi(i))}
@@ -88,6 +92,13 @@ def run_part(
                 waiting = writer.submit(finish, index, roi, result)
             waiting.result()
         return _summary(folder, mine, computed_now=len(todo))
+
+
+def _share_one_heap() -> None:
+    """Let all threads allocate from one heap: glibc's heaps for each would grow with the number of blocks."""
+    allocator = ctypes.CDLL(None)
+    if hasattr(allocator, "mallopt"):
+        allocator.mallopt(M_ARENA_MAX, 1)
 
 
 def fill(
