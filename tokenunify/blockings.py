@@ -7,7 +7,7 @@ import logging
 import os
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import combinations
 from math import prod
@@ -17,11 +17,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tokenunify import arrays, manifest
-from tokenunify.config import Waterz
+from tokenunify.config import NEAREST, Multicut, Waterz
 from tokenunify.evaluation import metrics
 from tokenunify.geometry import Blocks, Coordinate, Roi
-from tokenunify.segmentation import agglomerate, fragments, rag
-from tokenunify.segmentation.graph import Stored
+from tokenunify.segmentation import agglomerate, fragments, lifted, rag
+from tokenunify.segmentation.graph import Rag, Stored
 from tokenunify.segmentation.lut import Lut
 from tokenunify.stages import Blockings
 
@@ -39,14 +39,21 @@ class Segmented(NamedTuple):
         return self.lut.apply(np.asarray(self.fragments[roi.slices]))
 
 
-def compare(affinities: Any, mask: Any, section: Blockings, value: float, scratch: Path) -> list[dict]:
+def compare(
+    affinities: Any,
+    mask: Any,
+    section: Blockings,
+    value: float,
+    scratch: Path,
+    offsets: Sequence[Coordinate] = NEAREST,
+) -> list[dict]:
     """VOI (bits) and ARAND of each two block shapes' segmentations: that of the second against that of the first.
 
-    affinities (c, z, y, x), uint8, nearest neighbours first, and mask (z, y, x) or None: the volume's arrays or stores.
-    `value` is the threshold or beta. Fragments and graphs of blocks are kept in the folder `scratch`.
+    affinities (c, z, y, x), uint8, at `offsets`, nearest neighbours first, and mask (z, y, x) or None: the volume's
+    arrays or stores. `value` is the threshold or beta. Fragments and graphs of blocks are kept in the folder `scratch`.
     """
     z, y, x = affinities.shape[-3:]
-    made = {shape: segment(affinities, mask, section, value, shape, scratch) for shape in section.block_shapes}
+    made = {shape: segment(affinities, mask, section, value, shape, scratch, offsets) for shape in section.block_shapes}
     blocks = Blocks((z, y, x), section.block_shape)
     return [
         {"blocks": (one, other), **between(made[one], made[other], blocks)}
@@ -55,7 +62,13 @@ def compare(affinities: Any, mask: Any, section: Blockings, value: float, scratc
 
 
 def segment(
-    affinities: Any, mask: Any, section: Blockings, value: float, block_shape: Coordinate, scratch: Path
+    affinities: Any,
+    mask: Any,
+    section: Blockings,
+    value: float,
+    block_shape: Coordinate,
+    scratch: Path,
+    offsets: Sequence[Coordinate] = NEAREST,
 ) -> Segmented:
     """The volume's segmentation with fragments in blocks of that shape, one of them in memory at a time."""
     z, y, x = affinities.shape[-3:]
@@ -67,12 +80,21 @@ def segment(
     for roi in rois:
         found[roi.slices] = fragments.of_block(affinities, mask, roi, chosen.fragments)
     histograms = isinstance(chosen, Waterz) and chosen.score.startswith("hist")
-    graphs = [Stored(scratch / f"{name}.{index}.npz", "run snakemake again") for index in range(len(blocks))]
-    for roi, graph in zip(rois, graphs, strict=True):
-        arrays.write_npz(graph.path, **vars(rag.of_block(affinities, found, roi, histograms=histograms)))
-    table = agglomerate.luts(graphs, chosen, [value])[value]
+    graphs = _stored(scratch / name, rois, lambda roi: rag.of_block(affinities, found, roi, histograms=histograms))
+    linked = []
+    if isinstance(chosen, Multicut) and chosen.lifted:
+        linked = _stored(scratch / f"{name}.lifted", rois, lambda roi: lifted.of_block(affinities, found, roi, offsets))
+    table = agglomerate.luts(graphs, chosen, [value], linked)[value]
     logger.info("blocks of %s: %d, with %d fragments", name, len(blocks), table.fragments.size)
     return Segmented(found, table)
+
+
+def _stored(path: Path, rois: Sequence[Roi], graph_of: Callable[[Roi], Rag]) -> list[Stored]:
+    """The boxes' graphs, each in a file beside `path`."""
+    graphs = [Stored(path.with_name(f"{path.name}.{index}.npz"), "run snakemake again") for index in range(len(rois))]
+    for roi, graph in zip(rois, graphs, strict=True):
+        arrays.write_npz(graph.path, **vars(graph_of(roi)))
+    return graphs
 
 
 def between(one: Segmented, other: Segmented, blocks: Blocks) -> dict[str, float]:
@@ -100,7 +122,7 @@ def run(section: Blockings, plain: dict, *, affinities: Path, volume: Path, lut:
     source, mask = arrays.open_prepared(affinities), arrays.open_volume(volume).mask
     value = manifest.content(lut)["value"]
     with scratch_beside(output) as scratch:
-        pairs = compare(source, mask, section, value, scratch)
+        pairs = compare(source, mask, section, value, scratch, source.attrs.get("offsets", NEAREST))
     inputs = {"affinities": affinities, "volume": volume, "lut": lut}
     hashes = {name: manifest.content_hash(path) for name, path in inputs.items()}
     voxels = len(section.block_shapes) * prod(source.shape[-3:])

@@ -1,6 +1,6 @@
 """Regions of interest and the grid of blocks; every coordinate is (z, y, x) in voxels."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from math import ceil, prod
@@ -126,6 +126,11 @@ class Blocks:
     def part(self, part: int, num_parts: int) -> range:
         """Contiguous block numbers of part `part` (from 0) of `num_parts`; sizes differ by at most one."""
         return range(part * len(self) // num_parts, (part + 1) * len(self) // num_parts)
+
+
+def long_range(offsets: Sequence[Sequence[int]]) -> list[int]:
+    """Positions of the offsets to voxels that share no face."""
+    return [index for index, offset in enumerate(offsets) if sum(map(abs, offset)) > 1]
 
 
 def crop_starts(length: int, *, padding: int, crop: int, stride: int) -> list[int]:

@@ -57,6 +57,19 @@ def row(table, u, v):
     return table.slots[slot]
 
 
+@inner
+def count(table, guess, u, v, level):
+    """Count an affinity of a pair in its number, sum and highest level; returns its row, which `guess` may be."""
+    found = guess
+    if found >= table.size[0] or table.keys[found, 0] != u or table.keys[found, 1] != v:
+        found = row(table, u, v)
+    values = table.values[found]
+    values[0] += np.uint64(1)
+    values[1] += np.uint64(level)
+    values[2] = max(values[2], np.uint64(level))
+    return found
+
+
 @loop
 def used(table):
     """Keys and values of the rows that are used."""

@@ -181,7 +181,8 @@ class Plan:
         crop = m.predict.crop or m.finetune.crop
         stride = m.predict.stride or tuple(max(1, n // 2) for n in m.network.output_extent(crop))
         given = {**dict(m.predict), "crop": crop, "stride": stride}
-        return stages.to_json("predict", stages.Predict(**given, **self._grid()))
+        offsets = m.finetune.offsets if any(map(_is_lifted, self.config.segmentations.values())) else c.NEAREST
+        return stages.to_json("predict", stages.Predict(**given, offsets=offsets, **self._grid()))
 
     def baseline(self) -> str:
         assert self.config.evaluation.baseline is not None
@@ -196,13 +197,12 @@ class Plan:
         return stages.to_json("fragments", stages.Fragments(**{**dict(settings), **grid}))
 
     def rag(self, fragments: str) -> str:
-        scores = [
-            s.score
-            for name, s in self.segmentations.items()
-            if isinstance(s, c.Waterz) and self.fragments_name(name) == fragments
-        ]
-        histograms = any(score.startswith("hist") for score in scores)
-        section = stages.Rag(block_shape=self.config.storage.block_shape, histograms=histograms)
+        users = [s for name, s in self.segmentations.items() if self.fragments_name(name) == fragments]
+        section = stages.Rag(
+            block_shape=self.config.storage.block_shape,
+            histograms=any(isinstance(s, c.Waterz) and s.score.startswith("hist") for s in users),
+            lifted=any(map(_is_lifted, users)),
+        )
         return stages.to_json("rag", section)
 
     def tune(self, segmentation: str) -> str:
@@ -264,6 +264,10 @@ class Plan:
     def _without_fragments(self, segmentation: str) -> c.Waterz | c.Multicut:
         settings = self.segmentations[segmentation]
         return settings.model_copy(update={"fragments": c.Fragments()})
+
+
+def _is_lifted(segmentation: c.Waterz | c.Multicut) -> bool:
+    return isinstance(segmentation, c.Multicut) and segmentation.lifted
 
 
 def _box(roi: Roi) -> c.RoiConfig:

@@ -10,15 +10,16 @@ import zarr
 
 from tokenunify import arrays, manifest, pyramid, stages
 from tokenunify.blockwise import input_hashes, store_folder
+from tokenunify.config import NEAREST
 from tokenunify.geometry import Coordinate
 
 ARRAYS = {
-    "predict": ("affinities.zarr", "uint8", 3),
-    "baseline": ("affinities.zarr", "uint8", 3),
-    "fragments": ("fragments.zarr", "uint64", None),
-    "relabel": ("segmentation.zarr/0", "uint64", None),
+    "predict": ("affinities.zarr", "uint8"),
+    "baseline": ("affinities.zarr", "uint8"),
+    "fragments": ("fragments.zarr", "uint64"),
+    "relabel": ("segmentation.zarr/0", "uint64"),
 }
-"""Place of the array in its folder, type, and channels; the segmentation's is level 0 of a pyramid for viewing."""
+"""Place of the array in its folder, and type; the segmentation's is level 0 of a pyramid for viewing."""
 
 
 def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
@@ -29,7 +30,8 @@ def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
     section, plain = stages.from_json(stage, config_json)
     source = manifest.content(inputs[0])
     shape = tuple((source.get("raw") or source)["shape"])[-3:]
-    name, dtype, channels = ARRAYS[stage]
+    channels = {"predict": len(plain.get("offsets", NEAREST)), "baseline": len(NEAREST)}.get(stage)
+    name, dtype = ARRAYS[stage]
     hashes = input_hashes(inputs)
     folder = store_folder(output, stage, plain, hashes)
     content = {
@@ -65,13 +67,14 @@ def _create(path: Path, content: dict, section: stages.Grid) -> None:
 
 
 def _create_array(path: Path, content: dict, chunk_shape: Coordinate, shard_shape: Coordinate) -> None:
+    known = {**content["config"], **content}
     arrays.create(
         path,
         shape=content["shape"],
         dtype=content["dtype"],
         chunk_shape=chunk_shape,
         shard_shape=shard_shape,
-        attributes={key: content[key] for key in ("voxel_size_nm", "offset_nm")},
+        attributes={key: known[key] for key in ("voxel_size_nm", "offset_nm", "offsets") if key in known},
     )
 
 

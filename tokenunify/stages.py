@@ -3,9 +3,12 @@
 import json
 from typing import Any, Literal
 
+from pydantic import Field
+
 from tokenunify import config as c
 from tokenunify.config import Strict
 from tokenunify.errors import InputError
+from tokenunify.geometry import Coordinate
 from tokenunify.versions import STAGES
 
 
@@ -61,6 +64,8 @@ class Grid(Strict):
 class Predict(c.Predict, Grid):
     crop: c.Shape
     stride: c.Shape
+    offsets: tuple[Coordinate, ...] = Field(c.NEAREST, exclude_if=lambda offsets: offsets == c.NEAREST)
+    """Of the channels that are stored, the network's first; where nothing reads more they only help its training."""
 
 
 class Baseline(Grid):
@@ -75,6 +80,8 @@ class Rag(Strict):
     block_shape: c.Shape
     histograms: bool = False
     """Whether a score of these fragments' graph needs them."""
+    lifted: bool = Field(False, exclude_if=lambda lifted: not lifted)
+    """Whether a multicut needs the pairs of fragments that long-range affinities link."""
 
 
 class Tune(Strict):

@@ -68,7 +68,9 @@ def run(
         )
     started = time.monotonic()
     graphs = [rag.parts(path) for path in rags]
-    luts = [agglomerate.luts(parts, section.segmentation, tuned.tune) for parts in graphs]
+    linked = [rag.lifted_parts(path) for path in rags]
+    given = zip(graphs, linked, strict=True)
+    luts = [agglomerate.luts(parts, section.segmentation, tuned.tune, far) for parts, far in given]
     tables = [_table(*paths, section) for paths in zip(fragments, volumes, strict=True)]
     scored = curve(tuned.tune, luts, tables, section.ignore_label)
     best = min(scored, key=lambda entry: entry["voi"])

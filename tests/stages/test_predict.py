@@ -1,5 +1,6 @@
 """Block-wise prediction equals a slow whole-volume loop, for any blocks and parts, killed or not."""
 
+import json
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
 from multiprocessing import get_context
@@ -16,6 +17,7 @@ from tokenunify.learning import checkpoint, networks, predict
 from tokenunify.learning.tiling import Tiling, blending_weight
 
 SHAPE = (7, 37, 45)
+FLIPS = list(product((False, True), repeat=3))
 GRID = {"chunk_shape": (4, 8, 8), "shard_shape": (4, 8, 16)}
 BLOCKS = [(8, 40, 48), (4, 16, 16), (8, 8, 48), (4, 24, 32)]
 
@@ -201,11 +203,61 @@ def test_flips_average_the_same_pairs_of_voxels():
         return torch.cat(axes, dim=1)
 
     raw = torch.rand(2, 1, 4, 5, 6)
-    averaged, plain = predict.average_flips(forward, raw), forward(raw)
+    averaged, plain = predict.average_flips(forward, raw, c.NEAREST), forward(raw)
     for channel in range(3):
         inner = [slice(None)] * 3
         inner[channel] = slice(1, None)
         torch.testing.assert_close(averaged[(slice(None), channel, *inner)], plain[(slice(None), channel, *inner)])
+
+
+def flips_by_loops(forward, raw, offsets):
+    """Mean over the flips in which a channel's pair of voxels is seen, as the pair of whichever of the two."""
+    shape, size = raw.shape[2:], np.array(raw.shape[2:])
+    predictions = {flipped: forward(raw.flip([2 + a for a in range(3) if flipped[a]])) for flipped in FLIPS}
+    mean = np.zeros((len(raw), len(offsets), *shape))
+    for channel, offset in enumerate(offsets):
+        for v in np.ndindex(*shape):
+            seen = []
+            for flipped, prediction in predictions.items():
+                here, there = (np.where(flipped, size - 1 - p, p) for p in (np.array(v), np.add(v, offset)))
+                if (there - here == offset).all():
+                    seen.append(prediction[(slice(None), channel, *here)])
+                elif (here - there == offset).all() and (there >= 0).all() and (there < size).all():
+                    seen.append(prediction[(slice(None), channel, *there)])
+            mean[(slice(None), channel, *v)] = np.mean([values.numpy() for values in seen], axis=0)
+    return mean
+
+
+def test_flips_of_long_range_offsets_equal_a_loop_over_pairs():
+    offsets = [*c.NEAREST, (-2, 0, 0), (0, 3, 0), (0, 0, -9), (0, -2, -3), (0, 2, -1), (1, -2, 2), (0, 0, 1)]
+    weights = torch.rand(len(offsets), 1, 3, 3, 3, generator=torch.Generator().manual_seed(1))
+    raw = torch.rand(2, 1, 4, 5, 6, generator=torch.Generator().manual_seed(2))
+
+    def forward(raw):
+        return torch.nn.functional.conv3d(raw, weights, padding=1)
+
+    found = predict.average_flips(forward, raw, offsets)
+    np.testing.assert_allclose(found.numpy(), flips_by_loops(forward, raw, offsets), rtol=1e-5)
+
+
+def test_all_channels_are_stored_where_they_are_asked_for_and_the_first_stay_the_same(workplace):
+    offsets = (*c.NEAREST, (0, -3, 0), (0, 0, -3))
+    for flips in (False, True):
+        nearest, _ = run(workplace, section(flips=flips), folder=f"nearest{flips}")
+        found, _ = run(workplace, section(flips=flips, offsets=offsets), folder=f"all{flips}")
+        assert (nearest.shape, found.shape) == ((3, *SHAPE), (5, *SHAPE))
+        np.testing.assert_array_equal(found[:3], nearest)
+        attributes = arrays.open_prepared(workplace / f"all{flips}/prepared.json").attrs
+        assert attributes["offsets"] == [list(offset) for offset in offsets]
+        assert "offsets" not in arrays.open_prepared(workplace / f"nearest{flips}/prepared.json").attrs
+    assert "offsets" not in json.loads(stages.to_json("predict", section()))
+
+
+def test_weights_of_other_offsets_are_refused(workplace):
+    with pytest.raises(
+        InputError, match=r"weights\.json: .*offsets that begin with .*\[0, -4, 0\].*, got .*\[0, -3, 0\]"
+    ):
+        run(workplace, section(offsets=(*c.NEAREST, (0, -4, 0))))
 
 
 def test_flips_average_eight_predictions(workplace):

@@ -175,12 +175,30 @@ def test_valid_configuration_inherits():
         ("volumes/a/sources", [], ["volumes.a.sources", "at least 1"]),
         ("finetune/offsets", [[0, 0, -1], [0, -1, 0], [-1, 0, 0]], ["finetune", "offsets must begin with [[-1, 0, 0]"]),
         ("resources/predicts", {"parts": 2}, ["resources.predicts", "'predict'"]),
+        (
+            "segmentations/k/lifted",
+            True,
+            ["segmentations.k.lifted needs", "models.m.finetune.offsets has only [[-1, 0, 0], [0, -1, 0], [0, 0, -1]]"],
+        ),
+        (
+            "segmentations/k",
+            {"method": "multicut", "lifted": True, "solver": "decomposed"},
+            ["segmentations.k: lifted needs a solver that knows lifted edges", "got solver decomposed"],
+        ),
     ],
 )
 def test_wrong_key_is_explained(path: str, value, words: list[str]):
     text = refused(changed(path, value))
     for word in ["my.yaml", *words]:
         assert word in text
+
+
+def test_lifted_edges_need_an_offset_that_leaves_the_neighbours():
+    value = changed("segmentations/k/lifted", True)
+    value["finetune"]["offsets"] = [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [0, 0, 1]]
+    assert "models.m.finetune.offsets has only" in refused(value)
+    value["finetune"]["offsets"].append([0, -1, -1])
+    assert config.from_dict(value).segmentations["k"].lifted
 
 
 def test_a_model_starts_from_one_thing():

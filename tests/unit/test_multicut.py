@@ -3,13 +3,17 @@ from itertools import product
 import numpy as np
 import pytest
 from bioimage_cpp.graph import UndirectedGraph
+from bioimage_cpp.graph.lifted_multicut import LiftedMulticutObjective
+from elf.segmentation import lifted_multicut as elf_lifted
 from elf.segmentation.multicut import compute_edge_costs, multicut_kernighan_lin
 
+from tokenunify import affinities as target
 from tokenunify import arrays
-from tokenunify.config import Fragments
+from tokenunify.config import NEAREST, Fragments
 from tokenunify.data import synthetic
 from tokenunify.evaluation import metrics
-from tokenunify.segmentation import fragments, multicut, rag
+from tokenunify.geometry import Roi
+from tokenunify.segmentation import fragments, lifted, multicut, rag
 from tokenunify.segmentation.baseline import lower_of_pairs, smooth
 
 SOLVERS = ["kernighan-lin", "greedy-additive", "fusion-moves", "decomposed"]
@@ -118,3 +122,81 @@ def test_costs_and_partition_of_real_labels_equal_the_stored_ones(golden, name):
     np.testing.assert_allclose(multicut.costs(graph), stored["lmc_costs"], atol=1e-6)
     found = multicut.agglomerate(graph).apply(labels)
     assert metrics.scores(found, stored["seg_lmc"] + 1)["voi"] == 0
+
+
+def graphs_of(affinities, labels, offsets):
+    """The graph of arrays, and its lifted edges."""
+    near = rag.from_arrays(affinities, labels, offsets)
+    return near, lifted.apart(lifted.of_block(affinities, labels, Roi((0, 0, 0), labels.shape), offsets), near)
+
+
+@pytest.fixture(scope="module")
+def linked():
+    """An over-segmented phantom with noisy affinities of its neurites, near and far: graph and lifted edges."""
+    raw, truth = synthetic.phantom((16, 96, 96), seed=5)
+    offsets = [*NEAREST, (-2, 0, 0), (-3, 0, 0), (0, -9, 0), (0, 0, -9), (0, -15, 0), (0, 0, -15)]
+    exact, _ = target.from_labels(truth, offsets)
+    noise = np.random.default_rng(1).normal(0, 0.3, exact.shape)
+    labels = fragments.watershed(lower_of_pairs(np.rint(smooth(raw, (0.5, 2.0, 2.0))).astype(np.uint8)), Fragments())
+    return graphs_of(arrays.to_uint8(0.2 + 0.6 * exact + noise), labels.astype(np.uint64), offsets)
+
+
+PEERS = {
+    "kernighan-lin": elf_lifted.lifted_multicut_kernighan_lin,
+    "greedy-additive": elf_lifted.lifted_multicut_gaec,
+    "fusion-moves": elf_lifted.lifted_multicut_fusion_moves,
+}
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.7])
+@pytest.mark.parametrize("solver", PEERS)
+def test_energies_with_lifted_edges_are_those_of_elf(linked, solver, beta):
+    """Energies as the library's own objective counts them, on the whole graph."""
+    graph, far = linked
+    assert len(far.edges) > len(graph.edges) / 2
+    pairs, far_pairs = (np.searchsorted(graph.nodes, g.edges).astype(np.uint64) for g in (graph, far))
+    costs, far_costs = (
+        compute_edge_costs(1 - g.mean_affinities(), g.counts.astype(float), weighting_scheme="all", beta=beta)
+        for g in (graph, far)
+    )
+    peer_graph = UndirectedGraph.from_unique_edges(graph.nodes.size, pairs)
+    problem = LiftedMulticutObjective(peer_graph, costs, lifted_uvs=far_pairs, lifted_costs=far_costs)
+    wanted = problem.energy(PEERS[solver](peer_graph, costs, far_pairs, far_costs))
+    table = multicut.agglomerate(graph, beta, solver, far)
+    found = multicut.energy(graph, table, beta, far)
+    assert found == pytest.approx(problem.energy(np.searchsorted(graph.nodes, table.segments).astype(np.uint64)))
+    assert wanted < 0
+    assert found <= wanted + 1e-3 * abs(wanted)
+    if solver != "fusion-moves":
+        assert found == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("solver", PEERS)
+def test_lifted_edges_give_the_same_twice(linked, solver):
+    first, second = (multicut.agglomerate(linked[0], 0.5, solver, linked[1]).segments for _ in range(2))
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.mark.parametrize("solver", PEERS)
+@pytest.mark.parametrize(
+    ("near", "far_level", "without", "groups"),
+    [((178, 153), 0, [5, 5, 5], [5, 5, 7]), ((153, 102), 255, [5, 5, 7], [5, 5, 5])],
+)
+def test_a_lifted_edge_decides_against_the_near_ones(solver, near, far_level, without, groups):
+    """Three slices in a row: the outer two do not touch, and their long-range affinities are surer than the near."""
+    labels = np.repeat(np.array([5, 6, 7], np.uint64), 2)[None, None].repeat(4, axis=1)
+    offsets = [*NEAREST, (0, 0, -3)]
+    values = np.zeros((4, *labels.shape), np.uint8)
+    values[2, ..., [2, 4]] = np.array(near)[:, None, None]
+    values[3] = far_level
+    graph, far = graphs_of(values, labels, offsets)
+    assert far.edges.tolist() == [[5, 7]]
+    assert multicut.agglomerate(graph, 0.5, solver).segments.tolist() == without
+    assert multicut.agglomerate(graph, 0.5, solver, far).segments.tolist() == groups
+
+
+def test_a_lifted_edge_joins_nothing_that_no_path_connects():
+    labels = np.array([5, 5, 0, 0, 6, 6], np.uint64)[None, None]
+    graph, far = graphs_of(np.full((4, *labels.shape), 255, np.uint8), labels, [*NEAREST, (0, 0, -4)])
+    assert (far.edges.tolist(), len(graph.edges)) == ([[5, 6]], 0)
+    assert multicut.agglomerate(graph, 0.5, "kernighan-lin", far).segments.tolist() == [5, 6]

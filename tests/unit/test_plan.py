@@ -78,6 +78,25 @@ def test_histograms_are_counted_where_a_score_needs_them(root: Path):
     assert counted == {"a": True, "b": True, "c": False}
 
 
+def test_all_channels_and_long_range_pairs_where_a_multicut_is_lifted(root: Path):
+    demo = yaml.safe_load((root / "config/demo.yaml").read_text())
+    offsets = [*map(list, config.NEAREST), [-2, 0, 0], [0, -9, 0], [0, 0, -9]]
+    demo["finetune"]["offsets"] = offsets
+    segmentations = {"a": {"method": "multicut"}, "b": {"method": "waterz"}}
+    plain = Plan(config.from_dict({**demo, "segmentations": segmentations}))
+    segmentations["a"] = {"method": "multicut", "lifted": True}
+    lifted = Plan(config.from_dict({**demo, "segmentations": segmentations}))
+    model = next(iter(demo["models"]))
+    assert json.loads(lifted.predict(model)) == {**json.loads(plain.predict(model)), "offsets": offsets}
+    for name, wanted in (("a", {"lifted": True}), ("b", {})):
+        found = json.loads(lifted.rag(lifted.fragments_name(name)))
+        assert found == {**json.loads(plain.rag(plain.fragments_name(name))), **wanted}
+    for text in (plain.predict(model), plain.rag(plain.fragments_name("a")), plain.agglomerate("a")):
+        assert not {"offsets", "lifted"} & {*json.loads(text), *json.loads(text).get("segmentation", {})}
+    assert json.loads(lifted.agglomerate("a"))["segmentation"]["lifted"]
+    assert lifted.baseline() == plain.baseline()
+
+
 def test_agglomerate_does_not_see_the_fragments_setting(root: Path):
     """Fragments are an input: their setting must not make the agglomeration stale by itself."""
     value = config.load(root / "config/config.yaml")

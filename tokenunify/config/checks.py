@@ -8,7 +8,7 @@ from tokenunify.config.base import check_multiple
 from tokenunify.config.data import Dataset, Volume
 from tokenunify.config.pretraining import Corpus, Pretraining
 from tokenunify.config.segmentation import BASELINE, Multicut, Waterz, is_tuned
-from tokenunify.geometry import Coordinate, Roi, free_starts
+from tokenunify.geometry import Coordinate, Roi, free_starts, long_range
 
 if TYPE_CHECKING:
     from tokenunify.config import Config, Model
@@ -201,6 +201,13 @@ def _check_segmentation(config: "Config", key: str, segmentation: Waterz | Multi
             raise ValueError(
                 f"{value}.tune needs validation volumes, but datasets.{model.dataset} of model {name} has none; "
                 f"add validation volumes, give {value} a number, or {without}"
+            )
+    for name, model in config.models.items() if isinstance(segmentation, Multicut) and segmentation.lifted else ():
+        if not long_range(model.finetune.offsets):
+            raise ValueError(
+                f"{key}.lifted needs affinities of more than the nearest neighbours, but "
+                f"models.{name}.finetune.offsets has only {[list(offset) for offset in model.finetune.offsets]}; "
+                "add long-range offsets, or remove lifted"
             )
     if segmentation.fragments.block_shape is not None:
         check_multiple(

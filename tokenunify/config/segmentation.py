@@ -100,6 +100,20 @@ class Multicut(Strict):
 
     decomposed solves slabs of the volume first, and then what is left between them: for large graphs.
     """
+    lifted: bool = Field(False, exclude_if=lambda lifted: not lifted)
+    """Let fragments that do not touch attract or repel each other, too, by the affinities of the long-range offsets.
+
+    They cannot be joined but through others. predict then stores all the channels that the models are trained with.
+    """
+
+    @model_validator(mode="after")
+    def _solver_is_lifted(self) -> Self:
+        if self.lifted and self.solver == "decomposed":
+            raise ValueError(
+                "lifted needs a solver that knows lifted edges: kernighan-lin, greedy-additive or fusion-moves, got "
+                "solver decomposed; change either"
+            )
+        return self
 
 
 Segmentation = Annotated[Waterz | Multicut, Field(discriminator="method")]

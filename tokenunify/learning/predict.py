@@ -7,7 +7,7 @@ last block is done, and a voxel adds up its crops in the order of their numbers.
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import islice, product
@@ -32,8 +32,6 @@ from tokenunify.stages import Predict
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
-CHANNELS = 3
-"""Nearest-neighbour affinities z, y, x; further channels of a network only help its training."""
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -49,8 +47,9 @@ def run(
     threads: int,
     device: str,
 ) -> None:
-    """Write the affinities of one part's blocks, uint8 (3, z, y, x), into the prepared store."""
-    network, _ = checkpoint.rebuild(weights)
+    """Write the affinities of one part's blocks, uint8 (c, z, y, x), into the prepared store."""
+    network, trained = checkpoint.rebuild(weights)
+    _check_offsets(weights, trained["finetune"]["offsets"], section.offsets)
     predict = CropPredictor(network, section, choose_device(device), threads)
     volume = arrays.open_volume(raw).raw
     blocks = Blocks(volume.shape, section.block_shape)
@@ -68,6 +67,14 @@ def run(
 
     given = {"part": part, "plain": plain, "inputs": [raw, weights]}
     blockwise.fill(prepared, output, compute, **given, facts=facts, context=crops.started)
+
+
+def _check_offsets(weights: Path, trained: Sequence[Coordinate], wanted: Sequence[Coordinate]) -> None:
+    if [tuple(offset) for offset in trained[: len(wanted)]] != list(wanted):
+        raise InputError(
+            f"{weights}: the network must have been trained with offsets that begin with {list(map(list, wanted))}, "
+            f"got {list(map(list, trained))}: train it again, or correct finetune.offsets"
+        )
 
 
 def choose_device(device: str) -> torch.device:
@@ -123,6 +130,7 @@ class CropPredictor:
     def __init__(self, network: Network, section: Predict, device: torch.device, threads: int):
         torch.set_num_threads(threads)
         self.device, self.dtype, self.flips = device, DTYPES[section.precision], section.flips
+        self.offsets = section.offsets
         self.crop, self.output = section.crop, output_extent(network.config, section.crop)
         # One by one on the CPU, where a batch saves nothing; on a GPU always one shape, for which kernels are the same.
         self.batch_size = 1 if device.type == "cpu" else section.batch_size
@@ -131,11 +139,11 @@ class CropPredictor:
 
     @torch.inference_mode()
     def __call__(self, crops: np.ndarray) -> np.ndarray:
-        """Affinities (b, 3, *output), float32 in [0, 1], of at most batch_size raw crops (b, z, y, x), float32."""
+        """Affinities (b, c, *output), float32 in [0, 1], of at most batch_size raw crops (b, z, y, x), float32."""
         started = time.perf_counter()
         padding = (0, 0) * 3 + (0, self.batch_size - len(crops))
         batch = functional.pad(torch.from_numpy(crops), padding)[:, None].to(self.device)
-        affinities = average_flips(self.forward, batch) if self.flips else self.forward(batch)
+        affinities = average_flips(self.forward, batch, self.offsets) if self.flips else self.forward(batch)
         results = affinities[: len(crops)].contiguous().cpu().numpy()
         self.computed += len(crops)
         self.seconds += time.perf_counter() - started
@@ -144,28 +152,44 @@ class CropPredictor:
     def forward(self, raw: Tensor) -> Tensor:
         mixed = self.dtype != torch.float32
         with torch.autocast(self.device.type, self.dtype, enabled=mixed):
-            logits = self.network.logits(raw)[:, :CHANNELS]
+            logits = self.network.logits(raw)[:, : len(self.offsets)]
         return torch.sigmoid(logits.float())
 
 
-def average_flips(forward: Callable[[Tensor], Tensor], raw: Tensor) -> Tensor:
-    """Mean of the predictions (b, 3, z, y, x) for the eight flips of raw (b, 1, z, y, x).
+def average_flips(forward: Callable[[Tensor], Tensor], raw: Tensor, offsets: Sequence[Coordinate]) -> Tensor:
+    """Mean of the predictions (b, c, z, y, x), one channel per offset, for the eight flips of raw (b, 1, z, y, x).
 
-    Seen from a flipped axis the pair (v - 1, v) of that axis' channel is found at v - 1: it is moved up by one, and
-    the first plane, for which no flipped prediction exists, averages the others.
+    Planes of a channel for which some flipped predictions do not exist average the others.
     """
     total = count = None
     for flipped in product((False, True), repeat=3):
         axes = [2 + axis for axis in range(3) if flipped[axis]]
         affinities = forward(raw.flip(axes)).flip(axes)
         known = torch.ones_like(affinities)
-        for axis in axes:
-            channel = axis - 2
-            affinities[:, channel] = affinities[:, channel].roll(1, axis - 1)
-            known[:, channel].select(axis - 1, 0).zero_()
+        for channel, offset in enumerate(offsets):
+            _move_pairs(affinities[:, channel], known[:, channel], offset, flipped)
         total = affinities * known if total is None else total + affinities * known
         count = known if count is None else count + known
     return total / count
+
+
+def _move_pairs(affinities: Tensor, known: Tensor, offset: Coordinate, flipped: tuple[bool, ...]) -> None:
+    """Put the affinities (b, z, y, x) of a channel, seen from flipped axes, where its pairs are; elsewhere 0 is known.
+
+    Seen from there the pair (v, v + offset) is found at v + offset: it is moved by -offset. If the offset is diagonal
+    and not all its axes are flipped, the channel holds pairs along another diagonal.
+    """
+    along = [axis for axis in range(3) if offset[axis]]
+    if not any(flipped[axis] for axis in along):
+        return
+    if not all(flipped[axis] for axis in along):
+        known.zero_()
+        return
+    affinities.copy_(affinities.roll([-offset[axis] for axis in along], [1 + axis for axis in along]))
+    for axis in along:
+        extent = known.shape[1 + axis]
+        width = min(abs(offset[axis]), extent)
+        known.narrow(1 + axis, 0 if offset[axis] < 0 else extent - width, width).zero_()
 
 
 class Crops:

@@ -8,9 +8,9 @@ from typing import Literal
 from tokenunify import manifest
 from tokenunify.config import Multicut, Tuned, Waterz
 from tokenunify.errors import InputError
-from tokenunify.segmentation import hierarchy, lut, multicut, waterz
+from tokenunify.segmentation import hierarchy, lifted, lut, multicut, waterz
 from tokenunify.segmentation.graph import Rag, Stored, merge
-from tokenunify.segmentation.rag import parts
+from tokenunify.segmentation.rag import lifted_parts, parts
 from tokenunify.stages import Agglomerate
 
 
@@ -20,19 +20,32 @@ def parameter(segmentation: Waterz | Multicut) -> float | Tuned:
 
 
 def luts(
-    graphs: Sequence[Rag | Stored], segmentation: Waterz | Multicut, values: Sequence[float]
+    graphs: Sequence[Rag | Stored],
+    segmentation: Waterz | Multicut,
+    values: Sequence[float],
+    linked: Sequence[Rag | Stored] = (),
 ) -> dict[float, lut.Lut]:
-    """Table at each threshold or beta, from the graphs of all parts."""
+    """Table at each threshold or beta, from the graphs of all parts; `linked` are those of long-range pairs."""
     if isinstance(segmentation, Waterz) and segmentation.hierarchy is not None:
         return hierarchy.agglomerate(graphs, values, segmentation.score, segmentation.hierarchy)
-    return of_graph(merge(graphs), segmentation, values)
+    graph = merge(graphs)
+    return of_graph(graph, segmentation, values, _lifted(linked, graph, segmentation))
 
 
-def of_graph(graph: Rag, segmentation: Waterz | Multicut, values: Sequence[float]) -> dict[float, lut.Lut]:
-    """Table at each threshold or beta, from the graph of the whole volume."""
+def of_graph(
+    graph: Rag, segmentation: Waterz | Multicut, values: Sequence[float], far: Rag | None = None
+) -> dict[float, lut.Lut]:
+    """Table at each threshold or beta, from the graph of the whole volume; `far` are its lifted edges."""
     if isinstance(segmentation, Waterz):
         return waterz.agglomerate(graph, values, segmentation.score)
-    return {beta: multicut.agglomerate(graph, beta, segmentation.solver) for beta in values}
+    return {beta: multicut.agglomerate(graph, beta, segmentation.solver, far) for beta in values}
+
+
+def _lifted(linked: Sequence[Rag | Stored], graph: Rag, segmentation: Waterz | Multicut) -> Rag | None:
+    """The lifted edges, where the segmentation has them."""
+    if isinstance(segmentation, Waterz) or not segmentation.lifted:
+        return None
+    return lifted.apart(merge(linked), graph)
 
 
 def chosen(segmentation: Waterz | Multicut, tuned: Sequence[Path]) -> tuple[float, Literal["fixed", "validation"]]:
@@ -52,14 +65,15 @@ def run(section: Agglomerate, plain: dict, *, rag: Path, output: Path, tuned: li
     """Write `lut.npz` and then the manifest beside it."""
     value, source = chosen(section.segmentation, tuned)
     started = time.monotonic()
-    graphs = parts(rag)
+    graphs, linked = parts(rag), lifted_parts(rag)
     inputs = {"rag": manifest.content_hash(rag)}
     if source == "validation":
         inputs["tuned"] = manifest.content_hash(tuned[0])
     if isinstance(section.segmentation, Multicut):
         graph = merge(graphs)
-        table = of_graph(graph, section.segmentation, [value])[value]
-        energy = {"energy": multicut.energy(graph, table, value)}
+        far = _lifted(linked, graph, section.segmentation)
+        table = of_graph(graph, section.segmentation, [value], far)[value]
+        energy = {"energy": multicut.energy(graph, table, value, far)}
     else:
         table, energy = luts(graphs, section.segmentation, [value])[value], {}
     path = output.with_name("lut.npz")

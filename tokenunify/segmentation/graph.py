@@ -75,7 +75,7 @@ def merge(parts: Sequence[Rag | Stored]) -> Rag:
     sizes = np.zeros(nodes.size, np.uint64)
     for part in parts:
         np.add.at(sizes, np.searchsorted(nodes, part.nodes), part.sizes)
-    own = [_keys(part, nodes) for part in parts]
+    own = [keys_of(part, nodes) for part in parts]
     keys = union(own)
     places = [np.searchsorted(keys, own.pop(0)) for _ in parts]
     counts, sums, highest = (np.zeros(keys.size, dtype) for dtype in (np.uint64, np.uint64, np.uint8))
@@ -106,8 +106,8 @@ def contract(rag: Rag, segments: np.ndarray) -> Rag:
     return merge([Rag(segments, rag.sizes, ends[outer], *statistics, starts, rag.bins[entries], rag.amounts[entries])])
 
 
-def _keys(part: Rag | Stored, nodes: np.ndarray) -> np.ndarray:
-    """One number for each edge, uint64, that sorts as (u, v) does."""
+def keys_of(part: Rag | Stored, nodes: np.ndarray) -> np.ndarray:
+    """One number for each edge, uint64, that sorts as (u, v) does; `nodes` are sorted and hold the edges' ends."""
     u, v = part.edges.T
     keys = np.searchsorted(nodes, u).astype(np.uint64) << np.uint64(32)
     return keys | np.searchsorted(nodes, v).astype(np.uint64)

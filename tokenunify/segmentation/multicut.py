@@ -2,12 +2,17 @@
 
 cost = (log((1 - q) / q) + log((1 - beta) / beta)) * size / max(size), where q = 0.998 p + 0.001 and p is the mean of
 1 - affinity over the edge's voxel pairs, size their number. Positive costs attract.
+
+Lifted edges, between fragments that do not touch, have the same cost, of their long-range affinities, with the largest
+size among themselves: elf, too, scales each kind of edges by itself. They are cut where their fragments are in
+different segments; what joins a segment are the graph's own edges.
 """
 
 from itertools import pairwise
 
 import bioimage_cpp as bic
 import numpy as np
+from bioimage_cpp.graph import lifted_multicut as lmc
 
 from tokenunify import ids
 from tokenunify.config import Solver
@@ -18,12 +23,21 @@ NODES_OF_SLAB = 4096
 """Fragments of a sub-problem of the decomposed solver."""
 
 
-def agglomerate(rag: Rag, beta: float = 0.5, solver: Solver = "kernighan-lin") -> lut.Lut:
-    """Table of the solver's partition; a higher beta cuts more. Kernighan-Lin starts from the greedy solution."""
+def agglomerate(rag: Rag, beta: float = 0.5, solver: Solver = "kernighan-lin", lifted: Rag | None = None) -> lut.Lut:
+    """Table of the solver's partition; a higher beta cuts more. Kernighan-Lin starts from the greedy solution.
+
+    `lifted` are the edges between fragments that do not touch: `lifted.apart`.
+    """
     if not len(rag.edges):
         return lut.from_groups(rag.nodes, np.arange(rag.nodes.size))
-    pairs = np.searchsorted(rag.nodes, rag.edges).astype(np.uint64)
-    return lut.from_groups(rag.nodes, solve(rag.nodes.size, pairs, costs(rag, beta), solver))
+    problem = _indexed(rag, rag.nodes, beta)
+    far = _indexed(lifted, rag.nodes, beta) if lifted is not None and len(lifted.edges) else None
+    return lut.from_groups(rag.nodes, solve(rag.nodes.size, *problem, solver, far))
+
+
+def _indexed(graph: Rag, nodes: np.ndarray, beta: float) -> tuple[np.ndarray, np.ndarray]:
+    """Edges (m, 2) between indices of the sorted nodes, and their costs (m,)."""
+    return np.searchsorted(nodes, graph.edges).astype(np.uint64), costs(graph, beta)
 
 
 def costs(rag: Rag, beta: float = 0.5) -> np.ndarray:
@@ -33,17 +47,32 @@ def costs(rag: Rag, beta: float = 0.5) -> np.ndarray:
     return (np.log((1 - boundary) / boundary) + np.log((1 - beta) / beta)) * sizes
 
 
-def energy(rag: Rag, table: lut.Lut, beta: float = 0.5) -> float:
-    """Sum of the costs of the edges that the table cuts: what the solvers keep low."""
+def energy(rag: Rag, table: lut.Lut, beta: float = 0.5, lifted: Rag | None = None) -> float:
+    """Sum of the costs of the edges, lifted ones included, that the table cuts: what the solvers keep low."""
     segments = table.segments[np.searchsorted(table.fragments, rag.edges)]
-    return float(costs(rag, beta)[segments[:, 0] != segments[:, 1]].sum())
+    near = float(costs(rag, beta)[segments[:, 0] != segments[:, 1]].sum())
+    return near if lifted is None else near + energy(lifted, table, beta)
 
 
-def solve(num_nodes: int, edges: np.ndarray, costs: np.ndarray, solver: Solver) -> np.ndarray:
-    """Group (n,) of each node of a graph with unique, sorted edges (m, 2), u < v, between node indices."""
+def solve(
+    num_nodes: int,
+    edges: np.ndarray,
+    costs: np.ndarray,
+    solver: Solver,
+    lifted: tuple[np.ndarray, np.ndarray] | None = None,
+) -> np.ndarray:
+    """Group (n,) of each node of a graph with unique, sorted edges (m, 2), u < v, between node indices.
+
+    `lifted` are other pairs (k, 2) and what it costs to have their nodes in different groups (k,); `decomposed` has no
+    form for them.
+    """
     if solver == "decomposed":
+        assert lifted is None, "the configuration refuses it"
         return _decomposed(num_nodes, edges, costs)
     graph = bic.graph.UndirectedGraph.from_unique_edges(num_nodes, edges)
+    if lifted is not None:
+        far = {"lifted_uvs": lifted[0], "lifted_costs": lifted[1]}
+        return LIFTED_SOLVERS[solver]().optimize(lmc.LiftedMulticutObjective(graph, costs, **far))
     return SOLVERS[solver]().optimize(bic.graph.multicut.MulticutObjective(graph, costs))
 
 
@@ -58,6 +87,20 @@ SOLVERS = {
     "kernighan-lin": bic.graph.multicut.KernighanLinMulticut,
     "greedy-additive": bic.graph.multicut.GreedyAdditiveMulticut,
     "fusion-moves": _fusion_moves,
+}
+
+
+def _lifted_fusion_moves() -> lmc.LiftedMulticutSolver:
+    """As `_fusion_moves`; the proposals know the graph's own edges only, the fusion knows all."""
+    proposals = lmc.GreedyAdditiveProposalGenerator(seed=0)
+    moves = lmc.FusionMoveLiftedMulticut(proposal_generator=proposals, sub_solver=lmc.LiftedKernighanLinMulticut())
+    return lmc.LiftedChainedSolvers([lmc.LiftedKernighanLinMulticut(), moves])
+
+
+LIFTED_SOLVERS = {
+    "kernighan-lin": lmc.LiftedKernighanLinMulticut,
+    "greedy-additive": lmc.LiftedGreedyAdditiveMulticut,
+    "fusion-moves": _lifted_fusion_moves,
 }
 
 

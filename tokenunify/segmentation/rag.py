@@ -13,12 +13,16 @@ from typing import Any
 import numpy as np
 
 from tokenunify import arrays, blockwise, manifest, pairs
-from tokenunify.compiled import inner, loop
+from tokenunify.compiled import loop
 from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi
+from tokenunify.segmentation import lifted
 from tokenunify.segmentation.graph import Rag, Stored, merge
 from tokenunify.stages import Rag as Section
+
+LIFTED = "lifted"
+"""Folder of the graphs of long-range pairs, in that of the rag."""
 
 
 def from_arrays(
@@ -125,22 +129,9 @@ def _collect_row(affinities, fragments, place, columns, histograms, found, entri
             if there == here or there == 0:
                 continue
             level = affinities[axis, z, y, x]
-            last[axis] = _count(found, last[axis], min(here, there), max(here, there), level)
+            last[axis] = pairs.count(found, last[axis], min(here, there), max(here, there), level)
             if histograms:
                 entries.values[pairs.row(entries, last[axis], level), 0] += np.uint64(1)
-
-
-@inner
-def _count(found, guess, u, v, level):
-    """Count a pair of voxels; returns the row of u and v."""
-    row = guess
-    if row >= found.size[0] or found.keys[row, 0] != u or found.keys[row, 1] != v:
-        row = pairs.row(found, u, v)
-    values = found.values[row]
-    values[0] += np.uint64(1)
-    values[1] += np.uint64(level)
-    values[2] = max(values[2], np.uint64(level))
-    return row
 
 
 def load(part_manifest: Path) -> Rag:
@@ -153,8 +144,17 @@ def parts(part_manifest: Path) -> list[Stored]:
 
     Reading raises InputError naming a part's file that is missing or damaged.
     """
+    return _parts(part_manifest, "")
+
+
+def lifted_parts(part_manifest: Path) -> list[Stored]:
+    """The same of the graphs of long-range pairs (see `lifted`), which a rag that was asked for them has."""
+    return _parts(part_manifest, LIFTED)
+
+
+def _parts(part_manifest: Path, kind: str) -> list[Stored]:
     made = manifest.read(part_manifest)
-    folder, number = Path(part_manifest).parent / made["content"]["store"], made["run"]["num_parts"]
+    folder, number = Path(part_manifest).parent / made["content"]["store"] / kind, made["run"]["num_parts"]
     remake = f"delete {part_manifest} and the manifests beside it and run snakemake again"
     return [Stored(_merged(folder, part, number), remake) for part in range(number)]
 
@@ -177,9 +177,13 @@ def run(
     part: tuple[int, int],
     threads: int,
 ) -> None:
-    """Write the graph of each block of a part as `blocks/{index}.npz`, and that of the part in `merged/`."""
+    """Write the graph of each block of a part as `blocks/{index}.npz`, and that of the part in `merged/`.
+
+    Those of long-range pairs, where they are asked for, lie in `lifted/` in the same way.
+    """
     source, labels = arrays.open_prepared(affinities), arrays.open_prepared(fragments)
     z, y, x = labels.shape
+    offsets = source.attrs.get("offsets", NEAREST)
     inputs = {"affinities": manifest.content_hash(affinities), "fragments": manifest.content_hash(fragments)}
     folder = blockwise.store_folder(output, "rag", plain, inputs)
     blocks = Blocks((z, y, x), section.block_shape)
@@ -187,17 +191,22 @@ def run(
     def process(index: int, roi: Roi) -> None:
         rag = of_block(source, labels, roi, histograms=section.histograms, threads=threads)
         arrays.write_npz(_block(folder, index), **vars(rag))
+        if section.lifted:
+            linked = lifted.of_block(source, labels, roi, offsets, threads=threads)
+            arrays.write_npz(_block(folder / LIFTED, index), **vars(linked))
 
     run = blockwise.run_part(folder, blocks, process, part=part[0], num_parts=part[1])
-    _merge_part(folder, blocks.part(*part), _merged(folder, *part))
+    for kind in ("", LIFTED) if section.lifted else ("",):
+        _merge_part(folder / kind, blocks.part(*part), part)
     content = {"store": folder.name, "blocks": len(blocks), "inputs": inputs}
     manifest.write(output, content, {**run, "num_parts": part[1]})
 
 
-def _merge_part(folder: Path, indices: range, path: Path) -> None:
+def _merge_part(folder: Path, indices: range, part: tuple[int, int]) -> None:
     """Write the graph of a part's blocks, unless an earlier attempt did."""
+    path = _merged(folder, *part)
     try:
         arrays.read_npz(path, "it is made again")
     except InputError:
-        remake = f"delete {folder} and the manifests beside it and run snakemake again"
+        remake = f"delete {folder} and the rag's manifests and run snakemake again"
         arrays.write_npz(path, **vars(merge([Stored(_block(folder, index), remake) for index in indices])))
