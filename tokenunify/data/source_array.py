@@ -19,7 +19,7 @@ BAD_BYTES = (EOFError, SyntaxError, struct.error, zlib.error, tifffile.TiffFileE
 UNREADABLE = (OSError, ValueError, KeyError, IndexError, RuntimeError, *BAD_BYTES)
 """What the libraries raise on a bad file; Pillow raises SyntaxError."""
 NM = {"angstrom": 0.1, "nm": 1.0, "nanometer": 1.0, "um": 1e3, "\u00b5m": 1e3, "micron": 1e3, "micrometer": 1e3}
-NM |= {"\\u00B5m": 1e3, "mm": 1e6, "millimeter": 1e6}
+NM |= {"\u03bcm": 1e3, "\\u00B5m": 1e3, "microns": 1e3, "mm": 1e6, "millimeter": 1e6, "meter": 1e9}
 """Units of length; ImageJ writes the micro sign as the six characters of its escape."""
 STATED = {"voxel_size_nm": 1.0, "voxel_size_nm_zyx": 1.0, "resolution": 1.0, "element_size_um": 1e3}
 """Attributes in use for the voxel size (`resolution`: CREMI; `element_size_um`: ilastik) and their unit in nm."""
