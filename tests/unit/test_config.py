@@ -213,8 +213,11 @@ def test_a_model_starts_from_one_thing():
         ),
         ({"path": "{index}.png", "indices": [5, 7], "format": "images"}, ["indices need a url with {index}"]),
         *(
-            ({"path": "a", "format": name, "dataset": "raw"}, [f"dataset needs format hdf5 or zarr, got {name}"])
-            for name in ("npy", "tiff", "images", "neuroproof")
+            (
+                {"path": "a", "format": name, "dataset": "raw"},
+                ["dataset needs format hdf5 or n5 or ", f"or zarr, got {name}"],
+            )
+            for name in ("npy", "tiff", "images", "neuroproof", "nrrd", "mrc", "nifti")
         ),
     ],
 )

@@ -277,9 +277,8 @@ def test_axes_in_another_order_are_read_as_zyx(tmp_path, volume):
     group.create_array("s0", data=volume.transpose(1, 2, 0))
     axes = _multiscales("nanometer", [1] * 3, "yxz")["axes"]
     scale = {"type": "scale", "scale": [8, 4, 35]}
-    group.attrs["ome"] = {
-        "multiscales": [{**image, "datasets": [{"path": "s0", "coordinateTransformations": [scale]}]}]
-    }
+    level = {"path": "s0", "coordinateTransformations": [scale]}
+    group.attrs["ome"] = {"multiscales": [{"axes": axes, "datasets": [level]}]}
     for dataset in (None, "s0"):
         array = open_array(tmp_path / "v.zarr", "zarr", dataset)
         assert (array.shape, array.voxel_size_nm) == (SHAPE, (35, 8, 4))

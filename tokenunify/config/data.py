@@ -16,6 +16,25 @@ from tokenunify.config.base import (
     check_rising,
 )
 
+Format = Literal[
+    "hdf5",
+    "images",
+    "mrc",
+    "n5",
+    "neuroproof",
+    "nifti",
+    "npy",
+    "nrrd",
+    "precomputed",
+    "tiff",
+    "wkw",
+    "zarr",
+]
+FOLDERS = ("n5", "precomputed", "wkw", "zarr")
+"""Formats that are a folder."""
+WITH_DATASET = ("hdf5", *FOLDERS)
+NEED_DATASET = ("hdf5", "n5", "wkw")
+
 
 class FileSource(Strict):
     """One array of a volume in a file, a folder of images or at a URL."""
@@ -31,9 +50,9 @@ class FileSource(Strict):
 
     Null records what the first download finds.
     """
-    format: Literal["hdf5", "tiff", "images", "zarr", "npy", "neuroproof"]
+    format: Format
     dataset: str | None = None
-    """Path of the array inside an HDF5 file or a zarr group."""
+    """Path of the array inside an HDF5 file, zarr or n5 folder, key of a precomputed scale, layer/mag of wkw."""
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -60,12 +79,16 @@ class FileSource(Strict):
 
     @model_validator(mode="after")
     def _fits_format(self) -> Self:
-        if self.format == "zarr" and self.url is not None:
-            raise ValueError("format zarr is a folder, which no url gives; fetch it yourself and give its path")
-        if self.format == "hdf5" and self.dataset is None:
-            raise ValueError("format hdf5 needs dataset, the array's path inside the file")
-        if self.format not in ("hdf5", "zarr") and self.dataset is not None:
-            raise ValueError(f"dataset needs format hdf5 or zarr, got {self.format}; remove dataset or correct format")
+        if self.format in FOLDERS and self.url is not None:
+            raise ValueError(
+                f"format {self.format} is a folder, which no url gives; fetch it yourself and give its path"
+            )
+        if self.format in NEED_DATASET and self.dataset is None:
+            raise ValueError(f"format {self.format} needs dataset, the array's path inside the file or folder")
+        if self.format not in WITH_DATASET and self.dataset is not None:
+            raise ValueError(
+                f"dataset needs format {' or '.join(WITH_DATASET)}, got {self.format}; remove dataset or correct format"
+            )
         return self
 
 

@@ -148,7 +148,7 @@ def _roi(section: stages.Ingest, opened: dict[str, SourceArray]) -> Roi:
 
 def _check_voxel_size(array: SourceArray, configured: VoxelSize) -> None:
     stated = array.voxel_size_nm
-    if stated and any(abs(s - c) > SIZE_TOLERANCE * c for s, c in zip(stated, configured, strict=True)):
+    if stated and any(s and abs(s - c) > SIZE_TOLERANCE * c for s, c in zip(stated, configured, strict=True)):
         raise InputError(
             f"voxel_size_nm is {list(configured)} in the configuration, but {array.path} states {list(stated)} "
             "(z, y, x in nm); correct the one that is wrong"

@@ -25,6 +25,10 @@ STATED = {"voxel_size_nm": 1.0, "voxel_size_nm_zyx": 1.0, "resolution": 1.0, "el
 """Attributes in use for the voxel size (`resolution`: CREMI; `element_size_um`: ilastik) and their unit in nm."""
 
 
+Stated = tuple[float | None, float, float]
+"""A voxel size in nm (z, y, x) as a file states it; None where it does not say how thick sections are."""
+
+
 class ArrayLike(Protocol):
     """What a box can be read from."""
 
@@ -45,7 +49,7 @@ class SourceArray:
 
     ndim = 3
 
-    def __init__(self, path: str, data: ArrayLike, voxel_size_nm: VoxelSize | None = None):
+    def __init__(self, path: str, data: ArrayLike, voxel_size_nm: Stated | None = None):
         if len(data.shape) != 3:
             raise InputError(
                 f"{path}: expected an array of 3 axes z, y, x, found {len(data.shape)} axes, shape {list(data.shape)}; "
