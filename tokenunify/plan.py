@@ -143,9 +143,11 @@ class Plan:
             roi=v.roi,
             zero=v.zero,
             chunk_shape=storage.chunk_shape,
-            shard_shape=storage.shard_shape,
+            shard_shape=v.shard_shape or storage.shard_shape,
             license=v.license,
             citation=v.citation,
+            intensity=v.intensity,
+            label_ids=v.label_ids,
         )
         return stages.to_json("ingest", section)
 

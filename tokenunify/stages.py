@@ -3,6 +3,8 @@
 import json
 from typing import Any, Literal
 
+from pydantic import Field
+
 from tokenunify import config as c
 from tokenunify.config import Strict
 from tokenunify.errors import InputError
@@ -21,6 +23,8 @@ class Ingest(Strict):
     shard_shape: c.Shape
     license: str | None
     citation: str | None
+    intensity: c.Intensity | None = Field(None, exclude_if=lambda intensity: intensity is None)
+    label_ids: Literal["keep", "dense"] = Field("keep", exclude_if=lambda label_ids: label_ids == "keep")
 
 
 class Region(Strict):

@@ -162,6 +162,36 @@ class RoiConfig(Strict):
     shape: Shape
 
 
+def _check_low_high(key: str, ends: tuple[float, float]) -> None:
+    if ends[0] >= ends[1]:
+        raise ValueError(f"{key} must be [low, high] with low below high, got {list(ends)}; correct them")
+
+
+class Rescale(Strict):
+    """The grey values that become 0 and 255; those between are interpolated, those beyond are clipped."""
+
+    rescale: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        _check_low_high("rescale", self.rescale)
+        return self
+
+
+class Percentile(Strict):
+    """As rescale, between two percentiles of boxes spread evenly over the volume."""
+
+    percentile: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(le=100)]]
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        _check_low_high("percentile", self.percentile)
+        return self
+
+
+Intensity = Literal["clip"] | Rescale | Percentile
+
+
 class Volume(Strict):
     """One EM volume: where it comes from and how it is to be read."""
 
@@ -172,6 +202,15 @@ class Volume(Strict):
     """Part of the source to ingest, in the source's voxels; null takes all."""
     zero: Literal["background", "unlabelled"] = "background"
     """Meaning of label 0 in training: background (affinity 0) or unlabelled (masked out)."""
+    intensity: Intensity | None = Field(None, exclude_if=lambda intensity: intensity is None)
+    """How raw becomes 0..255: clip, {rescale: [low, high]} or {percentile: [low, high]}.
+
+    Null takes 0..255 and floats in 0..1, and refuses what is much beyond.
+    """
+    label_ids: Literal["keep", "dense"] = Field("keep", exclude_if=lambda label_ids: label_ids == "keep")
+    """dense: ids are numbered 1, 2, ... in the order of the source's, which labels/original_ids of the store lists."""
+    shard_shape: Shape | None = Field(None, exclude_if=lambda shape: shape is None)
+    """Of this volume's files, for large volumes; null: storage.shard_shape."""
     license: str | None = None
     citation: str | None = None
 
