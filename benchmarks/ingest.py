@@ -1,9 +1,9 @@
-"""Ingest next to dask's from_array(...).to_zarr(...) with the same chunks, shards and codecs: speed, memory, equal voxels.
+"""Ingest next to dask's from_array(...).to_zarr(...) with the same chunks, shards and codecs: speed, memory, voxels.
 
-Labels are pinky40 of $TOKENUNIFY_DATA (left out where it is not there); raw is 1024^3 uint8, FIB-25 mirrored to size or,
-without it, a phantom. `python benchmarks/ingest.py [FOLDER]` keeps its files in FOLDER, else in a temporary one. Both
-read an HDF5 file with two threads, each in a process of its own; the levels for viewing, which dask does not make, and
-the pass over the labels for their largest id are told apart.
+Labels are pinky40 of $TOKENUNIFY_DATA (left out where it is not there); raw is 1024^3 uint8, FIB-25 mirrored to size
+or, without it, a phantom. `python benchmarks/ingest.py [FOLDER]` keeps its files in FOLDER, else in a temporary one.
+Both read an HDF5 file with two threads, each in a process of its own; the levels for viewing, which dask does not make,
+and the pass over the labels for their largest id are told apart.
 """
 
 import json
@@ -99,12 +99,13 @@ def compare(source: Path, role: str, folder: Path) -> None:
     equal = all((one[z : z + 32] == other[z : z + 32]).all() for z in range(0, one.shape[0], 32))
     assert equal and one.dtype == other.dtype, f"{role}: the voxels differ"
     million = {way: one.size / 1e6 / run["full"] for way, run in found.items()}
-    ratio = million["ingest"] / million["dask"]
+    print(f"{role}, {one.size / 1e6:.0f} M voxels, equal in both")
+    for way, run in found.items():
+        print(f"  {way:6} {million[way]:6.1f} M voxels/s at full resolution, {run['peak_mb']} MiB")
     ours = found["ingest"]
     print(
-        f"{role}, {one.size / 1e6:.0f} M voxels, equal: dask {million['dask']:.1f} M voxels/s, {found['dask']['peak_mb']} "
-        f"MiB; ingest {million['ingest']:.1f} M voxels/s ({ratio:.2f} of dask's), {ours['peak_mb']} MiB; and "
-        f"{ours['ids']:.1f} s before, {ours['full']:.1f} s at full resolution, {ours['levels']:.1f} s for the levels"
+        f"  {million['ingest'] / million['dask']:.2f} of dask's speed; {ours['full']:.1f} s, and {ours['ids']:.1f} s "
+        f"before for the ids and {ours['levels']:.1f} s after for the levels"
     )
 
 

@@ -125,7 +125,7 @@ def labels(path: str, ids: np.ndarray, dense: bool) -> tuple[str, Convert]:
         raise InputError(f"{path}: labels must not be negative, found {ids[0]}; give unlabelled voxels the id 0")
     dtype = np.min_scalar_type(len(ids) - 1 if dense else int(ids[-1])).name
     if not dense:
-        return dtype, lambda block: block.astype(dtype)
+        return dtype, lambda block: block.astype(dtype, copy=False)
     if ids[-1] >= MANY_IDS:
         return dtype, lambda block: np.searchsorted(ids, block).astype(dtype)
     ranks = np.zeros(int(ids[-1]) + 1, dtype)

@@ -11,7 +11,7 @@ import zarr
 from tokenunify import arrays, blockwise
 from tokenunify.geometry import Blocks, Coordinate, Roi
 
-BLOCK_VOXELS = 2**25
+BLOCK_VOXELS = 2**24
 """About this many voxels are held between two entries of the ledger, or one shard that is larger."""
 PIECE_VOXELS = 2**23
 """About this many are computed at a time."""
