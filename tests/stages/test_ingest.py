@@ -346,7 +346,8 @@ def test_label_ids_that_are_kept_have_no_table(store, raw, labels):
 
 def test_a_teravoxel_makes_thousands_of_files():
     volume = {"sources": [{"raw": {"path": "a.npy", "format": "npy"}}], "voxel_size_nm": [10, 10, 10]}
-    read = config.from_dict({"volumes": {"large": {**volume, "shard_shape": [512, 512, 512]}, "plain": volume}}, "c")
+    volumes = {"large": {**volume, "shard_shape": [512, 512, 512]}, "plain": volume}
+    read = config.from_dict({"volumes": volumes, "datasets": {}, "models": {}, "segmentations": {}}, "c")
     section, _ = stages.from_json("ingest", Plan(read).ingest("large"))
     assert 7_000 < ingest.num_files((10_000,) * 3, (10, 10, 10), section.shard_shape) < 10_000
     section, _ = stages.from_json("ingest", Plan(read).ingest("plain"))
