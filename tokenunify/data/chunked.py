@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import tensorstore as ts
 
+from tokenunify.data import places
 from tokenunify.data.axes import ordered
 from tokenunify.data.ome_zarr import image_of, level_array
 from tokenunify.data.source_array import NM, SourceArray, naming, product, stated_voxel_size
@@ -108,14 +109,13 @@ def _array(path: str, array: _Tensor, names: Sequence[str], sizes_nm: Sequence[f
 
 
 def _open(driver: str, path: str, dataset: str = "", **options: Any) -> _Tensor:
-    spec = {"driver": driver, "kvstore": _address(path, dataset), **options}
-    return _Tensor(ts.open(spec, read=True, open=True).result())
+    spec = {"driver": driver, "kvstore": places.folder(_address(path, dataset)), **options}
+    return _Tensor(ts.open(spec, read=True, open=True, context=places.context()).result())
 
 
 def _json(path: str, key: str) -> dict:
     """A JSON file of the folder; empty where it is not there."""
-    found = ts.KvStore.open(_address(path)).result().read(key).result()
-    return json.loads(found.value) if found.state == "value" else {}
+    return json.loads(places.read(_address(path), key) or "{}")
 
 
 def _address(path: str, inside: str = "") -> str:

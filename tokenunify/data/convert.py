@@ -44,7 +44,7 @@ def ends(intensity: Intensity | None, source: SourceArray, roi: Roi, sample: Coo
         return (0.0, 255.0) if intensity else None
     grid = Blocks(roi.shape, sample)
     numbers = np.unique(np.linspace(0, len(grid) - 1, SAMPLES).round().astype(int))
-    boxes = [source[grid.roi(int(number)).moved(roi.offset).slices].ravel() for number in numbers]
+    boxes = [source.read(grid.roi(int(number)).moved(roi.offset)).ravel() for number in numbers]
     low, high = (float(value) for value in np.percentile(np.concatenate(boxes), intensity.percentile))
     if not low < high:
         raise InputError(

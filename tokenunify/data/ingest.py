@@ -92,9 +92,14 @@ def _content(section: stages.Ingest, converted: "dict[str, Converted]", roi: Roi
         "voxel_size_nm": list(section.voxel_size_nm),
         "offset_nm": list(_offset_nm(section, roi)),
         "zero": section.zero,
-        "license": section.license,
-        "citation": section.citation,
+        **_rights(section),
     }
+
+
+def _rights(section: stages.Ingest) -> dict:
+    """What the owner of the data asks of who uses them."""
+    terms = {"terms": section.terms.model_dump()} if section.terms else {}
+    return {"license": section.license, **terms, "citation": section.citation}
 
 
 # ------------------------------------------------------------------------------------------------ what comes in
@@ -115,6 +120,9 @@ def _open(source: Path, unpacked: Path) -> dict[str, SourceArray]:
         if file is not None:
             _check_unchanged(paths[role], file, source)
             opened[role] = readers.open_array(paths[role], file["format"], file["dataset"], unpacked / role)
+            if box := file.get("box"):
+                place, shape = Roi(tuple(box["offset"]), tuple(box["shape"])), tuple(box["whole"])
+                opened[role].box, opened[role].whole = place, shape
     return opened
 
 
@@ -132,16 +140,16 @@ def _check_unchanged(path: str, file: dict, source: Path) -> None:
 
 def _roi(section: stages.Ingest, opened: dict[str, SourceArray]) -> Roi:
     """The box to ingest, after checking that shapes and voxel sizes agree."""
-    shape = opened["raw"].shape
+    shape = opened["raw"].whole
     for role, array in opened.items():
-        if array.shape != shape:
+        if array.whole != shape:
             raise InputError(
                 f"raw and {role} must have one shape: {opened['raw'].path} has {list(shape)}, {array.path} has "
-                f"{list(array.shape)}; give files of the same region"
+                f"{list(array.whole)}; give files of the same region"
             )
         _check_voxel_size(array, section.voxel_size_nm)
     if section.roi is None:
-        return Roi((0, 0, 0), shape)
+        return opened["raw"].box
     roi = Roi(section.roi.offset, section.roi.shape)
     if any(e > n for e, n in zip(roi.end, shape, strict=True)):
         raise InputError(
@@ -188,7 +196,7 @@ def _converted(
         function = convert.raw(source, ends) if role == "raw" else convert.mask(source)
 
     def compute(box: Roi) -> np.ndarray:
-        return function(source[box.moved(roi.offset).slices])
+        return function(source.read(box.moved(roi.offset)))
 
     return Converted(
         dtype,
@@ -203,7 +211,7 @@ def _ids(source: SourceArray, roi: Roi, section: stages.Ingest, folder: Path, de
     """All ids of the box and 0, rising; only the least and the largest where they are kept as they are."""
 
     def process(index: int, box: Roi) -> None:
-        found = source[box.moved(roi.offset).slices]
+        found = source.read(box.moved(roi.offset))
         ids = convert.distinct(found) if dense else np.array([found.min(), found.max()])
         arrays.write_npz(folder / f"{index}.npz", ids=ids)
 
@@ -234,8 +242,7 @@ def _create_group(path: Path, section: stages.Ingest, source: Path, roi: Roi, en
     provenance = {
         "source": manifest.content(source),
         "roi": {"offset": list(roi.offset), "shape": list(roi.shape)},
-        "license": section.license,
-        "citation": section.citation,
+        **_rights(section),
         "tokenunify_version": tokenunify.__version__,
         **({"intensity": list(ends)} if ends else {}),
     }

@@ -64,7 +64,11 @@ def _unpacked(path: Path, scratch: Path) -> Path:
 
 
 def _hdf5(path: str, dataset: str | None, scratch: Path) -> SourceArray:
-    file = h5py.File(path, "r", locking="best-effort")
+    return open_dataset(path, h5py.File(path, "r", locking="best-effort"), dataset)
+
+
+def open_dataset(path: str, file: h5py.File, dataset: str | None) -> SourceArray:
+    """The dataset of an open HDF5 file; `path` is how messages name the file."""
     item = file.get(dataset) if dataset else None
     if not isinstance(item, h5py.Dataset):
         names: list[str] = []

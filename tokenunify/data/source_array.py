@@ -15,7 +15,7 @@ import tifffile
 
 from tokenunify.data.sources import DISK_FULL
 from tokenunify.errors import InputError
-from tokenunify.geometry import VoxelSize
+from tokenunify.geometry import Roi, VoxelSize
 
 BAD_BYTES = (EOFError, SyntaxError, struct.error, zlib.error, tifffile.TiffFileError)
 UNREADABLE = (OSError, ValueError, KeyError, IndexError, RuntimeError, *BAD_BYTES)
@@ -48,7 +48,8 @@ class ArrayLike(Protocol):
 class SourceArray:
     """A 3D array (z, y, x) in a file, read when indexed; reading errors name the file.
 
-    `voxel_size_nm` is what the file states, or None; `sections` is there where whole sections are read at a time.
+    `voxel_size_nm` is what the file states, or None; `sections` is there where whole sections are read at a time. Of a
+    box that was fetched alone, `box` is its place in the source, and `whole` the source's shape.
     """
 
     ndim = 3
@@ -67,6 +68,7 @@ class SourceArray:
         self.sections = data if isinstance(data, Sections) else None
         z, y, x = (int(n) for n in data.shape)
         self.shape = (z, y, x)
+        self.box, self.whole = Roi((0, 0, 0), self.shape), self.shape
         self.dtype = np.dtype(data.dtype)
 
     @property
@@ -78,6 +80,10 @@ class SourceArray:
     def __getitem__(self, index: Any) -> np.ndarray:
         with naming(self.path):
             return np.asarray(self.data[index])
+
+    def read(self, box: Roi) -> np.ndarray:
+        """The voxels of a box of the source."""
+        return self[box.within(self.box)]
 
     @contextlib.contextmanager
     def keeping(self, num_sections: int, scratch: Path) -> Iterator[None]:
