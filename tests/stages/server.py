@@ -2,13 +2,15 @@
 
 import hashlib
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlparse
+
+PAUSED = threading.Event()
+"""Never set: time.sleep is what the tests replace."""
 
 
 class Fault(NamedTuple):
@@ -23,6 +25,8 @@ class Fault(NamedTuple):
     """Sent in place of the file, with status 200."""
     pause: float = 0
     """Seconds before the answer."""
+    shift: int = 0
+    """Bytes by which a range begins too late."""
     longer: int = 0
     """Bytes announced that never come."""
 
@@ -50,6 +54,9 @@ class Server(ThreadingHTTPServer):
         file = self.folder / unquote(urlparse(path).path).strip("/") if self.folder else None
         return file.read_bytes() if file and file.is_file() else None
 
+    def handle_error(self, request, client_address):
+        """A client that was killed is no fault of the server."""
+
 
 class _Handler(BaseHTTPRequestHandler):
     server: Server
@@ -63,7 +70,8 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, send: bool):
         server = self.server
         fault = server.faults.pop(0) if server.faults else server.choose_fault(self.path) or Fault()
-        time.sleep(fault.pause)
+        if fault.pause:
+            PAUSED.wait(fault.pause)
         asked, data = self.headers["Range"], server.read(self.path)
         if self.path == "/moved":
             return self._head(302, asked, Location=f"{server.url}/em/raw.bin")
@@ -72,8 +80,8 @@ class _Handler(BaseHTTPRequestHandler):
         data = data if fault.body is None else fault.body
         tag = f'"{hashlib.md5(data).hexdigest()}"'
         whole = not asked or not server.ranges or self.headers["If-Range"] not in (None, tag)
-        first, _, last = (asked or "bytes=0-")[6:].partition("-")
-        start, end = (0, len(data)) if whole else (int(first), min(int(last or len(data)) + 1, len(data)))
+        start, end = (0, len(data)) if whole else _range(asked, len(data))
+        start += fault.shift
         body, told = data[start:end], {} if whole else {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
         self._head(200 if whole else 206, asked, **{"Content-Length": len(body) + fault.longer, "ETag": tag, **told})
         if send:
@@ -90,6 +98,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_args):
         pass
+
+
+def _range(asked: str, length: int) -> tuple[int, int]:
+    """First byte, and one past the last, of `bytes=3-7`, `bytes=3-` or `bytes=-5`."""
+    first, _, last = asked[6:].partition("-")
+    if not first:
+        return length - int(last), length
+    return int(first), min(int(last or length) + 1, length)
 
 
 @contextmanager
