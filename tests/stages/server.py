@@ -54,6 +54,10 @@ class Server(ThreadingHTTPServer):
         file = self.folder / unquote(urlparse(path).path).strip("/") if self.folder else None
         return file.read_bytes() if file and file.is_file() else None
 
+    def headers(self, path: str) -> dict[str, str]:
+        """What an answer says beside the length and the ETag."""
+        return {}
+
     def handle_error(self, request, client_address):
         """A client that was killed is no fault of the server."""
 
@@ -76,14 +80,15 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/moved":
             return self._head(302, asked, Location=f"{server.url}/em/raw.bin")
         if fault.status or (data is None and fault.body is None):
-            return self._head(fault.status or 404, asked, **fault.headers)
+            return self._head(fault.status or 404, asked, **{**server.headers(self.path), **fault.headers})
         data = data if fault.body is None else fault.body
         tag = f'"{hashlib.md5(data).hexdigest()}"'
         whole = not asked or not server.ranges or self.headers["If-Range"] not in (None, tag)
         start, end = (0, len(data)) if whole else _range(asked, len(data))
         start += fault.shift
         body, told = data[start:end], {} if whole else {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
-        self._head(200 if whole else 206, asked, **{"Content-Length": len(body) + fault.longer, "ETag": tag, **told})
+        told |= {"Content-Length": len(body) + fault.longer, "ETag": tag, **server.headers(self.path)}
+        self._head(200 if whole else 206, asked, **told)
         if send:
             body = body if fault.cut is None else body[: fault.cut]
             server.bytes_sent += len(body)
