@@ -1,8 +1,14 @@
 """Only the volume's box of remote volumes: by other libraries' stores, through files and a server, with faults."""
 
 import contextlib
+import hashlib
+import io
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import h5py
 import numpy as np
@@ -261,7 +267,74 @@ def test_nothing_there(server, run):
             run(volume({"url": f"{server.url}/gone", "format": format}))
 
 
+class Buckets(Server):
+    """As Amazon's and Google's stores answer for objects: the key in the path, or in an escaped part of it."""
+
+    def read(self, path: str) -> bytes | None:
+        key = unquote(path.partition("?")[0]).replace("/storage/v1/b/em-data/o/", "/em-data/")
+        return super().read(key)
+
+
+@pytest.mark.parametrize(("scheme", "variable"), [("s3", "AWS_ENDPOINT_URL"), ("gs", "TENSORSTORE_GCS_HTTP_URL")])
+def test_buckets(tmp_path, raw, scheme, variable):
+    """In a process of its own, as tensorstore reads its environment once."""
+    keys = write_precomputed(tmp_path / "served" / "em-data" / "v", raw)
+    words = ["download", "--config-json", sections(volume({"url": f"{scheme}://em-data/v", **keys}))[0]]
+    words += ["--downloads", "downloads", "--output", "v.json"]
+    with running(Buckets(tmp_path / "served")) as server:
+        environment = {**os.environ, variable: server.url, "PYTHONPATH": os.getcwd(), "AWS_EC2_METADATA_DISABLED": "1"}
+        subprocess.run([sys.executable, "-m", "tokenunify", *words], cwd=tmp_path, env=environment, check=True)
+    made = manifest.read(tmp_path / "v.json")["run"]["raw"]
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / made, mode="r")[:], raw[CUT])
+
+
+def test_the_rate_is_that_of_the_configuration(server, run, tmp_path, raw, monkeypatch):
+    keys, spent = write_n5(tmp_path / "served" / "v", raw), []
+    monkeypatch.setattr(transfer.Throttle, "spend", lambda _, num_bytes: spent.append(num_bytes))
+    run(volume({"url": f"{server.url}/v", **keys}))
+    assert np.prod(ROI["shape"]) <= sum(spent) <= server.bytes_sent
+
+
 # ------------------------------------------------------------------------------------------------ faults
+
+
+@pytest.mark.parametrize("write", [write_precomputed])
+def test_the_process_killed_20_times(server, tmp_path, raw, labels, monkeypatch, write):
+    """At random requests, for a volume whose raw is a box and whose labels are a file."""
+    keys, stream = write(tmp_path / "served" / "v", raw), io.BytesIO()
+    np.save(stream, labels)
+    server.files["/labels.npy"] = stream.getvalue()
+    file = {"url": f"{server.url}/labels.npy", "format": "npy", "sha256": hashlib.sha256(stream.getvalue()).hexdigest()}
+    section = sections(volume({"url": f"{server.url}/v", **keys}, labels=file))[0]
+    command = [sys.executable, "-c", SMALL_BLOCKS, section]
+    environment, random = {**os.environ, "PYTHONPATH": os.getcwd()}, np.random.default_rng(11)
+    for _ in range(20):
+        with subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL) as process:
+            left = [int(random.integers(2, 7))]
+
+            def kill(_path, left=left, process=process):
+                left[0] -= 1
+                if left[0] == 0:
+                    process.kill()
+
+            server.choose_fault = kill
+        assert process.returncode == -9
+    server.choose_fault = lambda _: None
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True)
+    made = manifest.read(tmp_path / "v.json")
+    np.testing.assert_array_equal(zarr.open_array(tmp_path / made["run"]["raw"], mode="r")[:], raw[CUT])
+    assert made["content"]["labels"]["sha256"] == file["sha256"]
+
+
+SMALL_BLOCKS = """
+import sys
+from pathlib import Path
+from tokenunify import stages
+from tokenunify.data import box, download
+box.CHUNK_SHAPE, box.SHARD_SHAPE = (4, 16, 16), (8, 32, 32)
+section, plain = stages.from_json("download", sys.argv[1])
+download.run(section, plain, downloads=Path("downloads"), output=Path("v.json"))
+"""
 
 
 class Killed(BaseException):

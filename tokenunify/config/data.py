@@ -84,9 +84,10 @@ class FileSource(Strict):
     indices: tuple[int, int] | None = None
     """First and one past the last `{index}` of an image sequence."""
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    """Checksum of the file; of a folder or sequence, over the sorted (name, size, sha256) of its files.
+    """Checksum of the file or archive; of a folder or sequence, over the sorted (name, size, sha256) of its files.
 
-    Null records what the first download finds.
+    Where only the roi is fetched, of the zarr folder that the download makes of it. Null records what the first
+    download finds.
     """
     format: Format
     dataset: str | None = None
