@@ -261,10 +261,17 @@ def test_a_roi_outside(server, run, tmp_path, raw):
         run(volume({"url": f"{server.url}/v", **keys}, roi={"offset": [1, 0, 0], "shape": [40, 8, 8]}))
 
 
+NOTHING_THERE = [
+    ("precomputed", None, "no `info`"),
+    ("n5", "em", "no n5 array 'em'"),
+    ("zarr", None, "no zarr array"),
+]
+
+
 def test_nothing_there(server, run):
-    for format, words in (("precomputed", "no `info`"), ("n5", "no n5 array"), ("zarr", "no zarr array")):
+    for format, dataset, words in NOTHING_THERE:
         with pytest.raises(InputError, match=words):
-            run(volume({"url": f"{server.url}/gone", "format": format}))
+            run(volume({"url": f"{server.url}/gone", "format": format, "dataset": dataset}))
 
 
 class Buckets(Server):

@@ -202,7 +202,7 @@ def test_a_model_starts_from_one_thing():
             ["raw.url: expected to match pattern '^(https?|gs|s3|file)://'", "ftp://x/a.npy"],
         ),
         ({"url": "s3://x/a.npy", "format": "npy"}, ["url must start with http", "s3://x/a.npy"]),
-        ({**ON_HUB, "format": "zarr"}, ["format zarr is a folder", "give the member of an archive"]),
+        ({**ON_HUB, "format": "zarr"}, ["format zarr is a folder", "the member of an archive"]),
         ({"path": "a.h5", "partial": True, "format": "hdf5", "dataset": "raw"}, ["partial needs", "and a url"]),
         ({"path": "a.npy", "url": "https://x/a.npy", "format": "npy"}, ["one of path, url, huggingface and drive"]),
         ({"url": "https://x/a.png", "format": "images"}, ["format images needs indices", "https://x/a.png"]),

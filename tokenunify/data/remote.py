@@ -9,7 +9,7 @@ import numpy as np
 
 from tokenunify.config import FileSource
 from tokenunify.data import chunked, places
-from tokenunify.data.source_array import UNREADABLE, ArrayLike, naming, product
+from tokenunify.data.source_array import UNREADABLE, ArrayLike, Stated, naming, product
 from tokenunify.data.transfer import Throttle
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, VoxelSize
@@ -29,7 +29,7 @@ class Remote(NamedTuple):
     data: ArrayLike
     shape: Coordinate
     dtype: np.dtype
-    voxel_size_nm: VoxelSize | None
+    voxel_size_nm: Stated | None
     """What the source states."""
     identity: str
     """Changes when the source does, as far as it tells."""
