@@ -126,7 +126,15 @@ class Plan:
         return self.config.corpora[self._pretraining(pretraining).corpus]
 
     def download(self, volume: str) -> str:
-        return stages.to_json("download", stages.Download(sources=self._volume(volume).sources))
+        v = self._volume(volume)
+        box = {"voxel_size_nm": v.voxel_size_nm, "roi": v.roi} if v.has_boxes else {}
+        return stages.to_json("download", stages.Download(sources=v.sources, terms=v.terms, **box))
+
+    @property
+    def download_permit(self) -> str:
+        """What downloads are allowed to do, which decides no result, as JSON."""
+        limits = self.config.download.model_dump(mode="json")
+        return stages.Permit(**limits, accept_licenses=self.config.accept_licenses).model_dump_json()
 
     def download_weights(self, model: str) -> str:
         source = self.model(model).weights
@@ -143,9 +151,12 @@ class Plan:
             roi=v.roi,
             zero=v.zero,
             chunk_shape=storage.chunk_shape,
-            shard_shape=storage.shard_shape,
+            shard_shape=v.shard_shape or storage.shard_shape,
             license=v.license,
+            terms=v.terms,
             citation=v.citation,
+            intensity=v.intensity,
+            label_ids=v.label_ids,
         )
         return stages.to_json("ingest", section)
 

@@ -14,6 +14,16 @@ from tokenunify.versions import STAGES
 
 class Download(Strict):
     sources: tuple[c.Source | c.WeightsSource, ...]
+    terms: c.Terms | None = Field(None, exclude_if=lambda terms: terms is None)
+    voxel_size_nm: c.VoxelSize | None = Field(None, exclude_if=lambda size: size is None)
+    """Given where only a box of a file is fetched, as is `roi`."""
+    roi: c.RoiConfig | None = Field(None, exclude_if=lambda roi: roi is None)
+
+
+class Permit(c.Downloads):
+    """What downloads are allowed to do: it travels in the environment, as it decides no result."""
+
+    accept_licenses: tuple[c.Name, ...] = ()
 
 
 class Ingest(Strict):
@@ -23,7 +33,10 @@ class Ingest(Strict):
     chunk_shape: c.Shape
     shard_shape: c.Shape
     license: str | None
+    terms: c.Terms | None = Field(None, exclude_if=lambda terms: terms is None)
     citation: str | None
+    intensity: c.Intensity | None = Field(None, exclude_if=lambda intensity: intensity is None)
+    label_ids: Literal["keep", "dense"] = Field("keep", exclude_if=lambda label_ids: label_ids == "keep")
 
 
 class Region(Strict):

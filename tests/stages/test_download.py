@@ -4,14 +4,14 @@ import errno
 import hashlib
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from tests.stages.server import Fault, Server, running
 from tokenunify import manifest, stages
-from tokenunify.data import download
+from tokenunify.data import contents, download, transfer
 from tokenunify.errors import InputError
 
 DATA = np.random.default_rng(0).bytes(300_007)
@@ -19,55 +19,12 @@ SHA256 = hashlib.sha256(DATA).hexdigest()
 WRONG = "0" * 64
 
 
-class Server(ThreadingHTTPServer):
-    """Serves `files`; `faults` are taken one per request: a status to answer with, or ("cut", bytes to send)."""
-
-    def __init__(self):
-        super().__init__(("127.0.0.1", 0), _Handler)
-        self.files: dict[str, bytes] = {"/em/raw.bin": DATA}
-        self.faults: list = []
-        self.ranges = True
-        self.requests: list[tuple[str, str | None, int]] = []
-        self.url = f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_GET(self):
-        fault = self.server.faults.pop(0) if self.server.faults else None
-        asked = self.headers["Range"]
-        if self.path == "/moved":
-            return self._head(302, self.server.requests, asked, Location=f"{self.server.url}/em/raw.bin")
-        data = self.server.files.get(self.path)
-        if isinstance(fault, int) or data is None:
-            return self._head(fault or 404, self.server.requests, asked)
-        tag = f'"{hashlib.md5(data).hexdigest()}"'
-        start = int(asked[6:-1]) if asked and self.server.ranges and self.headers["If-Range"] in (None, tag) else 0
-        body = data[start:]
-        self._head(206 if start else 200, self.server.requests, asked, **{"Content-Length": len(body), "ETag": tag})
-        self.wfile.write(body[: fault[1]] if fault else body)
-
-    def _head(self, status, log, asked, **headers):
-        log.append((self.path, asked, status))
-        self.send_response(status)
-        for name, value in headers.items():
-            self.send_header(name, str(value))
-        self.end_headers()
-
-    def log_message(self, *_args):
-        pass
-
-
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.001)
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        yield running
-        running.shutdown()
-        thread.join()
+    monkeypatch.setattr(transfer, "BACKOFF_SECONDS", 0.001)
+    with running(Server()) as started:
+        started.files["/em/raw.bin"] = DATA
+        yield started
 
 
 @pytest.fixture
@@ -123,7 +80,7 @@ def test_a_second_run_does_not_ask_the_server(server, run):
 
 
 def test_a_cut_transfer_goes_on_where_it_ended(server, run):
-    server.faults = [("cut", 100_000), ("cut", 50_000)]
+    server.faults = [Fault(cut=100_000), Fault(cut=50_000)]
     made = run(raw(url=f"{server.url}/em/raw.bin", sha256=SHA256))
     assert Path(made["run"]["raw"]).read_bytes() == DATA
     assert [status for *_, status in server.requests] == [200, 206, 206]
@@ -132,8 +89,8 @@ def test_a_cut_transfer_goes_on_where_it_ended(server, run):
 
 
 def test_a_later_run_goes_on_with_what_an_earlier_one_got(server, run, monkeypatch):
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
-    server.faults = [("cut", 100_000)]
+    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    server.faults = [Fault(cut=100_000)]
     with pytest.raises(InputError, match="what has arrived is kept"):
         run(raw(url=f"{server.url}/em/raw.bin"))
     made = run(raw(url=f"{server.url}/em/raw.bin"))
@@ -142,8 +99,8 @@ def test_a_later_run_goes_on_with_what_an_earlier_one_got(server, run, monkeypat
 
 
 def test_a_file_that_changed_on_the_server_is_fetched_anew(server, run, monkeypatch):
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
-    server.faults = [("cut", 100_000)]
+    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    server.faults = [Fault(cut=100_000)]
     with pytest.raises(InputError):
         run(raw(url=f"{server.url}/em/raw.bin"))
     server.files["/em/raw.bin"] = DATA[::-1]
@@ -152,13 +109,13 @@ def test_a_file_that_changed_on_the_server_is_fetched_anew(server, run, monkeypa
 
 
 def test_a_server_without_ranges_sends_it_all_again(server, run):
-    server.ranges, server.faults = False, [("cut", 100_000)]
+    server.ranges, server.faults = False, [Fault(cut=100_000)]
     made = run(raw(url=f"{server.url}/em/raw.bin", sha256=SHA256))
     assert Path(made["run"]["raw"]).read_bytes() == DATA
 
 
 def test_redirects_are_followed_while_resuming(server, run):
-    server.faults = [None, ("cut", 100_000)]
+    server.faults = [Fault(), Fault(cut=100_000)]
     made = run(raw(url=f"{server.url}/moved", sha256=SHA256))
     assert Path(made["run"]["raw"]).read_bytes() == DATA
     assert [status for *_, status in server.requests] == [302, 200, 302, 206]
@@ -166,7 +123,7 @@ def test_redirects_are_followed_while_resuming(server, run):
 
 @pytest.mark.parametrize("status", [500, 503, 429, 416])
 def test_passing_faults_are_tried_again(server, run, status):
-    server.faults = [status, status]
+    server.faults = [Fault(status), Fault(status)]
     assert run(raw(url=f"{server.url}/em/raw.bin"))["content"]["raw"]["sha256"] == SHA256
     assert len(server.requests) == 3
 
@@ -179,13 +136,13 @@ def test_a_missing_file_is_not_tried_again(server, run):
 
 @pytest.mark.parametrize("status", [401, 403])
 def test_a_file_behind_a_login_is_to_be_fetched_by_hand(server, run, status):
-    server.faults = [status]
+    server.faults = [Fault(status)]
     with pytest.raises(InputError, match=rf"raw\.bin .*{status}.*login or an accepted licence.*give it as `path`"):
         run(raw(url=f"{server.url}/em/raw.bin"))
 
 
 def test_it_gives_up_after_some_attempts(server, run, tmp_path):
-    server.faults = [500] * 100
+    server.faults = [Fault(500)] * 100
     with pytest.raises(InputError, match="after 5 attempts"):
         run(raw(url=f"{server.url}/em/raw.bin"))
     assert not (tmp_path / "data" / "sources" / "v.json").exists()
@@ -216,7 +173,7 @@ def test_the_first_checksum_found_holds_from_then_on(server, run, tmp_path):
 
 
 def test_a_wrong_first_download_can_be_replaced(server, run):
-    server.files["/em/raw.bin"] = b"<html>busy</html>"
+    server.files["/em/raw.bin"] = b"busy"
     path = Path(run(raw(url=f"{server.url}/em/raw.bin"))["run"]["raw"])
     server.files["/em/raw.bin"] = DATA
     path.unlink()
@@ -238,7 +195,9 @@ def test_two_volumes_that_want_one_file_fetch_it_once(server, tmp_path):
     target, results = tmp_path / "raw.bin", []
 
     def want():
-        results.append(download.fetch(f"{server.url}/em/raw.bin", target, SHA256, progress=False))
+        url = f"{server.url}/em/raw.bin"
+        options = {"throttle": transfer.Throttle(), "check": contents.checker(url, "npy"), "progress": False}
+        results.append(download.fetch(url, target, SHA256, **options))
 
     threads = [threading.Thread(target=want) for _ in range(4)]
     for thread in threads:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tokenunify import manifest, stages
-from tokenunify.data import download
+from tokenunify.data import download, transfer
 from tokenunify.errors import InputError
 
 DATA = np.random.default_rng(0).bytes(200_003)
@@ -79,7 +79,7 @@ def use_endpoint(monkeypatch, url):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
     template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(huggingface_hub.utils._http.time, "sleep", lambda _: None)
+    monkeypatch.setattr(transfer, "BACKOFF_SECONDS", 0.001)
 
 
 @pytest.fixture

@@ -236,6 +236,18 @@ def test_the_page_has_all_sections_and_stands_alone(tree):
     assert "Made up <et al.> & others 2020" in page.text
 
 
+@pytest.mark.parametrize("url", [None, "https://example.org/terms"])
+def test_the_terms_of_the_data_are_shown(tree, url):
+    path = Path(tree.manifests[0])
+    content, run = manifest.read(path).values()
+    manifest.write(
+        path, {**content, "terms": {"name": "nc", "text": "Not to be <sold>.", "url": url, "ask": True}}, run
+    )
+    text = Page(tree.report([tree.metrics()], tree.manifests)).text
+    assert "Not to be <sold>." in text
+    assert url is None or url in text
+
+
 def test_the_largest_errors_of_the_best_segmentation_are_named(tree):
     contents = {path: manifest.content(path) for path in map(Path, tree.manifests) if path.stem == "scores"}
     perfect = [path for path, content in contents.items() if content["voi"] == 0]

@@ -24,6 +24,7 @@ VALID = {
     "segmentations": {"w": {"method": "waterz", "threshold": {"tune": [0.3, 0.5]}}, "k": {"method": "multicut"}},
 }
 FILE = {"path": "a.npy", "format": "npy"}
+ON_HUB = {"huggingface": {"repo": "em/v", "file": "v.zarr"}}
 
 
 def changed(path: str, value) -> dict:
@@ -216,9 +217,12 @@ def test_a_model_starts_from_one_thing():
     [
         (
             {"url": "ftp://x/a.npy", "format": "npy"},
-            ["raw.url: expected to match pattern '^https?://'", "ftp://x/a.npy"],
+            ["raw.url: expected to match pattern '^(https?|gs|s3|file)://'", "ftp://x/a.npy"],
         ),
-        ({"url": "https://x/a.zarr", "format": "zarr"}, ["format zarr is a folder", "give its path"]),
+        ({"url": "s3://x/a.npy", "format": "npy"}, ["url must start with http", "s3://x/a.npy"]),
+        ({**ON_HUB, "format": "zarr"}, ["format zarr is a folder", "the member of an archive"]),
+        ({"path": "a.h5", "partial": True, "format": "hdf5", "dataset": "raw"}, ["partial needs", "and a url"]),
+        ({"path": "a.npy", "url": "https://x/a.npy", "format": "npy"}, ["one of path, url, huggingface and drive"]),
         ({"url": "https://x/a.png", "format": "images"}, ["format images needs indices", "https://x/a.png"]),
         ({"url": "https://x/{index}.tif", "format": "tiff"}, ["a url with {index} needs indices"]),
         ({"url": "https://x/{index}.png", "indices": [7, 7], "format": "images"}, ["rising, got [7, 7]"]),
@@ -231,8 +235,11 @@ def test_a_model_starts_from_one_thing():
         ),
         ({"path": "{index}.png", "indices": [5, 7], "format": "images"}, ["indices need a url with {index}"]),
         *(
-            ({"path": "a", "format": name, "dataset": "raw"}, [f"dataset needs format hdf5 or zarr, got {name}"])
-            for name in ("npy", "tiff", "images", "neuroproof")
+            (
+                {"path": "a", "format": name, "dataset": "raw"},
+                ["dataset needs format hdf5 or n5 or ", f"or zarr, got {name}"],
+            )
+            for name in ("npy", "tiff", "images", "neuroproof", "nrrd", "mrc", "nifti")
         ),
     ],
 )

@@ -20,7 +20,11 @@ ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
 PYPI_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "dask-core": "dask"}
 OPTIONAL = {"mamba_ssm"}  # the extra `gpu`
 # Needed although no module of ours imports them: what for.
-INDIRECT = {"pillow": "imageio and matplotlib read and write PNG with it", "tensorboard": "torch.utils.tensorboard"}
+INDIRECT = {
+    "imagecodecs": "tifffile decodes LZW and JPEG with it",
+    "pillow": "imageio and matplotlib read and write PNG with it",
+    "tensorboard": "torch.utils.tensorboard",
+}
 
 environments = pytest.mark.parametrize("path", ENVIRONMENTS, ids=lambda path: path.stem)
 

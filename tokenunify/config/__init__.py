@@ -12,12 +12,19 @@ from tokenunify.config import checks
 from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict, VoxelSize, validate
 from tokenunify.config.data import (
     Dataset,
+    Downloads,
+    DriveFile,
     FileSource,
+    HubData,
     HubFile,
+    Intensity,
+    Percentile,
     Phantom,
+    Rescale,
     RoiConfig,
     Source,
     Storage,
+    Terms,
     Volume,
     WeightsSource,
 )
@@ -63,12 +70,16 @@ __all__ = [
     "CorpusVolume",
     "Count",
     "Dataset",
+    "Downloads",
+    "DriveFile",
     "EMmamba",
     "Evaluation",
     "FileSource",
     "Finetune",
     "Fragments",
+    "HubData",
     "HubFile",
+    "Intensity",
     "Lora",
     "Mala",
     "Model",
@@ -78,6 +89,7 @@ __all__ = [
     "Objective",
     "Optimisation",
     "Pea",
+    "Percentile",
     "Phantom",
     "Predict",
     "Pretrain",
@@ -86,6 +98,7 @@ __all__ = [
     "Relevance",
     "ResUnet",
     "Resampler",
+    "Rescale",
     "Resources",
     "RoiConfig",
     "Score",
@@ -98,6 +111,7 @@ __all__ = [
     "Strict",
     "Superhuman",
     "SymmetricUNet",
+    "Terms",
     "Train",
     "Tuned",
     "Unetr",
@@ -249,6 +263,9 @@ class Config(Strict):
     storage: Storage = Storage()
     resources: dict[StageName, Resources] = Field(default={})
     """Stage -> what its jobs ask for, where it differs from the default."""
+    download: Downloads = Downloads()
+    accept_licenses: tuple[Name, ...] = ()
+    """Names of the volumes' terms that you have read and keep to."""
     volumes: dict[Name, Volume]
     datasets: dict[Name, Dataset]
     corpora: dict[Name, Corpus] = Field(default={})

@@ -21,6 +21,11 @@ STAGE_FOLDERS = ("predict", "fragments", "rag")
 
 def check(config: "Config") -> None:
     """Raise ValueError for the first combination of sections that cannot work."""
+    for name, volume in config.volumes.items():
+        if volume.shard_shape:
+            check_multiple(
+                f"volumes.{name}.shard_shape", volume.shard_shape, "storage.chunk_shape", config.storage.chunk_shape
+            )
     for name, dataset in config.datasets.items():
         _check_dataset(config, name, dataset)
     for name, corpus in config.corpora.items():

@@ -16,35 +16,101 @@ from tokenunify.config.base import (
     check_rising,
 )
 
+Format = Literal[
+    "hdf5",
+    "images",
+    "mrc",
+    "n5",
+    "neuroproof",
+    "nifti",
+    "npy",
+    "nrrd",
+    "precomputed",
+    "tiff",
+    "wkw",
+    "zarr",
+]
+FOLDERS = ("n5", "precomputed", "wkw", "zarr")
+"""Formats that are a folder."""
+WITH_DATASET = ("hdf5", *FOLDERS)
+NEED_DATASET = ("hdf5", "n5", "wkw")
+CHUNKED = ("zarr", "n5", "precomputed")
+"""Formats that are folders of chunks: behind a url, only the volume's roi is fetched from them."""
+
+
+class HubFile(Strict):
+    """One file of a model repository on the Hugging Face Hub, or on the mirror that HF_ENDPOINT names."""
+
+    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
+    """owner/name"""
+    file: str
+    revision: str | None = "main"
+    """Branch, tag or commit; null records the newest commit at the first download and stays with it."""
+
+
+class HubData(HubFile):
+    """One file, or a glob of images, of a repository on the Hugging Face Hub."""
+
+    revision: str | None = None
+    repo_type: Literal["dataset", "model"] = "dataset"
+
+
+class DriveFile(Strict):
+    """One file of a folder that is shared with everyone on Google Drive."""
+
+    folder: Annotated[str, Field(pattern=r"^[\w-]+$")]
+    """What the folder's address ends with."""
+    file: str
+    """Path inside the folder."""
+
 
 class FileSource(Strict):
-    """One array of a volume in a file, a folder of images or at a URL."""
+    """One array of a volume in a file, a folder of images, an archive or a chunked volume behind a URL."""
 
     path: str | None = None
     """Local file, folder or glob; `${VARIABLE}` is expanded when used and never hashed."""
-    url: Annotated[str, Field(pattern=r"^https?://")] | None = None
-    """http(s) address; with `indices` it holds `{index}`, or `{index:04d}` for leading zeros: one file per section."""
+    url: Annotated[str, Field(pattern=r"^(https?|gs|s3|file)://")] | None = None
+    """http(s) address; with `indices` it holds `{index}`, or `{index:04d}` for leading zeros: one file per section.
+
+    Of zarr, n5 and precomputed also gs, s3 (at AWS_ENDPOINT_URL where that is set) or file: of these, only the volume's
+    roi is fetched.
+    """
+    huggingface: HubData | None = Field(None, exclude_if=lambda place: place is None)
+    drive: DriveFile | None = Field(None, exclude_if=lambda place: place is None)
+    member: str | None = Field(None, exclude_if=lambda member: member is None)
+    """What to take out of a zip or tar archive: a file, a folder, or of images a glob."""
+    partial: bool = Field(False, exclude_if=lambda partial: not partial)
+    """Fetch only the volume's roi of an HDF5 file, from a server that answers requests for ranges of bytes."""
     indices: tuple[int, int] | None = None
     """First and one past the last `{index}` of an image sequence."""
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
-    """Checksum of the file; of a folder or sequence, over the sorted (name, size, sha256) of its files.
+    """Checksum of the file or archive; of a folder or sequence, over the sorted (name, size, sha256) of its files.
 
-    Null records what the first download finds.
+    Where only the roi is fetched, of the zarr folder that the download makes of it. Null records what the first
+    download finds.
     """
-    format: Literal["hdf5", "tiff", "images", "zarr", "npy", "neuroproof"]
+    format: Format
     dataset: str | None = None
-    """Path of the array inside an HDF5 file or a zarr group."""
+    """Path of the array inside an HDF5 file, zarr or n5 folder, key of a precomputed scale, layer/mag of wkw.
+
+    Null takes the finest level of an OME-Zarr image, and of precomputed the finest scale, behind a url the one that has
+    the volume's voxel size.
+    """
+
+    @property
+    def is_box(self) -> bool:
+        """Whether only the volume's roi is fetched."""
+        return self.partial or (self.url is not None and self.format in CHUNKED and self.member is None)
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        if (self.path is None) == (self.url is None):
-            raise ValueError("give either path or url")
+        check_one_place(self, "path", "url", "huggingface", "drive")
         return self
 
     @model_validator(mode="after")
     def _one_file_per_section(self) -> Self:
         if self.indices is None:
-            if self.url is not None and self.format == "images":
+            if self.url is not None and self.format == "images" and self.member is None:
                 raise ValueError(f"format images needs indices and a url with {{index}}, got {self.url!r}; add indices")
             if self.url is not None and "{index" in self.url:
                 raise ValueError(f"a url with {{index}} needs indices, got {self.url!r}; add indices or name one file")
@@ -60,12 +126,20 @@ class FileSource(Strict):
 
     @model_validator(mode="after")
     def _fits_format(self) -> Self:
-        if self.format == "zarr" and self.url is not None:
-            raise ValueError("format zarr is a folder, which no url gives; fetch it yourself and give its path")
-        if self.format == "hdf5" and self.dataset is None:
-            raise ValueError("format hdf5 needs dataset, the array's path inside the file")
-        if self.format not in ("hdf5", "zarr") and self.dataset is not None:
-            raise ValueError(f"dataset needs format hdf5 or zarr, got {self.format}; remove dataset or correct format")
+        if self.format in FOLDERS and self.member is None and self.path is None and not self.is_box:
+            raise ValueError(f"format {self.format} is a folder: give its path, or the member of an archive")
+        if self.huggingface and any(sign in self.huggingface.file for sign in "*?[") and self.format != "images":
+            raise ValueError(f"a glob as huggingface.file needs format images, got {self.format}; name one file")
+        if self.url is not None and not self.url.startswith("http") and not self.is_box:
+            raise ValueError(f"url must start with http unless format is one of {list(CHUNKED)}, got {self.url!r}")
+        if self.partial and (self.format != "hdf5" or self.url is None or self.member is not None):
+            raise ValueError("partial needs format hdf5 and a url of the file itself; remove partial or correct them")
+        if self.format in NEED_DATASET and self.dataset is None:
+            raise ValueError(f"format {self.format} needs dataset, the array's path inside the file or folder")
+        if self.format not in WITH_DATASET and self.dataset is not None:
+            raise ValueError(
+                f"dataset needs format {' or '.join(WITH_DATASET)}, got {self.format}; remove dataset or correct format"
+            )
         return self
 
 
@@ -76,14 +150,10 @@ def _is_numbered(url: str) -> bool:
         return False
 
 
-class HubFile(Strict):
-    """One file of a model repository on the Hugging Face Hub, or on the mirror that HF_ENDPOINT names."""
-
-    repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
-    """owner/name"""
-    file: str
-    revision: str = "main"
-    """Branch, tag or commit."""
+def check_one_place(source: Strict, *places: str) -> None:
+    """Refuse a source that names no place or several."""
+    if sum(getattr(source, place) is not None for place in places) != 1:
+        raise ValueError(f"give one of {', '.join(places[:-1])} and {places[-1]}")
 
 
 class WeightsSource(Strict):
@@ -98,8 +168,7 @@ class WeightsSource(Strict):
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
-        if sum(place is not None for place in (self.path, self.url, self.huggingface)) != 1:
-            raise ValueError("give one of path, url and huggingface")
+        check_one_place(self, "path", "url", "huggingface")
         return self
 
 
@@ -121,6 +190,12 @@ class Source(Strict):
     """Where the volume is to be segmented: not 0."""
     phantom: Phantom | None = None
 
+    @property
+    def files(self) -> dict[str, FileSource]:
+        """What is given, by role."""
+        given = {"raw": self.raw, "labels": self.labels, "mask": self.mask}
+        return {role: file for role, file in given.items() if file is not None}
+
     @model_validator(mode="after")
     def _one_kind(self) -> Self:
         if (self.raw is None) == (self.phantom is None):
@@ -139,6 +214,47 @@ class RoiConfig(Strict):
     shape: Shape
 
 
+def _check_low_high(key: str, ends: tuple[float, float]) -> None:
+    if ends[0] >= ends[1]:
+        raise ValueError(f"{key} must be [low, high] with low below high, got {list(ends)}; correct them")
+
+
+class Rescale(Strict):
+    """The grey values that become 0 and 255; those between are interpolated, those beyond are clipped."""
+
+    rescale: tuple[float, float]
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        _check_low_high("rescale", self.rescale)
+        return self
+
+
+class Percentile(Strict):
+    """As rescale, between two percentiles of boxes spread evenly over the volume."""
+
+    percentile: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(le=100)]]
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        _check_low_high("percentile", self.percentile)
+        return self
+
+
+Intensity = Literal["clip"] | Rescale | Percentile
+
+
+class Terms(Strict):
+    """What the owner of the data asks of who uses them."""
+
+    name: Name
+    """What `accept_licenses` lists."""
+    text: str
+    url: str | None = None
+    ask: bool = True
+    """Whether the data may be downloaded only after `accept_licenses` lists the name."""
+
+
 class Volume(Strict):
     """One EM volume: where it comes from and how it is to be read."""
 
@@ -149,8 +265,31 @@ class Volume(Strict):
     """Part of the source to ingest, in the source's voxels; null takes all."""
     zero: Literal["background", "unlabelled"] = "background"
     """Meaning of label 0 in training: background (affinity 0) or unlabelled (masked out)."""
+    intensity: Intensity | None = Field(None, exclude_if=lambda intensity: intensity is None)
+    """How raw becomes 0..255: clip, {rescale: [low, high]} or {percentile: [low, high]}.
+
+    Null takes 0..255 and floats in 0..1, and refuses what is much beyond.
+    """
+    label_ids: Literal["keep", "dense"] = Field("keep", exclude_if=lambda label_ids: label_ids == "keep")
+    """dense: ids are numbered 1, 2, ... in the order of the source's, which labels/original_ids of the store lists."""
+    shard_shape: Shape | None = Field(None, exclude_if=lambda shape: shape is None)
+    """Of this volume's files, for large volumes; null: storage.shard_shape."""
     license: str | None = None
+    terms: Terms | None = Field(None, exclude_if=lambda terms: terms is None)
     citation: str | None = None
+
+    @property
+    def has_boxes(self) -> bool:
+        """Whether the download fetches only the roi of some file."""
+        return any(file.is_box for source in self.sources for file in source.files.values())
+
+    @model_validator(mode="after")
+    def _partial_of_roi(self) -> Self:
+        for index, source in enumerate(self.sources):
+            for role, file in source.files.items():
+                if file.partial and self.roi is None:
+                    raise ValueError(f"sources.{index}.{role}.partial fetches the roi alone: add roi or remove partial")
+        return self
 
     @model_validator(mode="after")
     def _roi_inside(self) -> Self:
@@ -195,6 +334,15 @@ class Dataset(Strict):
     """Names, or names with sections."""
     validation: tuple[Name, ...] = ()
     test: tuple[Name, ...] = ()
+
+
+class Downloads(Strict):
+    """Limits of downloads; none of it changes a result's identity."""
+
+    max_mb_per_second: Annotated[float, Field(gt=0)] | None = None
+    """Of each job; null does not limit it."""
+    max_unpacked_gb: Annotated[float, Field(gt=0)] = 100.0
+    """An archive whose members are larger than this together is refused."""
 
 
 class Storage(Strict):

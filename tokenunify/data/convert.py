@@ -2,31 +2,84 @@
 
 import logging
 from collections.abc import Callable
+from typing import Any
 
-import dask
-import dask.array as da
 import numpy as np
 
+from tokenunify.config import Intensity, Percentile, Rescale
 from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
+from tokenunify.geometry import Blocks, Coordinate, Roi
 
 logger = logging.getLogger(__name__)
 
 MANY_VALUES = 0.05
 """Share of a block's raw values beyond 0..255 that passes for a slight excess and is clipped."""
+SAMPLES = 256
+"""Boxes, at most, of which percentiles are taken."""
+MANY_IDS = 2**26
+"""Ids up to here are looked up in a table of all ids."""
 Convert = Callable[[np.ndarray], np.ndarray]
 
 
-def raw(source: SourceArray) -> tuple[str, Convert]:
-    """Stored type of a raw array and the function that converts a block of it."""
+def raw(source: SourceArray, ends: tuple[float, float] | None) -> Convert:
+    """The function that makes uint8 of a block of a raw array: `ends` become 0 and 255; None takes what fits."""
     kind = source.dtype.kind
+    if kind not in "iuf":
+        raise InputError(f"{source.path}: raw must be of an integer or float type, found {source.dtype}")
+    if ends is not None:
+        return Rescaled(source.path, *ends)
     if source.dtype == np.uint8:
-        return "uint8", np.asarray
-    if kind in "iu":
-        return "uint8", lambda block: _clip(block, source.path)
+        return np.asarray
     if kind == "f":
-        return "uint8", lambda block: _from_unit_interval(block, source.path)
-    raise InputError(f"{source.path}: raw must be of an integer or float type, found {source.dtype}")
+        return lambda block: _from_unit_interval(block, source.path)
+    return lambda block: _clip(block, source.path)
+
+
+def ends(intensity: Intensity | None, source: SourceArray, roi: Roi, sample: Coordinate) -> tuple[float, float] | None:
+    """The values that become 0 and 255; percentiles are those of boxes of the shape `sample`, evenly spread."""
+    if isinstance(intensity, Rescale):
+        return intensity.rescale
+    if not isinstance(intensity, Percentile):
+        return (0.0, 255.0) if intensity else None
+    grid = Blocks(roi.shape, sample)
+    numbers = np.unique(np.linspace(0, len(grid) - 1, SAMPLES).round().astype(int))
+    boxes = [source.read(grid.roi(int(number)).moved(roi.offset)).ravel() for number in numbers]
+    low, high = (float(value) for value in np.percentile(np.concatenate(boxes), intensity.percentile))
+    if not low < high:
+        raise InputError(
+            f"{source.path}: percentiles {list(intensity.percentile)} of the raw are {low:g} and {high:g}, which leave "
+            "no grey values between them; set intensity to {rescale: [low, high]}"
+        )
+    return low, high
+
+
+class Rescaled:
+    """Grey values from `low` to `high` as 0 to 255; counts those beyond, which are clipped."""
+
+    def __init__(self, path: str, low: float, high: float):
+        self.path, self.low, self.high = path, low, high
+        self.clipped = self.voxels = 0
+
+    def __call__(self, block: np.ndarray) -> np.ndarray:
+        values: np.ndarray[Any, np.dtype[np.floating]] = block.astype(
+            np.float64 if block.dtype.itemsize > 2 else np.float32
+        )
+        if not np.isfinite(values).all():
+            raise InputError(
+                f"{self.path}: raw has values that are not finite (NaN or infinity); replace them in the source"
+            )
+        self.voxels += values.size
+        self.clipped += int(np.count_nonzero((values < self.low) | (values > self.high)))
+        values -= self.low
+        values *= 255 / (self.high - self.low)
+        return np.rint(np.clip(values, 0, 255, out=values), out=values).astype(np.uint8)
+
+    def warn(self) -> None:
+        """Tell the share of the values converted so far that was clipped."""
+        if self.clipped:
+            share = 100 * self.clipped / self.voxels
+            logger.warning("%s: %.3g %% of the raw values are clipped to %g..%g", self.path, share, self.low, self.high)
 
 
 def _clip(block: np.ndarray, path: str) -> np.ndarray:
@@ -54,19 +107,34 @@ def _from_unit_interval(block: np.ndarray, path: str) -> np.ndarray:
     return np.rint(block * 255).astype(np.uint8)
 
 
-def labels(source: SourceArray, lazy: da.Array) -> tuple[str, Convert]:
-    """Smallest type that holds all labels of the box `lazy` (which is read for it), and the conversion."""
+def check_labels(source: SourceArray) -> None:
+    """Refuse what cannot be labels."""
     if source.dtype.kind not in "iu":
         raise InputError(f"{source.path}: labels must be integers, found {source.dtype}; store the ids as integers")
-    low, high = dask.compute(lazy.min(), lazy.max())
-    if low < 0:
-        raise InputError(f"{source.path}: labels must not be negative, found {low}; give unlabelled voxels the id 0")
-    dtype = np.min_scalar_type(int(high)).name
-    return dtype, lambda block: block.astype(dtype)
 
 
-def mask(source: SourceArray) -> tuple[str, Convert]:
-    """uint8, and the function that makes 1 of what is not 0."""
+def distinct(block: np.ndarray) -> np.ndarray:
+    """The ids of a block, rising; runs of one id along x are looked at once."""
+    flat = block.ravel()
+    return np.unique(flat[np.flatnonzero(np.r_[True, flat[1:] != flat[:-1]])])
+
+
+def labels(path: str, ids: np.ndarray, dense: bool) -> tuple[str, Convert]:
+    """Smallest type for labels of these ids (all of them, rising), or for their ranks in it; and the conversion."""
+    if ids[0] < 0:
+        raise InputError(f"{path}: labels must not be negative, found {ids[0]}; give unlabelled voxels the id 0")
+    dtype = np.min_scalar_type(len(ids) - 1 if dense else int(ids[-1])).name
+    if not dense:
+        return dtype, lambda block: block.astype(dtype, copy=False)
+    if ids[-1] >= MANY_IDS:
+        return dtype, lambda block: np.searchsorted(ids, block).astype(dtype)
+    ranks = np.zeros(int(ids[-1]) + 1, dtype)
+    ranks[ids.astype(np.intp)] = np.arange(len(ids))
+    return dtype, lambda block: ranks[block]
+
+
+def mask(source: SourceArray) -> Convert:
+    """The function that makes 1 of what is not 0, and uint8 of it."""
     if source.dtype.kind not in "biu":
         raise InputError(f"{source.path}: mask must be boolean or integers, found {source.dtype}; store 0 and 1")
-    return "uint8", lambda block: (block != 0).astype(np.uint8)
+    return lambda block: (block != 0).astype(np.uint8)

@@ -1,43 +1,52 @@
 """Fetch and verify source files, of a volume or of published weights; the first of the sources that works is used."""
 
+import json
 import logging
 import os
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote, urlparse
 
-import pooch
-import requests
-from filelock import FileLock
 from tqdm import tqdm
 
+from tokenunify import config as c
 from tokenunify import manifest, stages
-from tokenunify.config import FileSource, Source, WeightsSource
-from tokenunify.data import hub, sources
+from tokenunify.config import FileSource, HubFile, Source, WeightsSource
+from tokenunify.data import archives, box, contents, drive, hub, keep, ranged, remote, sources, transfer
 from tokenunify.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-ATTEMPTS = 5
-BACKOFF_SECONDS = 2.0
-"""Pause after the first failed attempt; it doubles each time."""
-TIMEOUT_SECONDS = 60
-CHUNK_BYTES = 2**14
 PARALLEL = 8
 """Files of an image sequence fetched at a time."""
-LASTING = (400, 401, 403, 404, 405, 410)
-"""Answers of a server that trying again does not change."""
-REFUSED = (401, 403)
+PERMIT = "TOKENUNIFY_DOWNLOAD"
+"""Environment variable with the permit as JSON."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Where files go, and what the stage was told beside the sources."""
+
+    downloads: Path
+    section: stages.Download
+    permit: stages.Permit
+    throttle: transfer.Throttle
+
+    def place(self, identity: object, name: str) -> Path:
+        """Where to keep what `identity` tells apart."""
+        return self.downloads / f"{manifest.digest(identity)[:8]}-{name}"
 
 
 def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path) -> None:
     """Write the manifest of the first source that works; InputError lists why none did."""
+    permit = c.validate(stages.Permit, json.loads(os.environ.get(PERMIT, "{}")), PERMIT)
+    job = Job(downloads, section, permit, transfer.Throttle(permit.max_mb_per_second))
     reasons = []
     for index, source in enumerate(section.sources):
         try:
-            content, paths = obtain(source, downloads)
+            content, paths = obtain(source, job)
         except InputError as error:
             logger.warning("source %d cannot be used: %s", index, error)
             reasons.append(f"  source {index}: {error}")
@@ -47,46 +56,131 @@ def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path)
     raise InputError("none of the sources works:\n" + "\n".join(reasons))
 
 
-def obtain(source: Source | WeightsSource, downloads: Path) -> tuple[dict, dict]:
+def obtain(source: Source | WeightsSource, job: Job) -> tuple[dict, dict]:
     """What the files of a source are (hashed downstream), and where they are on this machine."""
     if isinstance(source, WeightsSource):
-        path, sha256 = _obtain_weights(source, downloads)
+        path, sha256 = _obtain_place(source, "weights", job)
         return {"weights": {"sha256": sha256}}, {"weights": path}
     if source.phantom is not None:
         return {"phantom": source.phantom.model_dump(mode="json"), "labels": None}, {}
     content: dict = {"labels": None}
     paths: dict = {}
-    for role, file in (("raw", source.raw), ("labels", source.labels), ("mask", source.mask)):
-        if file is not None:
-            paths[role], sha256 = _obtain_file(file, downloads)
-            content[role] = {"sha256": sha256, "format": file.format, "dataset": file.dataset}
+    for role, file in source.files.items():
+        paths[role], content[role] = _obtain_file(file, job)
     return content, paths
 
 
-def _obtain_file(file: FileSource, downloads: Path) -> tuple[str, str]:
+def _obtain_file(file: FileSource, job: Job) -> tuple[str, dict]:
+    if file.is_box:
+        return _obtain_box(file, job)
+    format = file.format if file.member is None else "archive"
+    path, sha256 = _obtain_place(file, format, job)
+    if file.member is not None:
+        path, sha256 = _obtain_member(path, sha256, file, job)
+    return path, {"sha256": sha256, "format": file.format, "dataset": file.dataset}
+
+
+def _obtain_place(file: FileSource | WeightsSource, format: str, job: Job) -> tuple[str, str]:
+    """Path and checksum of the file, folder or archive that the source names."""
     if file.path is not None:
-        return _find_and_verify(file.path, file.format, file.sha256)
+        return _find_and_verify(file.path, format, file.sha256)
+    _check_terms(job)
+    if file.huggingface is not None:
+        return _obtain_hub(file.huggingface, format, file.sha256, job)
+    if isinstance(file, FileSource) and file.drive is not None:
+        return _obtain_drive(file.drive, format, file.sha256, job)
     assert file.url is not None
-    if file.indices is not None:
-        folder = _sequence(file.url, file.indices, downloads)
-        return str(folder), sources.verify(folder, "images", file.sha256)
-    return _obtain_url(file.url, file.sha256, downloads)
+    if isinstance(file, FileSource) and file.indices is not None:
+        names = ((file.url.format(index=i), f"{i:06d}") for i in range(*file.indices))
+        folder = job.place([file.url, file.indices], "sequence")
+        return _sequence(folder, names, file.indices[1] - file.indices[0], file.sha256, job)
+    return _obtain_url(file.url, format, file.sha256, job)
 
 
-def _obtain_weights(source: WeightsSource, downloads: Path) -> tuple[str, str]:
-    if source.path is not None:
-        return _find_and_verify(source.path, "weights", source.sha256)
-    if source.url is not None:
-        return _obtain_url(source.url, source.sha256, downloads)
-    file = source.huggingface
-    assert file is not None
-    target = downloads / f"{manifest.digest(hub.address(file))[:8]}-{PurePosixPath(file.file).name}"
-    return str(target), _once(hub.address(file), target, source.sha256, lambda _: hub.fetch(file, target))
+def _check_terms(job: Job) -> None:
+    """Refuse to download what its owner gives only to those who accept the terms."""
+    terms = job.section.terms
+    if terms is None or not terms.ask or terms.name in job.permit.accept_licenses:
+        return
+    accepted = ", ".join([*job.permit.accept_licenses, terms.name])
+    where = f" ({terms.url})" if terms.url else ""
+    raise InputError(
+        f"the terms {terms.name}{where} are not accepted, so nothing is downloaded. They say: {terms.text}\n"
+        f"If you keep to them, put this line at the top level of the configuration: accept_licenses: [{accepted}]"
+    )
 
 
-def _obtain_url(url: str, sha256: str | None, downloads: Path) -> tuple[str, str]:
-    target = downloads / f"{manifest.digest(url)[:8]}-{_name(url)}"
-    return str(target), fetch(url, target, sha256)
+def _obtain_url(url: str, format: str, sha256: str | None, job: Job) -> tuple[str, str]:
+    target = job.place(url, _name(url))
+    return str(target), fetch(url, target, sha256, throttle=job.throttle, check=contents.checker(url, format))
+
+
+def _obtain_hub(file: HubFile, format: str, sha256: str | None, job: Job) -> tuple[str, str]:
+    """The file, or the folder of those that a glob matches, at the revision given or first seen."""
+    address = hub.address(file)
+    target = job.place(address, "sequence" if hub.is_glob(file) else PurePosixPath(file.file).name)
+    revision = hub.revision(file, target.with_name(target.name + ".revision"))
+    if not hub.is_glob(file):
+        check = contents.checker(address, format)
+
+        def get(verified: bool) -> None:
+            _fetch_hub(file, revision, target, verified, check, job)
+
+        return str(target), keep.once(address, target, sha256, get)
+    listed = target.with_name(target.name + ".files")
+    if not listed.exists():
+        manifest.write_text(listed, "\n".join(hub.matching(file, revision)) + "\n")
+    names = listed.read_text().split("\n")[:-1]
+    addresses = ((hub.url(file, revision, name), PurePosixPath(name).stem) for name in names)
+    return _sequence(target, addresses, len(names), sha256, job, hub.headers())
+
+
+def _fetch_hub(
+    file: HubFile, revision: str, target: Path, verified: bool, check: Callable[[Path], None], job: Job
+) -> None:
+    url, headers, throttle = hub.url(file, revision), hub.headers(), job.throttle
+    try:
+        transfer.fetch(url, target, verified=verified, check=check, throttle=throttle, headers=headers)
+    except InputError as error:
+        raise hub.unreachable(file, error) from None
+
+
+def _obtain_drive(file: c.DriveFile, format: str, sha256: str | None, job: Job) -> tuple[str, str]:
+    address = drive.address(file)
+    target = job.place(address, PurePosixPath(file.file).name)
+    check = contents.checker(address, format)
+    return str(target), keep.once(address, target, sha256, lambda _: drive.fetch(file, target, check, job.throttle))
+
+
+def _obtain_member(path: str, sha256: str, file: FileSource, job: Job) -> tuple[str, str]:
+    assert file.member is not None
+    target = job.place([sha256, file.member], PurePosixPath(file.member).name.translate(str.maketrans("*?[]", "----")))
+    max_bytes = job.permit.max_unpacked_gb * 1e9
+    wanted = file.member
+
+    def get(_: bool) -> None:
+        archives.unpack(path, wanted, target, max_bytes)
+
+    found = keep.once(f"{path}:{wanted}", target, None, get, lambda made: sources.checksum(made, file.format))
+    return str(target), found
+
+
+def _obtain_box(file: FileSource, job: Job) -> tuple[str, dict]:
+    """A zarr that holds the volume's roi of a remote array, and which box of it that is."""
+    _check_terms(job)
+    assert file.url is not None
+    size, roi = job.section.voxel_size_nm, job.section.roi
+    place = {"url": file.url, "dataset": file.dataset, "format": file.format, "roi": roi and roi.model_dump()}
+    target = job.place({**place, "size": None if file.dataset else size}, "box.zarr")
+
+    def open_source() -> remote.Remote:
+        return ranged.open_ranged(file, job.throttle) if file.partial else remote.open_remote(file, size, job.throttle)
+
+    def get(_: bool) -> None:
+        box.fetch(target, roi, open_source)
+
+    sha256 = keep.once(file.url, target, file.sha256, get, lambda made: sources.checksum(made, "zarr"))
+    return str(target), {"sha256": sha256, "format": "zarr", "dataset": None, "box": box.described(target)}
 
 
 def _find_and_verify(text: str, format: str, sha256: str | None) -> tuple[str, str]:
@@ -103,104 +197,28 @@ def _name(url: str) -> str:
     return PurePosixPath(unquote(urlparse(url).path)).name or "index"
 
 
-def _sequence(url: str, indices: tuple[int, int], downloads: Path) -> Path:
-    """Fetch one file per index into one folder; a file is named by its index."""
-    suffix = PurePosixPath(_name(url)).suffix
-    folder = downloads / f"{manifest.digest([url, indices])[:8]}-sequence"
+def _sequence(
+    folder: Path,
+    addresses: Iterable[tuple[str, str]],
+    count: int,
+    sha256: str | None,
+    job: Job,
+    headers: Mapping[str, str] | None = None,
+) -> tuple[str, str]:
+    """Fetch images, each to the name that follows its address, into one folder."""
+
+    def one(pair: tuple[str, str]) -> str:
+        url, name = pair
+        target = folder / f"{name}{PurePosixPath(_name(url)).suffix}"
+        check = contents.checker(url, "images")
+        return fetch(url, target, None, throttle=job.throttle, check=check, progress=False, headers=headers)
+
     with ThreadPoolExecutor(PARALLEL) as pool:
-
-        def one(index: int) -> str:
-            return fetch(url.format(index=index), folder / f"{index:06d}{suffix}", None, progress=False)
-
-        for _ in tqdm(pool.map(one, range(*indices)), total=indices[1] - indices[0], unit="file", mininterval=5):
+        for _ in tqdm(pool.map(one, addresses), total=count, unit="file", mininterval=5):
             pass
-    return folder
+    return str(folder), sources.verify(folder, "images", sha256)
 
 
-def fetch(url: str, target: Path, sha256: str | None, *, progress: bool = True) -> str:
+def fetch(url: str, target: Path, sha256: str | None, **options) -> str:
     """Fetch `url` to `target` unless it is there, and return its SHA-256, which must be the one given."""
-    return _once(url, target, sha256, lambda verified: _fetch(url, target, verified, progress))
-
-
-def _once(address: str, target: Path, sha256: str | None, get: Callable[[bool], None]) -> str:
-    """Call `get(whether a checksum is known)`, which makes `target`, unless it is there; return its SHA-256.
-
-    Several processes may ask for the same file: one fetches it. Without `sha256` the first download's value is kept
-    beside the file and holds from then on. A file with another checksum is moved aside and never used.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    record = target.with_name(target.name + ".sha256")
-    aside = target.with_name(target.name + ".wrong-sha256")
-    with FileLock(target.with_name(f".{target.name}.lock")):
-        expected = sha256 or (record.read_text().split()[0] if record.exists() else None)
-        if not target.exists() and aside.exists() and manifest.file_sha256(aside) == expected:
-            os.replace(aside, target)
-        if not target.exists():
-            get(expected is not None)
-        found = manifest.file_sha256(target)
-        if expected is not None and found != expected:
-            os.replace(target, aside)
-            recorded = f"the first download had the expected one: if this file is the right one, delete {record}"
-            mend = "correct the address or sha256" if sha256 else recorded
-            raise InputError(
-                f"{address} is not the expected file: expected sha256 {expected}, found {found}; the file is kept "
-                f"aside as {aside} and not used; {mend} and run snakemake again"
-            )
-        manifest.write_text(record, f"{found}  {target.name}\n")
-        return found
-
-
-def _fetch(url: str, target: Path, verified: bool, progress: bool) -> None:
-    part = target.with_name(target.name + ".part")
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            _transfer(url, part, verified, progress)
-            os.replace(part, target)
-            return
-        except requests.RequestException as error:
-            answer = getattr(error.response, "status_code", None)
-            if answer in LASTING or attempt == ATTEMPTS:
-                mend = "check the address and the network, then run snakemake again: what has arrived is kept"
-                if answer in REFUSED:
-                    mend = "it needs a login or an accepted licence: download it by hand and give it as `path`"
-                raise InputError(f"{url} cannot be fetched after {attempt} attempts ({error}); {mend}") from None
-            pause = BACKOFF_SECONDS * 2 ** (attempt - 1)
-            logger.warning("%s: attempt %d failed (%s), again in %g s", url, attempt, error, pause)
-            time.sleep(pause)
-
-
-def _transfer(url: str, part: Path, verified: bool, progress: bool) -> None:
-    """Append what is missing to `part`; start anew where the server cannot continue the same file."""
-    validator = part.with_name(part.name + ".validator")
-    known = validator.read_text() if validator.exists() else ""
-    start = part.stat().st_size if part.exists() and (known or verified) else 0
-    headers = {"Accept-Encoding": "identity"}
-    if start:
-        headers |= {"Range": f"bytes={start}-"} | ({"If-Range": known} if known else {})
-    expected = 0
-    with open(part, "r+b" if start else "wb") as file:
-        file.seek(start)
-
-        def answered(response: requests.Response, *_args, **_kwargs) -> None:
-            nonlocal expected
-            if response.is_redirect or not (response.ok or response.status_code == 416):
-                return
-            if response.status_code != 206:
-                file.seek(0)
-                file.truncate()
-            tag = response.headers.get("ETag", "")
-            validator.write_text("" if tag.startswith("W/") else tag)
-            expected = file.tell() + int(response.headers.get("Content-Length", 0))
-
-        fetcher = pooch.HTTPDownloader(
-            progressbar=progress,
-            chunk_size=CHUNK_BYTES,
-            timeout=TIMEOUT_SECONDS,
-            headers=headers,
-            hooks={"response": answered},
-        )
-        fetcher(url, file, None)
-        arrived = file.tell()
-    if arrived < expected:
-        raise requests.ConnectionError(f"the connection ended after {arrived} of {expected} bytes")
-    validator.unlink()
+    return keep.once(url, target, sha256, lambda verified: transfer.fetch(url, target, verified=verified, **options))

@@ -1,36 +1,77 @@
-"""Files of the Hugging Face Hub, through its own client: endpoint and token are what the environment gives it."""
+"""Files of the Hugging Face Hub: their addresses and commits; endpoint and token are what the environment gives."""
 
-import os
-import shutil
+from fnmatch import fnmatchcase
 from pathlib import Path
 
-from huggingface_hub import hf_hub_download
+from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import HFValidationError, HTTPError
+from huggingface_hub.utils import build_hf_headers
 
+from tokenunify import manifest
 from tokenunify.config import HubFile
-from tokenunify.data.sources import DISK_FULL
 from tokenunify.errors import InputError
 
 
-def fetch(file: HubFile, target: Path) -> None:
-    """Fetch the file to `target`; what a killed process has got is kept beside it and used by the next.
+def url(file: HubFile, revision: str, name: str | None = None) -> str:
+    """Address of the file, or of another of its repository."""
+    return hf_hub_url(file.repo, name or file.file, repo_type=_type(file), revision=revision)
 
-    Raises InputError for a file that cannot be had.
-    """
-    folder = target.with_name(target.name + ".hub")
-    try:
-        path = hf_hub_download(file.repo, file.file, revision=file.revision, local_dir=folder)
-    except (HTTPError, OSError, HFValidationError) as error:
-        if getattr(error, "errno", None) in DISK_FULL:
-            raise
-        raise InputError(
-            f"{address(file)} cannot be fetched ({error.__cause__ or error}); check repo, file and revision, the "
-            "network, and that the token in HF_TOKEN may read it, then run snakemake again"
-        ) from None
-    os.replace(path, target)
-    shutil.rmtree(folder)
+
+def headers() -> dict[str, str]:
+    """The token, where the environment has one."""
+    return build_hf_headers()
 
 
 def address(file: HubFile) -> str:
     """How messages name the file."""
-    return f"huggingface {file.repo}@{file.revision}:{file.file}"
+    return f"huggingface {file.repo}@{file.revision or 'newest'}:{file.file}"
+
+
+def revision(file: HubFile, record: Path) -> str:
+    """The revision to fetch: the one given, or the commit that `record` names, written at the first call."""
+    if file.revision is not None:
+        return file.revision
+    if not record.exists():
+        manifest.write_text(record, _newest(file) + "\n")
+    return record.read_text().strip()
+
+
+def _newest(file: HubFile) -> str:
+    try:
+        if is_glob(file):
+            commit = HfApi().repo_info(file.repo, repo_type=_type(file)).sha
+        else:
+            commit = get_hf_file_metadata(url(file, "main")).commit_hash
+    except (HTTPError, OSError, HFValidationError) as error:
+        raise unreachable(file, error) from None
+    if commit is None:
+        raise InputError(f"{address(file)}: the server names no commit; give the revision in the configuration")
+    return commit
+
+
+def matching(file: HubFile, revision: str) -> list[str]:
+    """Files of the repository that the glob `file` matches."""
+    try:
+        names = HfApi().list_repo_files(file.repo, repo_type=_type(file), revision=revision)
+    except (HTTPError, OSError, HFValidationError) as error:
+        raise unreachable(file, error) from None
+    if found := sorted(name for name in names if fnmatchcase(name, file.file)):
+        return found
+    raise InputError(f"{address(file)} matches none of the {len(names)} files of the repository; correct file")
+
+
+def is_glob(file: HubFile) -> bool:
+    """Whether `file` is a pattern for many files."""
+    return any(sign in file.file for sign in "*?[")
+
+
+def unreachable(file: HubFile, error: object) -> InputError:
+    """What to do about a file that cannot be had."""
+    return InputError(
+        f"{address(file)} cannot be fetched ({error}); check repo, file and revision, the network, and that the token "
+        "in HF_TOKEN may read it, then run snakemake again"
+    )
+
+
+def _type(file: HubFile) -> str:
+    return getattr(file, "repo_type", "model")

@@ -1,30 +1,31 @@
 """Turn a volume's source files into an OME-Zarr volume of raw, labels and mask with pyramids for viewing."""
 
+import logging
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from math import ceil
 from pathlib import Path
+from typing import NamedTuple
 
 import dask
-import dask.array as da
 import numpy as np
 import zarr
 
 import tokenunify
 from tokenunify import arrays, blockwise, manifest, pyramid, stages
 from tokenunify.config import Phantom
-from tokenunify.data import convert, readers, sources, synthetic
+from tokenunify.data import convert, readers, sources, streaming, synthetic
 from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
 
-BLOCK_VOXELS = 2**25
-"""About this many voxels are read, converted and written between two entries of the ledger."""
+logger = logging.getLogger(__name__)
+
+MANY_FILES = 100_000
+"""More of them in one volume are hard on a file system."""
 SIZE_TOLERANCE = 0.01
 """Relative difference of voxel sizes that passes for rounding."""
-CONVERT = {"raw": convert.raw, "mask": convert.mask}
 REDUCE = {"raw": pyramid.reduce_mean, "labels": pyramid.reduce_mode, "mask": pyramid.reduce_mode}
 METHOD = {"raw": "mean", "labels": "mode", "mask": "mode"}
 
@@ -48,15 +49,19 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
             return
         opened = _open(source, progress / "unpacked")
         roi = _roi(section, opened)
-        lazy = {role: _converted(role, array, roi, section) for role, array in opened.items()}
-        _create_group(partial, section, source, roi)
-        runs = []
-        for role, array in lazy.items():
-            with opened[role].keeping(section.shard_shape[0]):
-                runs.append(_write_image(partial, progress, role, array, section, roi))
+        _warn_of_many_files(section, roi)
+        ends = convert.ends(section.intensity, opened["raw"], roi, section.chunk_shape)
+        _create_group(partial, section, source, roi, ends)
+        runs, stored = [], {}
+        for role, array in opened.items():
+            with array.keeping(section.shard_shape[0], progress / "sections" / role):
+                found = _converted(role, array, roi, section, ends, progress)
+                runs.append(_write_image(partial, progress, role, found, section, roi))
+                stored[role] = found
+                found.warn()
         _forget_placed(output)
         _replace(output.with_suffix(".zarr"), partial)
-        content = _content(section, lazy, roi) | {"config": plain, "inputs": inputs}
+        content = _content(section, stored, roi) | {"config": plain, "inputs": inputs}
         for path in (placed, output):
             manifest.write(path, content, _total(runs))
         _remove_work(output)
@@ -78,8 +83,8 @@ def _limited(threads: int) -> Iterator[None]:
         yield
 
 
-def _content(section: stages.Ingest, lazy: dict[str, da.Array], roi: Roi) -> dict:
-    stored = {role: {"shape": list(array.shape), "dtype": array.dtype.name} for role, array in lazy.items()}
+def _content(section: stages.Ingest, converted: "dict[str, Converted]", roi: Roi) -> dict:
+    stored = {role: {"shape": list(roi.shape), "dtype": found.dtype} for role, found in converted.items()}
     return {
         "raw": stored["raw"],
         "labels": stored.get("labels"),
@@ -87,9 +92,14 @@ def _content(section: stages.Ingest, lazy: dict[str, da.Array], roi: Roi) -> dic
         "voxel_size_nm": list(section.voxel_size_nm),
         "offset_nm": list(_offset_nm(section, roi)),
         "zero": section.zero,
-        "license": section.license,
-        "citation": section.citation,
+        **_rights(section),
     }
+
+
+def _rights(section: stages.Ingest) -> dict:
+    """What the owner of the data asks of who uses them."""
+    terms = {"terms": section.terms.model_dump()} if section.terms else {}
+    return {"license": section.license, **terms, "citation": section.citation}
 
 
 # ------------------------------------------------------------------------------------------------ what comes in
@@ -110,6 +120,9 @@ def _open(source: Path, unpacked: Path) -> dict[str, SourceArray]:
         if file is not None:
             _check_unchanged(paths[role], file, source)
             opened[role] = readers.open_array(paths[role], file["format"], file["dataset"], unpacked / role)
+            if box := file.get("box"):
+                place, shape = Roi(tuple(box["offset"]), tuple(box["shape"])), tuple(box["whole"])
+                opened[role].box, opened[role].whole = place, shape
     return opened
 
 
@@ -127,16 +140,16 @@ def _check_unchanged(path: str, file: dict, source: Path) -> None:
 
 def _roi(section: stages.Ingest, opened: dict[str, SourceArray]) -> Roi:
     """The box to ingest, after checking that shapes and voxel sizes agree."""
-    shape = opened["raw"].shape
+    shape = opened["raw"].whole
     for role, array in opened.items():
-        if array.shape != shape:
+        if array.whole != shape:
             raise InputError(
                 f"raw and {role} must have one shape: {opened['raw'].path} has {list(shape)}, {array.path} has "
-                f"{list(array.shape)}; give files of the same region"
+                f"{list(array.whole)}; give files of the same region"
             )
         _check_voxel_size(array, section.voxel_size_nm)
     if section.roi is None:
-        return Roi((0, 0, 0), shape)
+        return opened["raw"].box
     roi = Roi(section.roi.offset, section.roi.shape)
     if any(e > n for e, n in zip(roi.end, shape, strict=True)):
         raise InputError(
@@ -148,105 +161,152 @@ def _roi(section: stages.Ingest, opened: dict[str, SourceArray]) -> Roi:
 
 def _check_voxel_size(array: SourceArray, configured: VoxelSize) -> None:
     stated = array.voxel_size_nm
-    if stated and any(abs(s - c) > SIZE_TOLERANCE * c for s, c in zip(stated, configured, strict=True)):
+    if stated and any(s and abs(s - c) > SIZE_TOLERANCE * c for s, c in zip(stated, configured, strict=True)):
         raise InputError(
             f"voxel_size_nm is {list(configured)} in the configuration, but {array.path} states {list(stated)} "
             "(z, y, x in nm); correct the one that is wrong"
         )
 
 
-def _converted(role: str, source: SourceArray, roi: Roi, section: stages.Ingest) -> da.Array:
-    """The box of the source in the type that is stored, not read yet."""
-    unit = (1, *source.shape[1:]) if source.sections else _clipped(section.shard_shape, source.shape)
-    empty = np.empty((0, 0, 0), source.dtype)
-    lazy = da.from_array(source, chunks=unit, name=False, asarray=False, meta=empty)[roi.slices]
-    dtype, function = convert.labels(source, lazy) if role == "labels" else CONVERT[role](source)
-    return lazy.map_blocks(function, dtype=dtype, meta=np.empty((0, 0, 0), dtype))
+class Converted(NamedTuple):
+    """What is stored of a role."""
+
+    dtype: str
+    compute: streaming.Compute
+    """A box of it, in voxels of the roi."""
+    depth: int
+    """Sections that are cheapest read together."""
+    original_ids: np.ndarray | None = None
+    """The source's id of each label, where they are numbered anew."""
+    warn: Callable[[], None] = lambda: None
+    """Tell what was lost on the way."""
+
+
+def _converted(
+    role: str, source: SourceArray, roi: Roi, section: stages.Ingest, ends: tuple[float, float] | None, progress: Path
+) -> Converted:
+    """The box of the source in the type that is stored; labels are read to find their ids."""
+    dtype, ids = "uint8", None
+    if role == "labels":
+        convert.check_labels(source)
+        dense = section.label_ids == "dense"
+        ids = _ids(source, roi, section, progress / "ids", dense)
+        dtype, function = convert.labels(source.path, ids, dense)
+    else:
+        function = convert.raw(source, ends) if role == "raw" else convert.mask(source)
+
+    def compute(box: Roi) -> np.ndarray:
+        return function(source.read(box.moved(roi.offset)))
+
+    return Converted(
+        dtype,
+        compute,
+        source.depth,
+        ids if section.label_ids == "dense" else None,
+        getattr(function, "warn", lambda: None),
+    )
+
+
+def _ids(source: SourceArray, roi: Roi, section: stages.Ingest, folder: Path, dense: bool) -> np.ndarray:
+    """All ids of the box and 0, rising; only the least and the largest where they are kept as they are."""
+
+    def process(index: int, box: Roi) -> None:
+        found = source.read(box.moved(roi.offset))
+        ids = convert.distinct(found) if dense else np.array([found.min(), found.max()])
+        arrays.write_npz(folder / f"{index}.npz", ids=ids)
+
+    blocks = Blocks(roi.shape, streaming.block_shape(roi.shape, section.shard_shape))
+    blockwise.run_part(folder, blocks, process)
+    found = [np.load(folder / f"{index}.npz")["ids"] for index in range(len(blocks))]
+    return np.unique(np.concatenate([np.zeros(1, source.dtype), *found]))
 
 
 # ------------------------------------------------------------------------------------------------ what goes out
 
 
-def _create_group(path: Path, section: stages.Ingest, source: Path, roi: Roi) -> None:
+def num_files(shape: Coordinate, voxel_size_nm: VoxelSize, shard_shape: Coordinate) -> int:
+    """Shard files of an image of that shape and of the levels above it."""
+    return sum(len(Blocks(level, shard_shape)) for level, _ in pyramid.levels(shape, voxel_size_nm))
+
+
+def _warn_of_many_files(section: stages.Ingest, roi: Roi) -> None:
+    number = num_files(roi.shape, section.voxel_size_nm, section.shard_shape)
+    if number > MANY_FILES:
+        logger.warning(
+            "this volume makes %d files; a larger shard_shape of the volume, of up to 2^27 voxels, makes fewer", number
+        )
+
+
+def _create_group(path: Path, section: stages.Ingest, source: Path, roi: Roi, ends: tuple[float, float] | None) -> None:
     """The store's root: where the volume comes from."""
     provenance = {
         "source": manifest.content(source),
         "roi": {"offset": list(roi.offset), "shape": list(roi.shape)},
-        "license": section.license,
-        "citation": section.citation,
+        **_rights(section),
         "tokenunify_version": tokenunify.__version__,
+        **({"intensity": list(ends)} if ends else {}),
     }
     zarr.open_group(str(path), mode="a", zarr_format=3).attrs["tokenunify"] = provenance
 
 
-def _write_image(store: Path, progress: Path, role: str, lazy: da.Array, section: stages.Ingest, roi: Roi) -> dict:
+def _write_image(store: Path, progress: Path, role: str, found: Converted, section: stages.Ingest, roi: Roi) -> dict:
     """Write a role's group: full resolution, the levels above it, and their metadata; return the summed `run`."""
     levels = pyramid.levels(roi.shape, section.voxel_size_nm)
     group = zarr.open_group(str(store / role), mode="a", zarr_format=3)
     runs = []
     for level, (shape, size) in enumerate(levels):
+        array = _level(store / role / str(level), shape, found.dtype, section, size, _offset_nm(section, roi))
+        compute, depth = found.compute, found.depth
         if level > 0:
-            lazy = _reduced(role, group[str(level - 1)], *levels[level - 1], section.shard_shape)
-        assert lazy.shape == shape
-        array = _level(store / role / str(level), lazy, section, size, _offset_nm(section, roi))
-        runs.append(_write(lazy, array, progress / role / str(level)))
+            factor = pyramid.factors(*levels[level - 1])
+            compute, depth = _reduced(role, group[str(level - 1)], factor), section.chunk_shape[0]
+        runs.append(streaming.fill(array, compute, progress / role / str(level), depth=depth))
     ome = pyramid.multiscales(role, [size for _, size in levels], _offset_nm(section, roi), METHOD[role])
     if role == "labels":
         ome["image-label"] = {"source": {"image": "../raw"}}
     group.attrs["ome"] = ome
+    if found.original_ids is not None:
+        group.create_array("original_ids", data=found.original_ids, overwrite=True)
     return _total(runs)
 
 
 def _level(
-    path: Path, lazy: da.Array, section: stages.Ingest, voxel_size_nm: VoxelSize, offset_nm: VoxelSize
+    path: Path, shape: Coordinate, dtype: str, section: stages.Ingest, voxel_size_nm: VoxelSize, offset_nm: VoxelSize
 ) -> zarr.Array:
     if (path / "zarr.json").exists():
         return arrays.reopen(path, f"delete {path.parent.parent} and run snakemake again")
     return arrays.create(
         path,
-        shape=lazy.shape,
-        dtype=lazy.dtype.name,
+        shape=shape,
+        dtype=dtype,
         chunk_shape=section.chunk_shape,
         shard_shape=section.shard_shape,
         attributes={"voxel_size_nm": list(voxel_size_nm), "offset_nm": list(offset_nm)},
     )
 
 
-def _write(lazy: da.Array, array: zarr.Array, progress: Path) -> dict:
-    """Store a lazy array shard by shard; blocks that the ledger lists are not computed again."""
-    shards = array.shards or array.chunks
+def _reduced(role: str, finer: zarr.Array, factor: Coordinate) -> streaming.Compute:
+    """Boxes of the level above `finer`, reduced in pieces by dask's threads."""
 
-    def process(index: int, roi: Roi) -> None:
-        da.store(lazy[roi.slices].rechunk(shards), array, regions=roi.slices, lock=False)
+    def reduce(box: Roi) -> np.ndarray:
+        window = zip(box.slices, factor, finer.shape, strict=True)
+        return REDUCE[role](finer[tuple(slice(s.start * f, min(s.stop * f, n)) for s, f, n in window)], factor)
 
-    return blockwise.run_part(progress, Blocks(array.shape, _block_shape(array.shape, shards)), process, written=array)
+    def compute(box: Roi) -> np.ndarray:
+        values = np.empty(box.shape, finer.dtype)
+        grid = Blocks(box.shape, finer.shards)
 
+        def put(piece: Roi) -> None:
+            values[piece.slices] = reduce(piece.moved(box.offset))
 
-def _block_shape(shape: Coordinate, shard: Coordinate) -> Coordinate:
-    """A layer of shards, cut along y (then x) where it is larger than BLOCK_VOXELS: whole sections are read once."""
-    rows = max(1, BLOCK_VOXELS // (shard[0] * shard[1] * shape[2]))
-    columns = max(1, BLOCK_VOXELS // (shard[0] * shard[1] * shard[2]))
-    return (
-        shard[0],
-        shard[1] * min(rows, ceil(shape[1] / shard[1])),
-        shard[2] * min(columns, ceil(shape[2] / shard[2])),
-    )
+        dask.compute(*(dask.delayed(put)(grid.roi(index)) for index in range(len(grid))))
+        return values
 
-
-def _reduced(role: str, array: zarr.Array, shape: Coordinate, size: VoxelSize, shard: Coordinate) -> da.Array:
-    factor = pyramid.factors(shape, size)
-    lazy = da.from_array(array, chunks=tuple(s * f for s, f in zip(shard, factor, strict=True)), name=False)
-    chunks = tuple(tuple(ceil(n / f) for n in axis) for axis, f in zip(lazy.chunks, factor, strict=True))
-    return lazy.map_blocks(REDUCE[role], factor, dtype=lazy.dtype, chunks=chunks, meta=np.empty((0, 0, 0), lazy.dtype))
+    return compute
 
 
 def _offset_nm(section: stages.Ingest, roi: Roi) -> VoxelSize:
     z, y, x = (o * v for o, v in zip(roi.offset, section.voxel_size_nm, strict=True))
-    return z, y, x
-
-
-def _clipped(shape: Coordinate, limit: Coordinate) -> Coordinate:
-    z, y, x = (min(s, n) for s, n in zip(shape, limit, strict=True))
     return z, y, x
 
 

@@ -1,11 +1,12 @@
 """Read zarr arrays (v2, v3) and OME-Zarr images (0.4, 0.5)."""
 
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import zarr
 
-from tokenunify.data.source_array import NM, SourceArray, product, stated_voxel_size
+from tokenunify.data.axes import ordered
+from tokenunify.data.source_array import NM, ArrayLike, SourceArray, product, stated_voxel_size
 from tokenunify.errors import InputError
 
 
@@ -14,16 +15,16 @@ def open_zarr(path: str, dataset: str | None) -> SourceArray:
     root = zarr.open(path, mode="r")
     node = root if dataset is None else _member(path, root, dataset)
     if isinstance(node, zarr.Group):
-        image = _ome_image(node)
+        image = image_of(dict(node.attrs))
         if not image:
             raise InputError(f"{path} is a group without multiscales; it has {sorted(node)}; give dataset")
         level = image["datasets"][0]
-        return _ome_level(path, node[level["path"]], image, level)
+        return level_array(path, node[level["path"]], image, level, dict(node[level["path"]].attrs))
     parent, _, name = (dataset or "").rpartition("/")
-    image = _ome_image(root[parent] if parent else root)
+    image = image_of(dict((root[parent] if parent else root).attrs))
     for level in image.get("datasets", []):
         if level["path"] == name:
-            return _ome_level(path, node, image, level)
+            return level_array(path, node, image, level, dict(node.attrs))
     return SourceArray(path, node, stated_voxel_size(dict(node.attrs)))
 
 
@@ -34,35 +35,21 @@ def _member(path: str, root: zarr.Group | zarr.Array, dataset: str) -> zarr.Grou
     return root[dataset]
 
 
-def _ome_image(node: zarr.Group | zarr.Array) -> dict:
-    """The first image that a group's OME-Zarr metadata (0.4 or 0.5) describes; empty where there is none."""
-    attributes = dict(node.attrs)
+def image_of(attributes: dict) -> dict:
+    """The first image that a group's attributes describe as OME-Zarr (0.4 or 0.5); empty where there is none."""
     images = attributes.get("ome", attributes).get("multiscales")
     return images[0] if images else {}
 
 
-def _ome_level(path: str, array: zarr.Array, image: dict, level: dict) -> SourceArray:
-    """One resolution of an OME-Zarr image, without its axes of time and channel, and its scale in nm."""
-    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in image.get("axes", "tczyx"[-array.ndim :])]
-    names = [axis["name"] for axis in axes]
-    if names[-3:] != ["z", "y", "x"] or not {"t", "c"}.issuperset(names[:-3]) or set(array.shape[:-3]) > {1}:
-        raise InputError(
-            f"{path} has axes {names}, shape {list(array.shape)}: expected z, y, x and before them at most t and c of "
-            "size 1; store one channel of one time point in that order"
-        )
+def level_array(path: str, array: ArrayLike, image: dict, level: dict, attributes: dict) -> SourceArray:
+    """One resolution of an OME-Zarr image as z, y, x, and its scale in nm."""
+    axes = [axis if isinstance(axis, dict) else {"name": axis} for axis in _axes(image, len(array.shape))]
+    data, places = ordered(path, array, [axis["name"] for axis in axes])
     moves = [*level.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]
-    scales = [move["scale"][-3:] for move in moves if "scale" in move]
-    size = product([NM.get(str(axis.get("unit"))) for axis in axes[-3:]], *scales) if scales else None
-    return SourceArray(path, _Squeezed(array), size or stated_voxel_size(dict(array.attrs)))
+    scales = [[move["scale"][axis] for axis in places] for move in moves if "scale" in move]
+    size = product([NM.get(str(axes[axis].get("unit"))) for axis in places], *scales) if scales else None
+    return SourceArray(path, data, size or stated_voxel_size(attributes))
 
 
-class _Squeezed:
-    """The last three axes of an array whose other axes have size 1."""
-
-    def __init__(self, array: zarr.Array):
-        self.array, self.first = array, (0,) * (array.ndim - 3)
-        self.shape, self.dtype = array.shape[-3:], array.dtype
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        rest = index if isinstance(index, tuple) else (index,)
-        return self.array[(*self.first, *rest)]
+def _axes(image: dict, num_axes: int) -> Sequence[Any]:
+    return image.get("axes", "tczyx"[-num_axes:])

@@ -1,10 +1,10 @@
 """Open source files as arrays that are read in boxes, whatever their format."""
 
 import gzip
+import json
 import os
 import shutil
 import tempfile
-import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,23 @@ import h5py
 import imageio.v3 as imageio
 import numpy as np
 import tifffile
-import zarr
 from PIL import Image
 
+from tokenunify.data.axes import ordered
+from tokenunify.data.chunked import open_chunked
+from tokenunify.data.flat import open_npy
+from tokenunify.data.headed import open_mrc, open_nifti, open_nrrd
 from tokenunify.data.ome_zarr import open_zarr
-from tokenunify.data.source_array import NM, Sections, SourceArray, naming, product, stated_voxel_size
+from tokenunify.data.source_array import Sections, SourceArray, naming, product, stated_voxel_size
 from tokenunify.data.sources import image_files
+from tokenunify.data.tiff import open_tiff
+from tokenunify.data.webknossos import open_wkw
 from tokenunify.errors import InputError
-from tokenunify.geometry import VoxelSize
 
 Image.MAX_IMAGE_PIXELS = None  # sections of EM exceed what Pillow takes for an attack
 GZIP_MAGIC = b"\x1f\x8b"
+Reader = Callable[[str, str | None, Path], SourceArray]
+"""From path, dataset, and a folder for what has to be unpacked."""
 
 
 def open_array(path: str | Path, format: str, dataset: str | None = None, scratch: Path | None = None) -> SourceArray:
@@ -31,11 +37,11 @@ def open_array(path: str | Path, format: str, dataset: str | None = None, scratc
 
     Raises InputError for an unreadable file, a dataset that is not there, and arrays that are not 3D.
     """
-    path = str(path)
+    path, scratch = str(path), scratch or Path(tempfile.gettempdir(), f"tokenunify-{os.getpid()}")
     with naming(path):
         if _is_packed(path):
             path = str(_unpacked(Path(path), scratch))
-        return READERS[format](path, dataset)
+        return READERS[format](path, dataset, scratch)
 
 
 def _is_packed(path: str) -> bool:
@@ -46,8 +52,7 @@ def _is_packed(path: str) -> bool:
         return file.read(len(GZIP_MAGIC)) == GZIP_MAGIC
 
 
-def _unpacked(path: Path, scratch: Path | None) -> Path:
-    scratch = scratch or Path(tempfile.mkdtemp(prefix="tokenunify-"))
+def _unpacked(path: Path, scratch: Path) -> Path:
     scratch.mkdir(parents=True, exist_ok=True)
     target = scratch / path.name.removesuffix(".gz")
     if not target.exists():
@@ -58,14 +63,34 @@ def _unpacked(path: Path, scratch: Path | None) -> Path:
     return target
 
 
-def _hdf5(path: str, dataset: str | None) -> SourceArray:
-    file = h5py.File(path, "r", locking="best-effort")
+def _hdf5(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+    return open_dataset(path, h5py.File(path, "r", locking="best-effort"), dataset)
+
+
+def open_dataset(path: str, file: h5py.File, dataset: str | None) -> SourceArray:
+    """The dataset of an open HDF5 file; `path` is how messages name the file."""
     item = file.get(dataset) if dataset else None
     if not isinstance(item, h5py.Dataset):
         names: list[str] = []
         file.visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
         raise InputError(f"{path} has no dataset {dataset!r}; it has {names}; correct dataset in the configuration")
-    return SourceArray(path, item, stated_voxel_size(dict(file.attrs)) or stated_voxel_size(dict(item.attrs)))
+    size = stated_voxel_size(dict(file.attrs)) or stated_voxel_size(dict(item.attrs))
+    axes = _hdf5_axes(item)
+    if axes is None:
+        return SourceArray(path, item, size)
+    data, places = ordered(path, item, axes)
+    if size and len(axes) == 3 and not any(key.endswith("_zyx") for key in item.attrs):  # in the order of the axes
+        size = product([size[axis] for axis in places])
+    return SourceArray(path, data, size)
+
+
+def _hdf5_axes(item: h5py.Dataset) -> list[str] | None:
+    """Names by vigra's or ilastik's `axistags`, or by HDF5's dimension labels; None where z, y, x are not all named."""
+    tags = item.attrs.get("axistags")
+    if tags is not None:
+        return [axis["key"] for axis in json.loads(tags)["axes"]]
+    labels = [dimension.label.lower() for dimension in item.dims]
+    return labels if {"z", "y", "x"}.issubset(labels) else None
 
 
 class _Neuroproof:
@@ -87,7 +112,7 @@ class _Neuroproof:
         return self.bodies[position]
 
 
-def _neuroproof(path: str, dataset: str | None) -> SourceArray:
+def _neuroproof(path: str, dataset: str | None, scratch: Path) -> SourceArray:
     file = h5py.File(path, "r", locking="best-effort")
     missing = {"stack", "transforms"} - set(file)
     if missing:
@@ -95,11 +120,7 @@ def _neuroproof(path: str, dataset: str | None) -> SourceArray:
     return SourceArray(path, _Neuroproof(file), stated_voxel_size(dict(file.attrs)))
 
 
-def _npy(path: str, dataset: str | None) -> SourceArray:
-    return SourceArray(path, np.load(path, mmap_mode="r", allow_pickle=False))
-
-
-def _images(path: str, dataset: str | None) -> SourceArray:
+def _images(path: str, dataset: str | None, scratch: Path) -> SourceArray:
     files = image_files(path)
 
     def read(z: int) -> np.ndarray:
@@ -109,36 +130,21 @@ def _images(path: str, dataset: str | None) -> SourceArray:
     return SourceArray(path, Sections(path, read, len(files)))
 
 
-def _tiff(path: str, dataset: str | None) -> SourceArray:
-    file = tifffile.TiffFile(path)
-    series = file.series[0]
-    size = _tiff_voxel_size(file)
-    if len(series.shape) == 3 and len(series.pages) == series.shape[0]:
-        turn = threading.Lock()
-
-        def read(z: int) -> np.ndarray:
-            with turn:
-                return series.asarray(key=z)
-
-        return SourceArray(path, Sections(path, read, series.shape[0]), size)
-    return SourceArray(path, zarr.open_array(series.aszarr(level=0), mode="r"), size)
+def _chunked(format: str) -> Reader:
+    return lambda path, dataset, scratch: open_chunked(path, format, dataset)
 
 
-def _tiff_voxel_size(file: tifffile.TiffFile) -> VoxelSize | None:
-    """From ImageJ's spacing and unit and the page's resolution."""
-    metadata = file.imagej_metadata
-    if not metadata:
-        return None
-    ratios = [file.pages.first.tags.valueof(f"{axis}Resolution", (0, 1)) for axis in "YX"]
-    sizes = [units / pixels if pixels else 0 for pixels, units in ratios]
-    return product([NM.get(str(metadata.get("unit")))] * 3, [metadata.get("spacing"), *sizes])
-
-
-READERS: dict[str, Callable[[str, str | None], SourceArray]] = {
+READERS: dict[str, Reader] = {
     "hdf5": _hdf5,
-    "neuroproof": _neuroproof,
-    "npy": _npy,
-    "tiff": _tiff,
     "images": _images,
-    "zarr": open_zarr,
+    "mrc": open_mrc,
+    "n5": _chunked("n5"),
+    "neuroproof": _neuroproof,
+    "nifti": open_nifti,
+    "npy": open_npy,
+    "nrrd": open_nrrd,
+    "precomputed": _chunked("precomputed"),
+    "tiff": open_tiff,
+    "wkw": open_wkw,
+    "zarr": lambda path, dataset, scratch: open_zarr(path, dataset),
 }

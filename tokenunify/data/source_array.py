@@ -2,27 +2,35 @@
 
 import contextlib
 import struct
+import threading
 import zlib
 from collections.abc import Callable, Iterator
-from functools import lru_cache
 from math import inf, prod
+from pathlib import Path
 from typing import Any, Protocol
 
+import dask
 import numpy as np
 import tifffile
 
 from tokenunify.data.sources import DISK_FULL
 from tokenunify.errors import InputError
-from tokenunify.geometry import VoxelSize
+from tokenunify.geometry import Roi, VoxelSize
 
 BAD_BYTES = (EOFError, SyntaxError, struct.error, zlib.error, tifffile.TiffFileError)
 UNREADABLE = (OSError, ValueError, KeyError, IndexError, RuntimeError, *BAD_BYTES)
 """What the libraries raise on a bad file; Pillow raises SyntaxError."""
 NM = {"angstrom": 0.1, "nm": 1.0, "nanometer": 1.0, "um": 1e3, "\u00b5m": 1e3, "micron": 1e3, "micrometer": 1e3}
-NM |= {"\\u00B5m": 1e3, "mm": 1e6, "millimeter": 1e6}
+NM |= {"\u03bcm": 1e3, "\\u00B5m": 1e3, "microns": 1e3, "mm": 1e6, "millimeter": 1e6, "meter": 1e9}
 """Units of length; ImageJ writes the micro sign as the six characters of its escape."""
+KEPT_BYTES = 2**28
+"""Decoded sections that are kept may take so much memory."""
 STATED = {"voxel_size_nm": 1.0, "voxel_size_nm_zyx": 1.0, "resolution": 1.0, "element_size_um": 1e3}
 """Attributes in use for the voxel size (`resolution`: CREMI; `element_size_um`: ilastik) and their unit in nm."""
+
+
+Stated = tuple[float | None, float, float]
+"""A voxel size in nm (z, y, x) as a file states it; None where it does not say how thick sections are."""
 
 
 class ArrayLike(Protocol):
@@ -40,12 +48,13 @@ class ArrayLike(Protocol):
 class SourceArray:
     """A 3D array (z, y, x) in a file, read when indexed; reading errors name the file.
 
-    `voxel_size_nm` is what the file states, or None; `sections` is there where whole sections are read at a time.
+    `voxel_size_nm` is what the file states, or None; `sections` is there where whole sections are read at a time. Of a
+    box that was fetched alone, `box` is its place in the source, and `whole` the source's shape.
     """
 
     ndim = 3
 
-    def __init__(self, path: str, data: ArrayLike, voxel_size_nm: VoxelSize | None = None):
+    def __init__(self, path: str, data: ArrayLike, voxel_size_nm: Stated | None = None):
         if len(data.shape) != 3:
             raise InputError(
                 f"{path}: expected an array of 3 axes z, y, x, found {len(data.shape)} axes, shape {list(data.shape)}; "
@@ -59,19 +68,33 @@ class SourceArray:
         self.sections = data if isinstance(data, Sections) else None
         z, y, x = (int(n) for n in data.shape)
         self.shape = (z, y, x)
+        self.box, self.whole = Roi((0, 0, 0), self.shape), self.shape
         self.dtype = np.dtype(data.dtype)
+
+    @property
+    def depth(self) -> int:
+        """Sections of a chunk of the file: boxes of that many decode each chunk once."""
+        chunks = getattr(self.data, "chunks", None)
+        return int(chunks[0]) if chunks else 1
 
     def __getitem__(self, index: Any) -> np.ndarray:
         with naming(self.path):
             return np.asarray(self.data[index])
 
+    def read(self, box: Roi) -> np.ndarray:
+        """The voxels of a box of the source."""
+        return self[box.within(self.box)]
+
     @contextlib.contextmanager
-    def keeping(self, num_sections: int) -> Iterator[None]:
-        """Keep that many decoded sections meanwhile: boxes of the same sections, read in turn, decode each once."""
+    def keeping(self, num_sections: int, scratch: Path) -> Iterator[None]:
+        """Keep that many decoded sections meanwhile: boxes of the same sections, read in turn, decode each once.
+
+        Those that are too large for memory are kept in files of the folder `scratch`.
+        """
         if self.sections is None:
             yield
             return
-        self.sections.keep(num_sections)
+        self.sections.keep(num_sections, scratch)
         try:
             yield
         finally:
@@ -105,9 +128,10 @@ class Sections:
         self.shape, self.dtype = (num_sections, *first.shape), first.dtype
         self.keep(0)
 
-    def keep(self, num_sections: int) -> None:
+    def keep(self, num_sections: int, scratch: Path | None = None) -> None:
         """Keep that many of the sections decoded from now on; let go of earlier ones."""
-        self.section = lru_cache(num_sections)(self._decode)
+        size = num_sections * prod(self.shape[1:]) * self.dtype.itemsize
+        self.section = _Kept(self._decode, num_sections, scratch if size > KEPT_BYTES else None)
 
     def _decode(self, z: int) -> np.ndarray:
         image = self.read(z)
@@ -118,12 +142,47 @@ class Sections:
             )
         return image
 
+    def _cut(self, z: int, rest: tuple) -> np.ndarray:
+        image = self.section(z)
+        return np.array(np.load(image, mmap_mode="r")[rest]) if isinstance(image, Path) else image[rest]
+
     def __getitem__(self, index: Any) -> np.ndarray:
         z, *rest = index if isinstance(index, tuple) else (index,)
         if not isinstance(z, slice):
-            return self.section(range(self.shape[0])[z])[tuple(rest)]
-        sections = [self.section(i)[tuple(rest)] for i in range(*z.indices(self.shape[0]))]
+            return self._cut(range(self.shape[0])[z], tuple(rest))
+        sections = dask.compute(*(dask.delayed(self._cut)(i, tuple(rest)) for i in range(*z.indices(self.shape[0]))))
         return np.stack(sections) if sections else np.empty((0, *self.shape[1:]), self.dtype)
+
+
+class _Kept:
+    """The sections that were asked for last, in memory or as files of a folder; several threads may ask."""
+
+    def __init__(self, decode: Callable[[int], np.ndarray], num_sections: int, folder: Path | None):
+        self.decode, self.num_sections, self.folder = decode, num_sections, folder
+        self.kept: dict[int, np.ndarray | Path] = {}
+        self.turn = threading.Lock()
+
+    def __call__(self, z: int) -> np.ndarray | Path:
+        with self.turn:
+            if z in self.kept:
+                self.kept[z] = self.kept.pop(z)  # to the end of those that leave
+                return self.kept[z]
+        image = self.decode(z)
+        found = image if self.folder is None else self._written(z, image)
+        with self.turn:
+            self.kept[z] = found
+            while len(self.kept) > self.num_sections:
+                left = self.kept.pop(next(iter(self.kept)))
+                if isinstance(left, Path):
+                    left.unlink()
+        return found
+
+    def _written(self, z: int, image: np.ndarray) -> Path:
+        assert self.folder is not None
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"{z}.npy"
+        np.save(path, image)
+        return path
 
 
 def stated_voxel_size(attributes: dict) -> VoxelSize | None:

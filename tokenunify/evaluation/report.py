@@ -328,6 +328,6 @@ def times(made: list[Made]) -> list[dict]:
 
 
 def volumes(made: list[Made]) -> list[dict]:
-    """Size, licence and citation of every volume, and the time of its ingest."""
+    """Size, licence, terms and citation of every volume, and the time of its ingest."""
     read = [(m.volume, m.read) for m in _of(made, "ingest")]
-    return [{"name": name, **parts["content"], "run": parts["run"]} for name, parts in read]
+    return [{"name": name, "terms": None, **parts["content"], "run": parts["run"]} for name, parts in read]

@@ -27,8 +27,10 @@ plan = Plan(explained(from_dict, config, " + ".join(map(str, workflow.configfile
 # Snakemake, unless --sdm conda gives each rule its own.
 PYTHONPATH = f"export PYTHONPATH={shlex.quote(str(workflow.basedir))}; "
 INTERPRETER = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; '
+# What downloads may do decides no result: it is no parameter of the rule, so that nothing reruns.
+PERMIT = f"export TOKENUNIFY_DOWNLOAD={shlex.quote(plan.download_permit)}; ".replace("{", "{{").replace("}", "}}")
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
-shell.prefix(PYTHONPATH if CONDA else PYTHONPATH + INTERPRETER)
+shell.prefix(PERMIT + (PYTHONPATH if CONDA else PYTHONPATH + INTERPRETER))
 
 # Bad input stays bad, however often a job is retried. Snakemake retries every failure and has no option for this; an
 # error raised where it asks for the next attempt's memory would cancel all other jobs.

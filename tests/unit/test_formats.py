@@ -1,0 +1,287 @@
+"""NRRD, MRC, NIfTI, TIFF, wkw and HDF5 with named axes, written by other libraries: voxels, axes and voxel size."""
+
+import gzip
+import json
+
+import h5py
+import mrcfile
+import nibabel
+import nrrd
+import numpy as np
+import pytest
+import tifffile
+import wkw
+
+from tokenunify.data.readers import open_array
+from tokenunify.data.source_array import Sections
+from tokenunify.errors import InputError
+
+SHAPE = (5, 7, 11)
+BOX = (slice(1, 4), slice(0, 5), slice(6, 11))
+SIZE = (40, 8, 4)
+
+
+@pytest.fixture
+def volume() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, SHAPE).astype(np.uint8)
+
+
+def check(array, volume, voxel_size=SIZE):
+    assert (array.shape, array.dtype) == (volume.shape, volume.dtype)
+    assert array.voxel_size_nm == (None if voxel_size is None else pytest.approx(voxel_size, rel=1e-3))
+    np.testing.assert_array_equal(array[:], volume)
+    np.testing.assert_array_equal(array[BOX], volume[BOX])
+    np.testing.assert_array_equal(array[2, 1:4], volume[2, 1:4])
+
+
+# ------------------------------------------------------------------------------------------------ NRRD
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+@pytest.mark.parametrize("dtype", ["u1", "<u2", ">u2", "<i4", "<u8", "<f4"])
+def test_nrrd(tmp_path, volume, encoding, dtype):
+    volume, path = volume.astype(dtype), str(tmp_path / "v.nrrd")
+    header = {"encoding": encoding, "spacings": [4, 8, 40], "units": ["nm", "nm", "nm"]}
+    nrrd.write(path, volume, header, index_order="C")
+    check(open_array(path, "nrrd", None, tmp_path / "scratch"), volume)
+    check(open_array(path, "nrrd", None, tmp_path / "scratch"), volume)  # unpacked before
+
+
+def test_nrrd_with_space_directions(tmp_path, volume):
+    directions = np.diag([0.004, 0.008, 0.04])
+    header = {"space dimension": 3, "space directions": directions, "space units": ["um", "um", "um"]}
+    nrrd.write(str(tmp_path / "v.nrrd"), volume, header, index_order="C")
+    check(open_array(tmp_path / "v.nrrd", "nrrd", None, tmp_path), volume)
+
+
+def test_nrrd_with_axes_in_another_order(tmp_path, volume):
+    header = {"labels": ["z", "x", "y"], "spacings": [40, 4, 8], "units": ["nm", "nm", "nm"]}
+    nrrd.write(str(tmp_path / "v.nrrd"), volume.transpose(0, 2, 1), header, index_order="F")
+    check(open_array(tmp_path / "v.nrrd", "nrrd", None, tmp_path), volume)
+
+
+def test_nrrd_of_one_channel_and_without_units(tmp_path, volume):
+    header = {"kinds": ["vector", "domain", "domain", "domain"], "spacings": [np.nan, 4, 8, 40]}
+    nrrd.write(str(tmp_path / "v.nrrd"), volume.T[None], header, index_order="F")
+    check(open_array(tmp_path / "v.nrrd", "nrrd", None, tmp_path), volume, None)
+
+
+def test_nrrd_that_cannot_be_read(tmp_path, volume):
+    nrrd.write(str(tmp_path / "v.nhdr"), volume, index_order="C")
+    with pytest.raises(InputError, match=r"v\.nhdr: the voxels are in another file"):
+        open_array(tmp_path / "v.nhdr", "nrrd", None, tmp_path)
+    nrrd.write(str(tmp_path / "v.nrrd"), volume, {"encoding": "raw"}, index_order="C")
+    data = (tmp_path / "v.nrrd").read_bytes()
+    for damaged in (data[:-9], b"<html>"):
+        (tmp_path / "v.nrrd").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"v\.nrrd cannot be read"):
+            open_array(tmp_path / "v.nrrd", "nrrd", None, tmp_path)
+
+
+# ------------------------------------------------------------------------------------------------ MRC
+
+
+def write_mrc(path, volume, size=(4, 8, 40)):
+    with mrcfile.new(path) as file:
+        file.set_data(volume)
+        file.voxel_size = tuple(10 * n for n in size)  # x, y, z in angstrom
+    return path
+
+
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i2", "<f4"])
+def test_mrc(tmp_path, volume, dtype):
+    path = write_mrc(tmp_path / "v.mrc", volume.astype(dtype))
+    check(open_array(path, "mrc"), volume.astype(dtype))
+
+
+def test_mrc_packed(tmp_path, volume):
+    path = write_mrc(tmp_path / "v.mrc", volume.astype(np.int16))
+    (tmp_path / "v.mrc.gz").write_bytes(gzip.compress(path.read_bytes()))
+    check(open_array(tmp_path / "v.mrc.gz", "mrc", None, tmp_path / "scratch"), volume.astype(np.int16))
+
+
+@pytest.mark.parametrize(("flags", "unsigned"), [(None, False), (1, False), (0, True), (4, True)])
+def test_bytes_of_mrc_are_unsigned_where_imod_says_so(tmp_path, volume, flags, unsigned):
+    path = write_mrc(tmp_path / "v.mrc", volume.view(np.int8))
+    if flags is not None:
+        data = bytearray(path.read_bytes())
+        data[152:160] = np.array([1146047817, flags], "<i4").tobytes()
+        path.write_bytes(data)
+    check(open_array(path, "mrc"), volume if unsigned else volume.view(np.int8))
+
+
+def test_mrc_with_axes_in_another_order(tmp_path, volume):
+    path = write_mrc(tmp_path / "v.mrc", np.ascontiguousarray(volume.transpose(2, 0, 1)).astype(np.int16), (1, 1, 1))
+    with mrcfile.open(path, "r+") as file:  # columns are y, rows z, sections x
+        file.header.mapc, file.header.mapr, file.header.maps = 2, 3, 1
+        file.header.mx, file.header.my, file.header.mz = SHAPE[::-1]
+        file.header.cella.x, file.header.cella.y, file.header.cella.z = (44 * 10, 56 * 10, 200 * 10)
+    check(open_array(path, "mrc"), volume.astype(np.int16))
+
+
+def test_mrc_without_a_cell_and_truncated(tmp_path, volume):
+    path = write_mrc(tmp_path / "v.mrc", volume.astype(np.int16), (0, 0, 0))
+    check(open_array(path, "mrc"), volume.astype(np.int16), None)
+    path.write_bytes(path.read_bytes()[:-3])
+    with pytest.raises(InputError, match=r"v\.mrc cannot be read"):
+        open_array(path, "mrc")
+
+
+# ------------------------------------------------------------------------------------------------ NIfTI
+
+
+def write_nifti(path, volume, kind=nibabel.Nifti1Image, unit="micron", size=(0.004, 0.008, 0.04)):
+    image = kind(volume, np.diag([*size, 1]))
+    image.header.set_xyzt_units(unit)
+    nibabel.save(image, path)
+    return path
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("name", ["v.nii", "v.nii.gz"])
+def test_nifti(tmp_path, volume, kind, name):
+    path = write_nifti(tmp_path / name, volume.T, kind)
+    check(open_array(path, "nifti", None, tmp_path / "scratch"), volume)
+
+
+def test_nifti_of_one_time_point_without_a_unit(tmp_path, volume):
+    path = write_nifti(tmp_path / "v.nii", volume.T[..., None], unit="unknown")
+    check(open_array(path, "nifti"), volume, None)
+
+
+def test_nifti_with_a_slope(tmp_path, volume):
+    image = nibabel.Nifti1Image(volume.T / 255 - 3, np.eye(4))
+    image.set_data_dtype(np.uint8)
+    nibabel.save(image, tmp_path / "v.nii")
+    array = open_array(tmp_path / "v.nii", "nifti")
+    assert array.dtype == np.float64
+    np.testing.assert_array_equal(array[BOX], nibabel.load(tmp_path / "v.nii").get_fdata().T[BOX])
+
+
+def test_nifti_that_cannot_be_read(tmp_path, volume):
+    nibabel.save(nibabel.Nifti1Pair(volume.T, np.eye(4)), tmp_path / "v.img")
+    with pytest.raises(InputError, match=r"v\.hdr: the voxels are in another file"):
+        open_array(tmp_path / "v.hdr", "nifti")
+    (tmp_path / "v.nii").write_bytes(b"<html>" * 100)
+    with pytest.raises(InputError, match=r"v\.nii cannot be read"):
+        open_array(tmp_path / "v.nii", "nifti")
+
+
+# ------------------------------------------------------------------------------------------------ TIFF
+
+
+@pytest.mark.parametrize("axes", ["ZYX", "CZYX", "TCZYX"])
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_ome_tiff(tmp_path, volume, axes, tile):
+    metadata = {"axes": axes, "PhysicalSizeX": 4, "PhysicalSizeXUnit": "nm", "PhysicalSizeY": 8}
+    metadata |= {"PhysicalSizeYUnit": "nm", "PhysicalSizeZ": 0.04, "PhysicalSizeZUnit": "µm"}
+    data = volume.reshape((1,) * (len(axes) - 3) + SHAPE)
+    tifffile.imwrite(tmp_path / "v.ome.tif", data, metadata=metadata, tile=tile, photometric="minisblack")
+    check(open_array(tmp_path / "v.ome.tif", "tiff"), volume)
+
+
+def test_a_pyramid_of_tiles(tmp_path):
+    volume = np.random.default_rng(0).integers(0, 256, (5, 70, 110)).astype(np.uint8)
+    options = {"tile": (32, 32), "photometric": "minisblack", "compression": "zlib"}
+    with tifffile.TiffWriter(tmp_path / "v.ome.tif", ome=True) as file:
+        file.write(volume, subifds=1, metadata={"axes": "ZYX"}, **options)
+        file.write(volume[:, ::2, ::2], subfiletype=1, **options)
+    array = open_array(tmp_path / "v.ome.tif", "tiff")
+    assert array.sections is None
+    check(array, volume, None)
+
+
+def test_tiff_with_axes_in_another_order(tmp_path, volume):
+    data = np.ascontiguousarray(volume.transpose(1, 2, 0))
+    tifffile.imwrite(tmp_path / "v.tif", data, metadata={"axes": "YXZ"}, photometric="minisblack")
+    check(open_array(tmp_path / "v.tif", "tiff"), volume, None)
+
+
+@pytest.mark.parametrize("compression", ["lzw", "zlib", "jpeg"])
+def test_compressed_tiff(tmp_path, volume, compression):
+    smooth = np.broadcast_to(np.arange(5, dtype=np.uint8)[:, None, None] * 50, SHAPE).copy()
+    tifffile.imwrite(tmp_path / "v.tif", smooth, compression=compression, photometric="minisblack")
+    array = open_array(tmp_path / "v.tif", "tiff")
+    assert np.abs(array[:].astype(int) - smooth).max() <= (1 if compression == "jpeg" else 0)
+    assert isinstance(array.sections, Sections)
+
+
+@pytest.mark.parametrize(("unit", "length"), [("CENTIMETER", 1e7), ("INCH", 2.54e7)])
+def test_tags_state_the_size_of_pixels(tmp_path, volume, unit, length):
+    resolution = (length / 4, length / 8)
+    options = {"resolution": resolution, "resolutionunit": unit, "photometric": "minisblack", "metadata": None}
+    tifffile.imwrite(tmp_path / "v.tif", volume, **options)
+    array = open_array(tmp_path / "v.tif", "tiff")
+    assert array.voxel_size_nm[0] is None
+    assert array.voxel_size_nm[1:] == pytest.approx((8, 4))
+
+
+def test_the_resolution_of_a_printer_is_none_of_the_specimen(tmp_path, volume):
+    tifffile.imwrite(tmp_path / "v.tif", volume, resolution=(300, 300), resolutionunit="INCH", photometric="minisblack")
+    check(open_array(tmp_path / "v.tif", "tiff"), volume, None)
+
+
+def test_colour_tiff_is_refused(tmp_path, volume):
+    tifffile.imwrite(tmp_path / "v.tif", np.zeros((7, 11, 3), np.uint8), photometric="rgb")
+    with pytest.raises(InputError, match=r"v\.tif has axes .*S"):
+        open_array(tmp_path / "v.tif", "tiff")
+
+
+# ------------------------------------------------------------------------------------------------ HDF5
+
+
+@pytest.mark.parametrize("order", ["zyx", "xyz", "yzx"])
+@pytest.mark.parametrize("by", ["labels", "vigra"])
+def test_hdf5_with_named_axes(tmp_path, volume, order, by):
+    places = ["zyx".index(axis) for axis in order]
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        item = file.create_dataset("raw", data=volume.transpose(places))
+        item.attrs["resolution"] = [SIZE[place] for place in places]
+        if by == "vigra":
+            item.attrs["axistags"] = json.dumps({"axes": [{"key": axis, "typeFlags": 2} for axis in order]})
+        for dimension, axis in zip(item.dims, order, strict=True):
+            dimension.label = axis if by == "labels" else ""
+    check(open_array(tmp_path / "v.h5", "hdf5", "raw"), volume)
+
+
+def test_hdf5_of_one_channel(tmp_path, volume):
+    with h5py.File(tmp_path / "v.h5", "w") as file:
+        item = file.create_dataset("raw", data=volume[..., None])
+        item.attrs["axistags"] = json.dumps({"axes": [{"key": axis} for axis in "zyxc"]})
+    check(open_array(tmp_path / "v.h5", "hdf5", "raw"), volume, None)
+
+
+# ------------------------------------------------------------------------------------------------ webKnossos
+
+
+def write_wkw(folder, volume, start, mag=(1, 1, 1), scale=(4, 8, 40)):
+    """A layer whose box begins at `start` (x, y, z), in full resolution, of `volume` at one magnification."""
+    place = folder / "color" / "-".join(map(str, mag))
+    place.mkdir(parents=True)
+    header = wkw.Header(np.uint8, block_len=4, file_len=2)
+    with wkw.Dataset.create(str(place), header) as file:
+        file.write([s // m for s, m in zip(start, mag, strict=True)], np.asfortranarray(volume.T))
+    width, height, depth = (n * m for n, m in zip(volume.shape[::-1], mag, strict=True))
+    box = {"topLeft": list(start), "width": width, "height": height, "depth": depth}
+    layer = {"name": "color", "category": "color", "boundingBox": box, "elementClass": "uint8", "dataFormat": "wkw"}
+    properties = {"id": {"name": "v", "team": ""}, "dataLayers": [layer], "scale": scale}
+    (folder / "datasource-properties.json").write_text(json.dumps(properties))
+    return folder
+
+
+def test_wkw(tmp_path, volume):
+    check(open_array(write_wkw(tmp_path, volume, (9, 6, 3)), "wkw", "color/1-1-1"), volume)
+
+
+def test_wkw_at_another_magnification(tmp_path, volume):
+    scale = {"factor": [0.002, 0.004, 0.04], "unit": "micrometer"}
+    check(open_array(write_wkw(tmp_path, volume, (8, 6, 3), (2, 2, 1), scale), "wkw", "color/2-2-1"), volume)
+
+
+def test_wkw_that_is_not_there(tmp_path, volume):
+    write_wkw(tmp_path / "v", volume, (0, 0, 0))
+    for dataset in ("colour/1", "color/8", None):
+        with pytest.raises(InputError, match=r"no wkw data .*it has the layers \['color'\]"):
+            open_array(tmp_path / "v", "wkw", dataset)
+    with pytest.raises(InputError, match=r"has no datasource-properties\.json"):
+        open_array(tmp_path, "wkw", "color/1")

@@ -1,0 +1,108 @@
+"""Copy a box of a remote array into a sharded zarr of its own, block by block; a killed copy goes on at the next."""
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import zarr
+
+from tokenunify import arrays, blockwise, manifest
+from tokenunify.config import RoiConfig
+from tokenunify.data import keep, transfer
+from tokenunify.data.remote import FAULTS, Remote, unreadable
+from tokenunify.errors import InputError
+from tokenunify.geometry import Blocks, Roi
+
+logger = logging.getLogger(__name__)
+
+CHUNK_SHAPE = (32, 64, 64)
+SHARD_SHAPE = (64, 512, 512)
+"""Also the unit that is fetched, written and recorded: 16 M voxels."""
+PLACE = "box"
+"""Attribute of the copy: which box of the source it is."""
+
+
+def fetch(target: Path, roi: RoiConfig | None, open_source: Callable[[], Remote]) -> None:
+    """Make the zarr `target` of the box `roi` of the source, or of all of it.
+
+    Raises InputError for a box that is not inside the source, for a source that changed since the copy began, and for
+    one that cannot be read.
+    """
+    source = open_source()
+    partial, progress = (target.with_name(f"{target.name}{ending}") for ending in (".partial", ".progress"))
+    box = Roi((0, 0, 0), source.shape) if roi is None else _inside(source, Roi(roi.offset, roi.shape))
+    _check_same(progress / "source.json", source, partial)
+    array = _array(partial, source, box)
+
+    def read(_: int, block: Roi) -> np.ndarray:
+        return _read(source, block.moved(box.offset))
+
+    def write(block: Roi, values: np.ndarray) -> None:
+        array[block.slices] = values
+
+    blocks = Blocks(box.shape, SHARD_SHAPE)
+    blockwise.run_part(progress, blocks, read, write=write, written=array)
+    for stray in partial.rglob("*.partial"):
+        stray.unlink()
+    os.replace(partial, target)
+    keep.remove(progress)
+
+
+def described(target: Path) -> dict:
+    """Where the copy is in its source: `offset` and `shape` of its box, and the `whole` source's shape."""
+    return zarr.open_array(str(target), mode="r").attrs[PLACE]
+
+
+def _inside(source: Remote, box: Roi) -> Roi:
+    if any(e > n for e, n in zip(box.end, source.shape, strict=True)):
+        raise InputError(
+            f"roi offset {list(box.offset)} shape {list(box.shape)} ends at {list(box.end)}, outside {source.address} "
+            f"of shape {list(source.shape)}; correct roi in the configuration"
+        )
+    return box
+
+
+def _check_same(record: Path, source: Remote, partial: Path) -> None:
+    """The source must still be the one that an earlier attempt read."""
+    told = {"identity": source.identity, "shape": list(source.shape), "dtype": str(source.dtype)}
+    if not record.exists():
+        manifest.write_text(record, json.dumps(told))
+    elif json.loads(record.read_text()) != told:
+        raise InputError(
+            f"{source.address} changed since its download began; delete {partial} and {record.parent} to begin anew"
+        )
+
+
+def _array(path: Path, source: Remote, box: Roi) -> zarr.Array:
+    if (path / "zarr.json").exists():
+        return arrays.reopen(path, f"delete {path} and run snakemake again")
+    place = {"offset": list(box.offset), "shape": list(box.shape), "whole": list(source.shape)}
+    stated = {"voxel_size_nm": list(source.voxel_size_nm)} if source.voxel_size_nm else {}
+    return arrays.create(
+        path,
+        shape=box.shape,
+        dtype=source.dtype.name,
+        chunk_shape=CHUNK_SHAPE,
+        shard_shape=SHARD_SHAPE,
+        attributes={PLACE: place, **stated},
+    )
+
+
+def _read(source: Remote, box: Roi) -> np.ndarray:
+    """The voxels of a box, tried again after passing faults."""
+    for attempt in range(1, transfer.ATTEMPTS + 1):
+        try:
+            return np.asarray(source.data[box.slices])
+        except InputError:
+            raise
+        except FAULTS as error:
+            if attempt == transfer.ATTEMPTS:
+                raise unreadable(source.address, error) from None
+            seconds = transfer.pause(None, attempt)
+            logger.warning("%s: attempt %d failed (%s), again in %g s", source.address, attempt, error, seconds)
+            time.sleep(seconds)
+    raise AssertionError

@@ -1,0 +1,30 @@
+"""Arrays that lie uncompressed in a file: npy, and what the headers of other formats lead to."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tokenunify.data.source_array import SourceArray
+
+
+class Flat:
+    """An array of a file, mapped only while a box is copied out of it: mapped pages count as memory of the process."""
+
+    def __init__(self, path: str | Path, dtype: Any, shape: tuple[int, ...], offset: int = 0, order: str = "C"):
+        self.path, self.dtype, self.shape, self.offset, self.order = path, np.dtype(dtype), shape, offset, order
+        if 0 not in shape:
+            self._map()  # raises where the file is too short
+
+    def _map(self) -> np.ndarray:
+        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)  # type: ignore[call-overload]
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.array(self._map()[index])
+
+
+def open_npy(path: str, dataset: str | None, scratch: Path | None) -> SourceArray:
+    """An array that numpy saved."""
+    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    order = "C" if array.flags.c_contiguous else "F"
+    return SourceArray(path, Flat(path, array.dtype, array.shape, array.offset, order))

@@ -1,0 +1,168 @@
+"""NRRD, MRC and NIfTI: a header, and behind it the voxels of one array."""
+
+import contextlib
+import os
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import mrcfile
+import nibabel
+import nrrd
+import numpy as np
+
+from tokenunify.data.axes import ordered
+from tokenunify.data.flat import Flat
+from tokenunify.data.source_array import NM, ArrayLike, SourceArray, product
+from tokenunify.errors import InputError
+
+NRRD_TYPES = {
+    "i1": ("signed char", "int8", "int8_t"),
+    "u1": ("uchar", "unsigned char", "uint8", "uint8_t"),
+    "i2": ("short", "short int", "signed short", "signed short int", "int16", "int16_t"),
+    "u2": ("ushort", "unsigned short", "unsigned short int", "uint16", "uint16_t"),
+    "i4": ("int", "signed int", "int32", "int32_t"),
+    "u4": ("uint", "unsigned int", "uint32", "uint32_t"),
+    "i8": ("longlong", "long long", "long long int", "signed long long", "signed long long int", "int64", "int64_t"),
+    "u8": ("ulonglong", "unsigned long long", "unsigned long long int", "uint64", "uint64_t"),
+    "f4": ("float",),
+    "f8": ("double",),
+}
+SPATIAL = ("domain", "space", "???", "none")
+"""Kinds of NRRD axes that are z, y or x."""
+IMOD_STAMP = b"IMOD"
+"""1146047817, little-endian."""
+MRC_HEADER_BYTES = 1024
+
+
+def open_nrrd(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+    """A NRRD file with its data, raw or packed with gzip; the fastest axis is x unless `labels` say otherwise."""
+    with open(path, "rb") as file, _bad_headers():
+        header = nrrd.read_header(file)
+        start = file.tell()
+    if "data file" in header or "datafile" in header:
+        raise InputError(f"{path}: the voxels are in another file; save both as one .nrrd file")
+    dtype = _nrrd_dtype(path, header)
+    shape = tuple(map(int, header["sizes"]))
+    place, offset = _nrrd_voxels(path, header, start, scratch, int(np.prod(shape)) * dtype.itemsize)
+    names = _nrrd_names(header, len(shape))
+    data, places = ordered(path, Flat(place, dtype, shape, offset, "F"), names)
+    return SourceArray(
+        path, data, product(*([factor[axis] for axis in places] for factor in _nrrd_sizes(header, names)))
+    )
+
+
+def _nrrd_dtype(path: str, header: dict) -> np.dtype:
+    found = next((code for code, names in NRRD_TYPES.items() if header["type"] in names), None)
+    if found is None:
+        raise InputError(f"{path}: expected NRRD voxels of a number type, found {header['type']!r}; convert the file")
+    return np.dtype((">" if header.get("endian") == "big" else "<") + found)
+
+
+def _nrrd_voxels(path: str, header: dict, start: int, scratch: Path, num_bytes: int) -> tuple[Path, int]:
+    """A file with the voxels as they are in memory, and where in it they begin."""
+    skip, encoding = int(header.get("byte skip", header.get("byteskip", 0))), header["encoding"]
+    if encoding == "raw":
+        return Path(path), os.path.getsize(path) - num_bytes if skip == -1 else start + skip
+    if encoding not in ("gzip", "gz"):
+        raise InputError(
+            f"{path}: expected NRRD encoding raw or gzip, found {encoding!r}; save it again as one of them"
+        )
+    target = scratch / f"{Path(path).name}.raw"
+    if not target.exists():
+        scratch.mkdir(parents=True, exist_ok=True)
+        temporary = scratch / f".{target.name}.{os.getpid()}"
+        with open(path, "rb") as packed, open(temporary, "wb") as file:
+            packed.seek(start)
+            unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # of a gzip or zlib stream
+            while piece := packed.read(2**20):
+                file.write(unpack.decompress(piece))
+            file.write(unpack.flush())
+        os.replace(temporary, target)
+    return target, max(skip, 0)
+
+
+def _nrrd_names(header: dict, num_axes: int) -> list[str]:
+    """Of the axes as the header has them, fastest first."""
+    labels = [str(label).lower() for label in header.get("labels", [])]
+    if {"x", "y", "z"}.issubset(labels):
+        return labels
+    kinds = [str(kind).lower() in SPATIAL for kind in header.get("kinds", ["domain"] * num_axes)]
+    spatial = iter("xyz" + "t" * num_axes)
+    return [next(spatial) if kind else "c" for kind in kinds]
+
+
+def _nrrd_sizes(header: dict, names: Sequence[str]) -> tuple[list, list]:
+    """Length along each axis of the file, and what its unit is in nm; None where it is not stated."""
+    units = list(header.get("units", [None] * len(names)))
+    if "space units" in header:
+        given = iter(header["space units"])
+        units = [next(given, None) if name in "xyz" else None for name in names]
+    if "space directions" in header:
+        rows = np.asarray(header["space directions"], float).reshape(len(names), -1)
+        lengths = [float(np.linalg.norm(row)) for row in rows]
+    else:
+        lengths = list(header.get("spacings", [None] * len(names)))
+    return lengths, [NM.get(str(unit)) for unit in units]
+
+
+def open_mrc(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+    """An MRC file; axes and voxel size as the header says. Bytes are signed, unless IMOD wrote them unsigned."""
+    with mrcfile.open(path, header_only=True) as file:
+        header, size = file.header, file.voxel_size
+    dtype = mrcfile.utils.data_dtype_from_header(header)
+    if dtype == np.int8 and _unsigned(header):
+        dtype = np.dtype(np.uint8)
+    shape = mrcfile.utils.data_shape_from_header(header)
+    offset = MRC_HEADER_BYTES + int(header.nsymbt)
+    axes = [int(header[f"map{axis}"]) for axis in "src"]
+    names = ["xyz"[axis - 1] for axis in axes] if sorted(axes) == [1, 2, 3] else ["z", "y", "x"]
+    names = [*["c"] * (len(shape) - 3), *names][-len(shape) :]
+    data, _ = ordered(path, Flat(path, dtype, shape, offset), names)
+    return SourceArray(path, data, product([NM["angstrom"]] * 3, [size[axis] for axis in "zyx"]))
+
+
+def _unsigned(header: Any) -> bool:
+    """Whether IMOD's flags, in bytes 153 to 160 of the header, say so: their first bit means signed."""
+    stamp, flags = (header.extra2.tobytes()[start : start + 4] for start in (40, 44))
+    order: Literal["little", "big"] = "big" if stamp == IMOD_STAMP[::-1] else "little"
+    return stamp in (IMOD_STAMP, IMOD_STAMP[::-1]) and not int.from_bytes(flags, order) & 1
+
+
+def open_nifti(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+    """A NIfTI-1 or -2 file (.nii); its axes are x, y, z, and values are scaled as the header says."""
+    with open(path, "rb") as file, _bad_headers():
+        second = 540 in (int.from_bytes(start := file.read(4), "little"), int.from_bytes(start, "big"))
+        file.seek(0)
+        header = (nibabel.Nifti2Header if second else nibabel.Nifti1Header).from_fileobj(file)
+        slope, intercept = header.get_slope_inter()
+    if not bytes(header["magic"]).startswith(b"n+"):
+        raise InputError(f"{path}: the voxels are in another file; save both as one .nii file")
+    shape = header.get_data_shape()
+    array: ArrayLike = Flat(path, header.get_data_dtype(), shape, int(header.get_data_offset()), "F")
+    if (slope, intercept) not in ((None, None), (1, 0)):
+        array = _Scaled(array, slope, intercept)
+    data, places = ordered(path, array, ["x", "y", "z", *"tcuvw"][: len(shape)])
+    unit = NM.get(header.get_xyzt_units()[0])
+    return SourceArray(path, data, product([unit] * 3, [header.get_zooms()[axis] for axis in places]))
+
+
+class _Scaled:
+    """Values of an array times `slope` plus `intercept`."""
+
+    def __init__(self, array: ArrayLike, slope: float, intercept: float):
+        self.array, self.slope, self.intercept = array, slope, intercept
+        self.shape, self.dtype = array.shape, np.dtype(np.float64)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.array[index] * self.slope + self.intercept
+
+
+@contextlib.contextmanager
+def _bad_headers() -> Iterator[None]:
+    """What the libraries raise on a bad header, as ValueError."""
+    try:
+        yield
+    except (nrrd.NRRDError, nibabel.spatialimages.HeaderDataError) as error:
+        raise ValueError(str(error)) from error

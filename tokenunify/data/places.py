@@ -1,0 +1,46 @@
+"""How tensorstore reaches a folder at an address: retries, limits, and the environment's endpoint and credentials."""
+
+import os
+from functools import cache
+
+import tensorstore as ts
+
+from tokenunify.data.transfer import ATTEMPTS, BACKOFF_SECONDS
+
+CACHE_BYTES = 2**28
+"""Chunks kept decoded: those on the border of two blocks are fetched once."""
+REQUESTS = 16
+"""Chunks fetched at a time."""
+
+
+@cache
+def context() -> ts.Context:
+    """What all arrays share: a cache of chunks, and requests that are tried again after passing faults."""
+    retries = {"max_retries": ATTEMPTS - 1, "initial_delay": f"{BACKOFF_SECONDS}s"}
+    settings: dict = {"cache_pool": {"total_bytes_limit": CACHE_BYTES}}
+    for kind in ("http", "gcs", "s3"):
+        settings |= {f"{kind}_request_concurrency": {"limit": REQUESTS}, f"{kind}_request_retries": retries}
+    if not {"AWS_ACCESS_KEY_ID", "AWS_PROFILE"} & set(os.environ):
+        settings["aws_credentials"] = {"type": "anonymous"}  # else a public bucket waits for those of a cloud machine
+    return ts.Context(settings)
+
+
+def folder(address: str) -> dict:
+    """Tensorstore's description of the folder; those of s3 are at AWS_ENDPOINT_URL where that is set."""
+    place = ts.KvStore.Spec(address).to_json()
+    endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+    if place["driver"] == "s3" and endpoint:
+        place |= {"endpoint": endpoint, "aws_region": os.environ.get("AWS_REGION", "us-east-1")}
+    return place
+
+
+def read(address: str, name: str) -> bytes | None:
+    """The content of a file of the folder; None where it is not there."""
+    found = ts.KvStore.open(folder(address), context=context()).result().read(name).result()
+    return bytes(found.value) if found.state == "value" else None
+
+
+def bytes_read() -> int:
+    """Bytes that this process has read so far."""
+    metrics = ts.experimental_collect_matching_metrics("/tensorstore/kvstore/")
+    return sum(m["values"][0]["value"] for m in metrics if m["name"].endswith("/bytes_read"))

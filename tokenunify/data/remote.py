@@ -1,0 +1,91 @@
+"""Chunked volumes (zarr, n5, neuroglancer precomputed) at an address, to be copied from."""
+
+import hashlib
+import json
+from math import isclose
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from tokenunify.config import FileSource
+from tokenunify.data import chunked, places
+from tokenunify.data.source_array import UNREADABLE, ArrayLike, Stated, naming, product
+from tokenunify.data.transfer import Throttle
+from tokenunify.errors import InputError
+from tokenunify.geometry import Coordinate, VoxelSize
+
+SIZE_TOLERANCE = 0.01
+"""Relative difference of voxel sizes that passes for rounding."""
+FAULTS = UNREADABLE
+"""What reading a box may raise."""
+DESCRIPTIONS = {"precomputed": ("info",), "n5": ("attributes.json",), "zarr": ("zarr.json", ".zarray", ".zattrs")}
+"""The files that describe a volume of the format."""
+
+
+class Remote(NamedTuple):
+    """A remote array (z, y, x) that is read in boxes; its first voxel is number 0."""
+
+    address: str
+    data: ArrayLike
+    shape: Coordinate
+    dtype: np.dtype
+    voxel_size_nm: Stated | None
+    """What the source states."""
+    identity: str
+    """Changes when the source does, as far as it tells."""
+
+
+def open_remote(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Throttle) -> Remote:
+    """Open the array; nothing but what describes it is read. InputError tells why it cannot be."""
+    assert file.url is not None
+    address, dataset = file.url.rstrip("/") + "/", file.dataset
+    with naming(file.url):
+        inside = address if file.format == "precomputed" or not dataset else f"{address}{dataset.strip('/')}/"
+        texts = [places.read(inside, name) or b"" for name in DESCRIPTIONS[file.format]]
+        if file.format == "precomputed" and dataset is None:
+            dataset = _scale(file.url, texts[0], voxel_size_nm)
+        array = chunked.open_chunked(file.url, file.format, dataset)
+    identity = hashlib.sha256(b"\n".join(texts)).hexdigest()
+    return Remote(file.url, _Paced(array.data, throttle), array.shape, array.dtype, array.voxel_size_nm, identity)
+
+
+def _scale(url: str, info: bytes, wanted: VoxelSize | None) -> str | None:
+    """Key of the scale that has the voxel size; None where the volume has no scales at all."""
+    described = json.loads(info or b"{}")
+    scales = {scale["key"]: product([1.0] * 3, scale["resolution"][::-1]) for scale in described.get("scales", [])}
+    fitting = [key for key, size in scales.items() if _equal(size, wanted)]
+    if scales and not fitting:
+        known = ", ".join(f"{key}: {size and list(size)}" for key, size in scales.items())
+        raise InputError(
+            f"{url} has no scale of voxel_size_nm {wanted and list(wanted)}; its scales, with z, y, x in nm, are "
+            f"{known}; correct voxel_size_nm, or give the scale's key as dataset"
+        )
+    return fitting[0] if fitting else None
+
+
+def _equal(one: VoxelSize | None, other: VoxelSize | None) -> bool:
+    if one is None or other is None:
+        return False
+    return all(isclose(a, b, rel_tol=SIZE_TOLERANCE) for a, b in zip(one, other, strict=True))
+
+
+class _Paced:
+    """An array whose reader waits for the throttle, by the bytes that were read for it."""
+
+    def __init__(self, array: ArrayLike, throttle: Throttle):
+        self.array, self.throttle = array, throttle
+        self.shape, self.dtype = array.shape, array.dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        before = places.bytes_read()
+        values = self.array[index]
+        self.throttle.spend(places.bytes_read() - before)
+        return values
+
+
+def unreadable(address: str, error: Exception) -> InputError:
+    """What to do about an array that cannot be read."""
+    return InputError(
+        f"{address} cannot be read ({type(error).__name__}: {error}); check the address and the network, then run "
+        "snakemake again: what has arrived is kept"
+    )

@@ -1,0 +1,84 @@
+"""TIFF: one page per section, or tiles; ImageJ, OME-TIFF and plain files, also with a pyramid."""
+
+import threading
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+import tifffile
+import zarr
+
+from tokenunify.data.axes import ordered
+from tokenunify.data.source_array import NM, ArrayLike, Sections, SourceArray, Stated, product
+from tokenunify.errors import InputError
+
+RESOLUTION_UNITS = {2: 2.54e7, 3: 1e7}
+"""nm of an inch and of a centimetre."""
+FINE = 1e4
+"""A resolution of finer pixels (nm) than any printer's is the specimen's; others are a program's default."""
+
+
+def open_tiff(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+    """The first image of a file at full resolution; pages are decoded whole, tiles as far as they are needed."""
+    file = tifffile.TiffFile(path)
+    series = file.series[0]
+    pages = len(series.pages) == series.shape[0] and series.axes.endswith("YX")
+    if len(series.shape) == 3 and pages and not series.keyframe.is_tiled:
+        turn = threading.Lock()
+
+        def read(z: int) -> np.ndarray:
+            with turn:
+                return series.asarray(key=z)
+
+        data: ArrayLike = Sections(path, read, series.shape[0])
+    else:
+        data = zarr.open_array(series.aszarr(level=0), mode="r")
+        data, _ = ordered(path, data, _names(path, series.axes, len(data.shape)))
+    return SourceArray(path, data, _ome_size(file) or _imagej_size(file) or _tagged_size(file))
+
+
+def _names(path: str, axes: str, num_axes: int) -> str:
+    """The letters of the axes; a stack whose first axis is named otherwise (I, Q: unknown, T) is one of z."""
+    if num_axes != 3:
+        return axes if num_axes > 3 else _refuse(path, axes)
+    return f"Z{axes[1:]}" if axes.endswith("YX") else axes
+
+
+def _refuse(path: str, axes: str) -> str:
+    raise InputError(
+        f"{path}: expected an array of 3 axes z, y, x, found axes {axes}; give a stack, or format images for a folder "
+        "with one file per section"
+    )
+
+
+def _ome_size(file: tifffile.TiffFile) -> Stated | None:
+    """PhysicalSize of an OME-TIFF; its unit is micrometre unless given."""
+    if not file.is_ome or not file.ome_metadata:
+        return None
+    pixels = ElementTree.fromstring(file.ome_metadata).find(".//{*}Pixels")
+    if pixels is None:
+        return None
+    units = [NM.get(pixels.get(f"PhysicalSize{axis}Unit", "um")) for axis in "ZYX"]
+    return product(units, [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"])
+
+
+def _imagej_size(file: tifffile.TiffFile) -> Stated | None:
+    """ImageJ's spacing and unit, and the page's resolution."""
+    metadata = file.imagej_metadata
+    if not metadata:
+        return None
+    return product([NM.get(str(metadata.get("unit")))] * 3, [metadata.get("spacing"), *_pixel(file)])
+
+
+def _tagged_size(file: tifffile.TiffFile) -> Stated | None:
+    """Of y and x alone, by the tags of the first page."""
+    if file.is_imagej:
+        return None
+    unit = RESOLUTION_UNITS.get(int(file.pages.first.tags.valueof("ResolutionUnit", 1)), 0)
+    y, x = (size * unit for size in _pixel(file))
+    return (None, y, x) if 0 < max(y, x) < FINE else None
+
+
+def _pixel(file: tifffile.TiffFile) -> list[float]:
+    ratios = [file.pages.first.tags.valueof(f"{axis}Resolution", (0, 1)) for axis in "YX"]
+    return [units / pixels if pixels else 0 for pixels, units in ratios]

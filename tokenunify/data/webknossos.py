@@ -1,0 +1,76 @@
+"""Datasets of webKnossos whose layers are wkw files."""
+
+import json
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import wkw
+
+from tokenunify.data.axes import Ordered
+from tokenunify.data.source_array import NM, SourceArray, product
+from tokenunify.errors import InputError
+
+PROPERTIES = "datasource-properties.json"
+
+
+def open_wkw(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+    """Magnification `layer/mag` (color/1, color/2-2-1) of a dataset's folder, within the layer's bounding box.
+
+    Where the folder lacks files of the box, wkw reads zeros.
+    """
+    layer, _, mag = (dataset or "").partition("/")
+    properties = _properties(path)
+    known = {found["name"]: found for found in properties["dataLayers"]}
+    folder = Path(path, layer, mag)
+    if layer not in known or not (folder / "header.wkw").exists():
+        raise InputError(
+            f"{path} has no wkw data {dataset!r}; it has the layers {sorted(known)}: give layer/mag "
+            f"as dataset, such as {min(known)}/1"
+        )
+    box = known[layer]["boundingBox"]
+    factors = _factors(mag)
+    start = [o // f for o, f in zip(box["topLeft"], factors, strict=True)]
+    shape = [-(-box[side] // f) for side, f in zip(("width", "height", "depth"), factors, strict=True)]
+    scale, unit = properties["scale"], "nanometer"
+    if isinstance(scale, dict):
+        scale, unit = scale["factor"], scale["unit"]
+    size = product([NM.get(unit)] * 3, scale[::-1], factors[::-1])
+    return SourceArray(path, Ordered(_Wkw(folder, start, shape), (2, 1, 0)), size)
+
+
+def _properties(path: str) -> dict:
+    try:
+        return json.loads(Path(path, PROPERTIES).read_text())
+    except FileNotFoundError:
+        raise InputError(f"{path} has no {PROPERTIES}; give the dataset's folder, which has it") from None
+
+
+def _factors(mag: str) -> list[int]:
+    """Of x, y, z: 2 or 2-2-1."""
+    values = [int(word) for word in mag.split("-")]
+    return values * 3 if len(values) == 1 else values
+
+
+class _Wkw:
+    """A box (x, y, z) of wkw files."""
+
+    def __init__(self, folder: Path, start: list[int], shape: list[int]):
+        self.files, self.start, self.turn = wkw.Dataset.open(str(folder)), start, threading.Lock()
+        self.shape, self.dtype = tuple(shape), np.dtype(self.files.header.voxel_type)
+        if self.files.header.num_channels != 1:
+            raise InputError(f"{folder} has {self.files.header.num_channels} channels; expected one channel")
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        cuts = [
+            slice(*i.indices(n)) if isinstance(i, slice) else slice(i, i + 1)
+            for i, n in zip(index, self.shape, strict=True)
+        ]
+        offset = [o + cut.start for o, cut in zip(self.start, cuts, strict=True)]
+        with self.turn:
+            try:
+                box = self.files.read(offset, [max(0, cut.stop - cut.start) for cut in cuts])[0]
+            except wkw.wkw.WKWException as error:
+                raise ValueError(str(error)) from error
+        return box[tuple(slice(None) if isinstance(i, slice) else 0 for i in index)]
