@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-M_ARENA_MAX = -8
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 """Of malloc.h."""
 HEARTBEAT_SECONDS = 10
 STALE_SECONDS = 120  # a lock of another host that was not touched for so long has no living owner
@@ -65,7 +65,7 @@ def run_part(
     `context(blocks to process)`. Returns the manifest's `run`: voxels, blocks and seconds, added up over the attempts.
     """
     mine = blocks.part(part, num_parts)
-    _share_one_heap()
+    _keep_the_heap_small()
     with lock(folder / "locks", mine) as lost:
         recorded = finished_blocks(folder) & set(mine)
         done = {i for i in recorded if written is None or _shards_exist(written, blocks.roi(i))}
@@ -94,11 +94,12 @@ def run_part(
         return _summary(folder, mine, computed_now=len(todo))
 
 
-def _share_one_heap() -> None:
-    """Let all threads allocate from one heap: glibc's heaps for each would grow with the number of blocks."""
+def _keep_the_heap_small() -> None:
+    """Let threads share one heap, without large arrays: else it would grow with the number of blocks (glibc only)."""
     allocator = ctypes.CDLL(None)
     if hasattr(allocator, "mallopt"):
         allocator.mallopt(M_ARENA_MAX, 1)
+        allocator.mallopt(M_MMAP_THRESHOLD, 2**22)
 
 
 def fill(

@@ -25,7 +25,7 @@ from tokenunify.affinities import pairs
 from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
 
 TOLERANCE_NM = 200
-BOX = (96, 96, 96)
+BOX = (64, 64, 64)
 """Samples that are skeletonised at once."""
 HALO = (16, 16, 16)
 """Samples around a box that are skeletonised with it."""
