@@ -10,7 +10,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenunify import config, estimate, stages
+from tokenunify import config, datasets, estimate, stages
 from tokenunify.blockwise import parse_part
 from tokenunify.errors import BAD_INPUT, InputError
 
@@ -138,6 +138,8 @@ def parser() -> argparse.ArgumentParser:
     clean.add_argument("--dry-run", action="store_true", help="only list them")
     table = _add(commands, "networks", "print a table of the networks: parameters, legal crops, cost of a crop")
     table.add_argument("--config", type=Path, help="a configuration file: the networks of its models instead")
+    volumes = _add(commands, "datasets", "print a table of the volumes: size, licence, who uses them, what is here")
+    volumes.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     plan = _add(commands, "plan", "print what a table of scores will take: jobs, bytes, memory and hours of each stage")
     plan.add_argument("target", help="results/VOLUME/metrics.csv")
     plan.add_argument("--config", type=Path, default=Path("config/config.yaml"))
@@ -201,6 +203,8 @@ def run(arguments: argparse.Namespace) -> None:
         importlib.import_module(f"tokenunify.{arguments.command}").run(**given)
     elif arguments.command == "plan":
         estimate.run(**given)
+    elif arguments.command == "datasets":
+        datasets.run(**given)
     elif arguments.command == "networks":
         importlib.import_module("tokenunify.learning.summary").run(**given)
     else:
@@ -226,7 +230,7 @@ def main(argv: list[str] | None = None) -> int:
             raise
         logger.error("%s", _os_advice(error))
         return 1
-    if arguments.command not in ("schema", "clean", "networks", "plan"):
+    if arguments.command not in ("schema", "clean", "networks", "plan", "datasets"):
         logger.info("%s finished in %.1f s", arguments.command, time.monotonic() - started)
     return 0
 

@@ -66,7 +66,14 @@ def test_promised_cluster_command_plans_everything(clone: Checkout, tmp_path: Pa
 
 @pytest.mark.parametrize(
     ("config", "volume"),
-    [("config", "wafer36-2"), ("demo", "demo"), ("fib25", "fib25-test"), ("fib25-pretraining", "fib25-test")],
+    [
+        ("config", "wafer36-2"),
+        ("config", "ac3"),
+        ("config", "cremi-a"),
+        ("demo", "demo"),
+        ("fib25", "fib25-test"),
+        ("fib25-pretraining", "fib25-test"),
+    ],
 )
 def test_the_printed_plan_counts_the_jobs_of_the_dry_run(clone: Checkout, tmp_path: Path, config: str, volume: str):
     path = f"config/{config}.yaml"
@@ -77,6 +84,19 @@ def test_the_printed_plan_counts_the_jobs_of_the_dry_run(clone: Checkout, tmp_pa
     for task in Workload(plan, estimate.shapes(plan)).tasks(volume):
         found[task.stage] += task.jobs
     assert found == {rule: n for rule, n in planned.items() if not rule.startswith("prepare_") and rule != "metrics"}
+
+
+def test_the_whole_catalogue_is_planned(clone: Checkout, tmp_path: Path):
+    plan = Plan(load(clone.path / "config/config.yaml"))
+    splits = [volume for d in plan.config.datasets.values() for volume in (*d.validation, *d.test)]
+    assert {"ac3", "cremi-a", "wafer36-2"} <= set(splits)
+    targets = [f"data/volumes/{name}.json" for name in plan.config.volumes]
+    jobs = listed(dry_run(clone, tmp_path, *targets, *(f"results/{name}/metrics.csv" for name in splits), "-c", "2"))
+    for rule in ("download", "ingest"):
+        assert sorted(job.wildcards for job in jobs if job.rule == rule) == sorted(
+            f"volume={name}" for name in plan.config.volumes
+        )
+    assert {job.wildcards for job in jobs if job.rule == "metrics"} == {f"volume={name}" for name in splits}
 
 
 def test_commands_are_short_enough_for_the_shell(clone: Checkout, tmp_path: Path):

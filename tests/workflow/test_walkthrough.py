@@ -22,7 +22,7 @@ SHAPE = (9, 50, 70)
 
 def test_adding_a_dataset_takes_one_entry(clone: Checkout, tmp_path: Path, monkeypatch):
     checkout = clone.copy(tmp_path / "tokenunify")
-    entry, commands = code(checkout.path / "README.md", "Adding a dataset")
+    entry, commands, *_ = code(checkout.path / "README.md", "Adding a dataset")
     path = checkout.path / "config/config.yaml"
     path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), yaml.safe_load(entry))))
     raw, labels = write_file(tmp_path / "my.h5")

@@ -277,6 +277,12 @@ class Volume(Strict):
     license: str | None = None
     terms: Terms | None = Field(None, exclude_if=lambda terms: terms is None)
     citation: str | None = None
+    facts_from: str | None = None
+    """Where the addresses, shape and voxel size of this entry were read."""
+    verified: bool = False
+    """Whether a download from the public source has been seen to work."""
+    download_gb: Annotated[float, Field(gt=0)] | None = None
+    """Of all files of the volume, where their publisher states it; null where nobody does."""
 
     @property
     def has_boxes(self) -> bool:

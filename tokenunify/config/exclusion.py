@@ -5,7 +5,7 @@ Volumes are boxes of their sources: two of them share raw where these are the sa
 
 from typing import TYPE_CHECKING
 
-from tokenunify.config.data import Source, Volume
+from tokenunify.config.data import FileSource, Source, Volume
 from tokenunify.config.pretraining import Corpus
 from tokenunify.geometry import Coordinate, Roi, subtract
 
@@ -68,10 +68,16 @@ def shared_raw(config: "Config", name: str, other: str, box: Roi) -> Roi | None:
 
 
 def _same_raw(a: Source, b: Source) -> bool:
-    """Whether two sources are one array; formats and checksums do not tell arrays apart."""
+    """Whether two sources are one array."""
     if a.raw is None or b.raw is None:
         return a.phantom == b.phantom
-    return all(getattr(a.raw, key) == getattr(b.raw, key) for key in ("path", "url", "indices", "dataset"))
+    return _array(a.raw) == _array(b.raw)
+
+
+def _array(file: FileSource) -> tuple:
+    """What tells arrays apart: formats, revisions and checksums do not."""
+    hub = file.huggingface and (file.huggingface.repo, file.huggingface.repo_type, file.huggingface.file)
+    return file.path, file.url, hub, file.drive, file.member, file.indices, file.dataset
 
 
 def _minus(offset: Coordinate) -> Coordinate:
