@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenunify import config as c
 from tokenunify.columns import aligned
 from tokenunify.estimate import known_shape
+from tokenunify.plan import Plan
 
 HEADER = ("volume", "shape", "Gvoxels", "GB to download", "licence", "used", "verified", "here")
 VOXEL_BYTES = {"raw": 1, "labels": 8, "mask": 1}
@@ -24,7 +25,7 @@ def run(config: Path) -> None:
 
 def row(config: c.Config, name: str) -> tuple[str, ...]:
     """A volume's cells under HEADER."""
-    volume, shape = config.volumes[name], known_shape(config, name)
+    volume, shape = config.volumes[name], known_shape(Plan(config), name)
     gigabytes = download_gb(volume)
     return (
         name,
@@ -70,8 +71,9 @@ def uses(config: c.Config, name: str) -> Iterator[str]:
             if name in getattr(splits, split):
                 yield f"{dataset} {split}"
     for corpus, volumes in config.corpora.items():
-        if any(member.volume == name for members in volumes.datasets.values() for member in members):
-            yield f"corpus {corpus}"
+        for sample in (member.sample for member in volumes.members if member.volume == name):
+            regions = f" ({sample.number} regions, {sample.number * math.prod(sample.shape) / 1e9:,.3g} GB)" if sample else ""
+            yield f"corpus {corpus}{regions}"
 
 
 def here(name: str) -> str:

@@ -146,7 +146,7 @@ def shapes(plan: Plan) -> Callable[[str], Coordinate]:
 
     @cache
     def shape_of(name: str) -> Coordinate:
-        if shape := known_shape(plan.config, name):
+        if shape := known_shape(plan, name):
             return shape
         logger.warning("volumes.%s counts as nothing: its shape is known when it has a roi or is ingested", name)
         return 0, 0, 0
@@ -154,15 +154,13 @@ def shapes(plan: Plan) -> Callable[[str], Coordinate]:
     return shape_of
 
 
-def known_shape(config: c.Config, name: str) -> Coordinate | None:
+def known_shape(plan: Plan, name: str) -> Coordinate | None:
     """A volume's shape, as ingested into data/volumes, else as configured; None where neither is there."""
     ingested = Path("data/volumes", f"{name}.json")
     if ingested.exists():
         z, y, x = manifest.content(ingested)["raw"]["shape"]
         return z, y, x
-    volume = config.volumes[name]
-    box = volume.roi or volume.sources[0].phantom
-    return box.shape if box else None
+    return plan.shape(name)
 
 
 def scaled(shape: Coordinate, voxels: float) -> Coordinate:

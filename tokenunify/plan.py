@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from tokenunify import config as c
 from tokenunify import manifest, stages
-from tokenunify.config import BASELINE, Config, exclusion
+from tokenunify.config import BASELINE, Config, exclusion, sampling
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, Roi
 
@@ -80,8 +80,23 @@ class Plan:
         """A model by name; InputError names the known ones."""
         return _named("model", name, self.config.models)
 
-    def _volume(self, name: str) -> c.Volume:
+    @cached_property
+    def _sampled(self) -> dict[str, sampling.SampledRegion]:
+        return sampling.sampled(self.config)
+
+    def volume(self, name: str) -> c.Volume:
+        """A volume, or a sampled region of one, by name; InputError names the known volumes."""
+        if name in self._sampled:
+            return sampling.as_volume(self.config.volumes[self._sampled[name].volume])
         return _named("volume", name, self.config.volumes)
+
+    def shape(self, volume: str) -> Coordinate | None:
+        """A volume's shape; None where only its file tells."""
+        if volume in self._sampled:
+            return self._sampled[volume].shape
+        v = self.volume(volume)
+        box = v.roi or v.sources[0].phantom
+        return box.shape if box else None
 
     def _roles(self, volume: str) -> list[tuple[str, str]]:
         splits = ("validation", "test")
@@ -113,8 +128,8 @@ class Plan:
         return None if model == BASELINE else self.model(model).pretraining
 
     def corpus_volumes(self, pretraining: str) -> list[str]:
-        """The volumes that a pre-training reads."""
-        return list(dict.fromkeys(member.volume for members in self._datasets(pretraining) for member in members))
+        """The volumes that a pre-training reads, sampled regions among them."""
+        return self._corpus(pretraining).names
 
     def _pretraining(self, name: str) -> c.Pretraining:
         return _named("pretraining", name, self.config.pretrainings)
@@ -126,9 +141,10 @@ class Plan:
         return self.config.corpora[self._pretraining(pretraining).corpus]
 
     def download(self, volume: str) -> str:
-        v = self._volume(volume)
+        v, region = self.volume(volume), self._sampled.get(volume)
         box = {"voxel_size_nm": v.voxel_size_nm, "roi": v.roi} if v.has_boxes else {}
-        return stages.to_json("download", stages.Download(sources=v.sources, terms=v.terms, **box))
+        sample = region and stages.Sample(shape=region.shape, places=region.places, max_blank=region.max_blank)
+        return stages.to_json("download", stages.Download(sources=v.sources, terms=v.terms, **box, sample=sample))
 
     @property
     def download_permit(self) -> str:
@@ -145,7 +161,7 @@ class Plan:
         return stages.to_json("download", stages.Download(sources=(source,)))
 
     def ingest(self, volume: str) -> str:
-        v, storage = self._volume(volume), self.config.storage
+        v, storage = self.volume(volume), self.config.storage
         section = stages.Ingest(
             voxel_size_nm=v.voxel_size_nm,
             roi=v.roi,
@@ -170,6 +186,8 @@ class Plan:
         return stages.to_json("pretrain", stages.Pretrain(**given, datasets=datasets))
 
     def _regions(self, pretraining: str, member: c.CorpusVolume) -> list[stages.Region]:
+        if member.sample:
+            return [stages.Region(volume=name, box=None, avoid=()) for name in member.names]
         avoided = exclusion.avoided(self.config, self._corpus(pretraining), member.volume)
         avoid = tuple(map(_box, avoided))
         return [stages.Region(volume=member.volume, box=box, avoid=avoid) for box in member.regions or (None,)]

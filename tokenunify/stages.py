@@ -12,12 +12,23 @@ from tokenunify.geometry import Coordinate
 from tokenunify.versions import STAGES
 
 
+class Sample(Strict):
+    """Where a sampled region may lie: the first of the places that is not blank is fetched."""
+
+    shape: c.Shape
+    places: tuple[tuple[c.Count, c.Count, c.Count], ...]
+    """First voxels, in the source's voxels."""
+    max_blank: float
+
+
 class Download(Strict):
     sources: tuple[c.Source | c.WeightsSource, ...]
     terms: c.Terms | None = Field(None, exclude_if=lambda terms: terms is None)
     voxel_size_nm: c.VoxelSize | None = Field(None, exclude_if=lambda size: size is None)
     """Given where only a box of a file is fetched, as is `roi`."""
     roi: c.RoiConfig | None = Field(None, exclude_if=lambda roi: roi is None)
+    sample: Sample | None = Field(None, exclude_if=lambda sample: sample is None)
+    """In place of the roi."""
 
 
 class Permit(c.Downloads):

@@ -95,7 +95,7 @@ class Workload:
 
     def _ingest(self, name: str) -> list[Task]:
         voxels = prod(self.shape_of(name))
-        generated = self.plan.config.volumes[name].sources[0].phantom is not None
+        generated = self.plan.volume(name).sources[0].phantom is not None
         return [Task("download", "", voxels), Task("ingest", "phantom" if generated else "", voxels)]
 
     def _trainings(self, runs: list[Run]) -> list[Task]:

@@ -350,7 +350,7 @@ class Killed(BaseException):
 
 def chance(monkeypatch, random: np.random.Generator) -> None:
     """Die in the middle of about every fourth block, when its values are there, or after it was written."""
-    read = box._read
+    read = box.read_box
 
     def die(source, roi):
         fate = random.random()
@@ -361,7 +361,7 @@ def chance(monkeypatch, random: np.random.Generator) -> None:
             raise Killed
         return values
 
-    monkeypatch.setattr(box, "_read", die)
+    monkeypatch.setattr(box, "read_box", die)
 
 
 @pytest.mark.parametrize("write", [write_precomputed, write_n5])

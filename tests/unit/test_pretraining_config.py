@@ -212,7 +212,8 @@ def test_excluded_boxes_hold_in_every_volume_with_that_raw():
 def test_a_test_volume_without_roi_leaves_nothing_of_its_file():
     value = changed("volumes/last", cube())
     with pytest.raises(
-        InputError, match=r"volume first of data set two has no place .* outside of .*, which exclude or a val"
+        InputError,
+        match=r"volume first of data set two has no place .* outside of .*, which exclude, a test cube, or a val",
     ):
         config.from_dict(value)
 

@@ -25,6 +25,7 @@ from tokenunify.config.data import (
     Source,
     Storage,
     Terms,
+    TestCube,
     Volume,
     WeightsSource,
 )
@@ -42,7 +43,16 @@ from tokenunify.config.networks import (
     Unetr,
     Vit,
 )
-from tokenunify.config.pretraining import Corpus, CorpusVolume, Objective, Pretrain, Pretraining, Relevance, Resampler
+from tokenunify.config.pretraining import (
+    Corpus,
+    CorpusVolume,
+    Objective,
+    Pretrain,
+    Pretraining,
+    Relevance,
+    Resampler,
+    Sample,
+)
 from tokenunify.config.segmentation import (
     BASELINE,
     Baseline,
@@ -101,6 +111,7 @@ __all__ = [
     "Rescale",
     "Resources",
     "RoiConfig",
+    "Sample",
     "Score",
     "Segmentation",
     "Shape",
@@ -112,6 +123,7 @@ __all__ = [
     "Superhuman",
     "SymmetricUNet",
     "Terms",
+    "TestCube",
     "Train",
     "Tuned",
     "Unetr",

@@ -31,6 +31,12 @@ class Strict(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
 
 
+def check_known(key: str, name: str, known: dict) -> None:
+    """Refuse a name that is not defined."""
+    if name not in known:
+        raise ValueError(f"{key} names {name!r}, expected one of {sorted(known)}; define it or correct the name")
+
+
 def check_multiple(key: str, value: Coordinate, unit_key: str, unit: Coordinate) -> None:
     """Refuse a shape that is not a multiple of its unit."""
     if any(v % u for v, u in zip(value, unit, strict=True)):

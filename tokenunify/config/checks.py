@@ -3,12 +3,12 @@
 from math import prod
 from typing import TYPE_CHECKING
 
-from tokenunify.config import exclusion
-from tokenunify.config.base import check_multiple
+from tokenunify.config import corpus_checks
+from tokenunify.config.base import check_known, check_multiple
 from tokenunify.config.data import Dataset, Volume
-from tokenunify.config.pretraining import Corpus, Pretraining
+from tokenunify.config.pretraining import Pretraining
 from tokenunify.config.segmentation import BASELINE, Multicut, Waterz, is_tuned
-from tokenunify.geometry import Coordinate, Roi, free_starts, long_range
+from tokenunify.geometry import Coordinate, long_range
 
 if TYPE_CHECKING:
     from tokenunify.config import Config, Model
@@ -29,11 +29,12 @@ def check(config: "Config") -> None:
     for name, dataset in config.datasets.items():
         _check_dataset(config, name, dataset)
     for name, corpus in config.corpora.items():
-        _check_corpus(config, f"corpora.{name}", corpus)
+        corpus_checks.check(config, f"corpora.{name}", corpus)
+    corpus_checks.check_names(config)
     for name, pretraining in config.pretrainings.items():
         _check_pretraining(config, f"pretrainings.{name}", pretraining)
     for name, model in config.models.items():
-        _known(f"models.{name}.dataset", model.dataset, config.datasets)
+        check_known(f"models.{name}.dataset", model.dataset, config.datasets)
         if name in (BASELINE, PRETRAIN_FOLDER):
             raise ValueError(
                 f"models.{name}: this name belongs to the built-in baseline or pre-training; choose another name"
@@ -47,11 +48,6 @@ def check(config: "Config") -> None:
     _check_evaluation(config)
 
 
-def _known(key: str, name: str, known: dict) -> None:
-    if name not in known:
-        raise ValueError(f"{key} names {name!r}, expected one of {sorted(known)}; define it or correct the name")
-
-
 def _check_dataset(config: "Config", name: str, dataset: Dataset) -> None:
     names = {
         "train": [t.volume for t in dataset.train],
@@ -60,7 +56,7 @@ def _check_dataset(config: "Config", name: str, dataset: Dataset) -> None:
     }
     for role, volumes in names.items():
         for volume in volumes:
-            _known(f"datasets.{name}.{role}", volume, config.volumes)
+            check_known(f"datasets.{name}.{role}", volume, config.volumes)
             _check_labels(f"datasets.{name}.{role}", volume, config.volumes[volume])
     for role in ("train", "validation"):
         if both := set(names["test"]) & set(names[role]):
@@ -119,7 +115,7 @@ def _check_stride(name: str, model: "Model") -> None:
 def _check_start(config: "Config", name: str, model: "Model") -> None:
     if model.pretraining is None:
         return
-    _known(f"models.{name}.pretraining", model.pretraining, config.pretrainings)
+    check_known(f"models.{name}.pretraining", model.pretraining, config.pretrainings)
     mine, theirs = (part.network.model_dump() for part in (model, config.pretrainings[model.pretraining]))
     if differing := [key for key in {**mine, **theirs} if mine.get(key) != theirs.get(key)]:
         found = [{key: values.get(key) for key in differing} for values in (mine, theirs)]
@@ -129,50 +125,8 @@ def _check_start(config: "Config", name: str, model: "Model") -> None:
         )
 
 
-def _check_corpus(config: "Config", key: str, corpus: Corpus) -> None:
-    for box in corpus.exclude:
-        _known(f"{key}.exclude", box.volume, config.volumes)
-    for dataset, members in corpus.datasets.items():
-        for member in members:
-            _known(f"{key}.datasets.{dataset}", member.volume, config.volumes)
-            whole = exclusion.extent(config.volumes[member.volume]).shape
-            for region in exclusion.regions(config, member.volume, member.regions):
-                if any(e > n for e, n in zip(region.end, whole, strict=True)):
-                    raise ValueError(
-                        f"{key}.datasets.{dataset}: a region must end inside volume {member.volume} of shape "
-                        f"{list(whole)}, got an end of {list(region.end)}; correct regions"
-                    )
-    _check_room(config, key, corpus, crop=(1, 1, 1))
-
-
-def _check_room(config: "Config", key: str, corpus: Corpus, crop: Coordinate) -> None:
-    """Refuse a region in which no crop lies without touching an excluded box."""
-    for dataset, members in corpus.datasets.items():
-        for member in members:
-            avoid = exclusion.avoided(config, corpus, member.volume)
-            for region in exclusion.regions(config, member.volume, member.regions):
-                if not free_starts(region, crop, avoid):
-                    raise ValueError(
-                        f"{key}: volume {member.volume} of data set {dataset} has no place for a crop of {list(crop)} "
-                        f"in {_box(region)}{_without(avoid)}; take the volume or region out of the corpus, use a "
-                        "smaller crop, or set allow_test: true in the corpus"
-                    )
-
-
-def _box(roi: Roi) -> str:
-    if roi.shape == exclusion.ANY_SIZE.shape:
-        return "the whole volume"
-    return f"the box of offset {list(roi.offset)} and shape {list(roi.shape)}"
-
-
-def _without(avoid: tuple[Roi, ...]) -> str:
-    if not avoid:
-        return ""
-    return f" outside of {', '.join(map(_box, avoid))}, which exclude or a validation or test volume holds"
-
-
 def _check_pretraining(config: "Config", key: str, pretraining: Pretraining) -> None:
-    _known(f"{key}.corpus", pretraining.corpus, config.corpora)
+    check_known(f"{key}.corpus", pretraining.corpus, config.corpora)
     crop, patch = pretraining.crop, pretraining.patch
     try:
         output = pretraining.network.output_extent(crop)
@@ -188,7 +142,7 @@ def _check_pretraining(config: "Config", key: str, pretraining: Pretraining) -> 
             f"{key}.patch {list(patch)} must fit twice or more into the network's output {list(output)}: "
             "one token is predicted from others; use smaller patches or a larger crop"
         )
-    _check_room(config, f"{key}.corpus", config.corpora[pretraining.corpus], crop)
+    corpus_checks.check_room(config, f"{key}.corpus", config.corpora[pretraining.corpus], crop)
 
 
 def _declared_shape(volume: Volume) -> Coordinate | None:
@@ -231,9 +185,9 @@ def _check_evaluation(config: "Config") -> None:
         key = f"evaluation.blockings.{number}"
         check_multiple(key, shape, "storage.shard_shape", config.storage.shard_shape)
     for dataset, models in (config.evaluation.models or {}).items():
-        _known("evaluation.models", dataset, config.datasets)
+        check_known("evaluation.models", dataset, config.datasets)
         for model in models:
-            _known(f"evaluation.models.{dataset}", model, config.models)
+            check_known(f"evaluation.models.{dataset}", model, config.models)
             if (own := config.models[model].dataset) != dataset:
                 raise ValueError(
                     f"evaluation.models.{dataset} must name models of dataset {dataset}, got {model} of dataset {own}; "

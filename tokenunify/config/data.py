@@ -255,6 +255,19 @@ class Terms(Strict):
     """Whether the data may be downloaded only after `accept_licenses` lists the name."""
 
 
+class TestCube(Strict):
+    """A box of the source that others publish as a volume of its own, to test on."""
+
+    __test__ = False  # pytest takes it for a test
+
+    volume: Name
+    """The name of the volume that is cut out, where the configuration has it."""
+    box: RoiConfig | None
+    """In the source's voxels, rather too large; null: its place is not published."""
+    reference: str
+    """Where the numbers are from."""
+
+
 class Volume(Strict):
     """One EM volume: where it comes from and how it is to be read."""
 
@@ -283,6 +296,8 @@ class Volume(Strict):
     """Whether a download from the public source has been seen to work."""
     download_gb: Annotated[float, Field(gt=0)] | None = None
     """Of all files of the volume, where their publisher states it; null where nobody does."""
+    test_cubes: tuple[TestCube, ...] = ()
+    """What no corpus shows unless it allows test volumes; of a cube without a box it must exclude one by hand."""
 
     @property
     def has_boxes(self) -> bool:

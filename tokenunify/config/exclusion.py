@@ -1,12 +1,14 @@
-"""What a pre-training corpus must not show: boxes given by hand, and the raw of validation and test volumes.
+"""What a pre-training corpus must not show: boxes given by hand, known test cubes, raw of validation and test volumes.
 
 Volumes are boxes of their sources: two of them share raw where these are the same array and the boxes overlap.
 """
 
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from tokenunify.config.data import FileSource, Source, Volume
-from tokenunify.config.pretraining import Corpus
+from tokenunify.config import lattice
+from tokenunify.config.data import FileSource, RoiConfig, Source, TestCube, Volume
+from tokenunify.config.pretraining import Corpus, CorpusVolume
 from tokenunify.geometry import Coordinate, Roi, subtract
 
 if TYPE_CHECKING:
@@ -21,20 +23,39 @@ def avoided(config: "Config", corpus: Corpus, name: str) -> tuple[Roi, ...]:
     boxes = [(box.volume, Roi(box.offset, box.shape)) for box in corpus.exclude]
     if not corpus.allow_test:
         boxes += [(held_out, ANY_SIZE) for held_out in held_out_volumes(config)]
+        boxes += [(whole, box) for whole in config.volumes for _, box in test_cubes(config, whole) if box]
     shared = (shared_raw(config, name, other, box) for other, box in boxes)
     return tuple(dict.fromkeys(box for box in shared if box is not None))
 
 
 def shows(config: "Config", corpus: Corpus, name: str) -> bool:
-    """Whether some of the volume's raw is in the corpus."""
-    for member in (volume for volumes in corpus.datasets.values() for volume in volumes):
-        shared = shared_raw(config, member.volume, name, ANY_SIZE)
-        if shared is None:
-            continue
-        for region in regions(config, member.volume, member.regions):
-            if any(part.overlap(shared) for part in subtract(region, avoided(config, corpus, member.volume))):
+    """Whether some of the volume's raw is in the corpus, or may be: of sampled regions every place counts."""
+    for member in corpus.members:
+        shared = [shared_raw(config, member.volume, name, ANY_SIZE)]
+        cubes = [box for cube, box in test_cubes(config, member.volume) if cube.volume == name]
+        shared += [box or ANY_SIZE for box in cubes if box or corpus.allow_test]  # else a box by hand excludes it
+        for part in _parts(config, corpus, member) if any(shared) else ():
+            if any(part.overlap(box) for box in shared if box):
                 return True
     return False
+
+
+def _parts(config: "Config", corpus: Corpus, member: CorpusVolume) -> Iterator[Roi]:
+    """Boxes that make up what is shown of a member."""
+    avoid = avoided(config, corpus, member.volume)
+    for region in regions(config, corpus, member):
+        yield from subtract(region, avoid)
+
+
+def test_cubes(config: "Config", name: str) -> list[tuple[TestCube, Roi | None]]:
+    """The known test cubes in a volume, with their boxes in its own voxels."""
+    volume = config.volumes[name]
+    own = _minus(extent(volume).offset)
+
+    def placed(box: RoiConfig | None) -> Roi | None:
+        return None if box is None else Roi(box.offset, box.shape).moved(own)
+
+    return [(cube, placed(cube.box)) for cube in volume.test_cubes]
 
 
 def held_out_volumes(config: "Config") -> list[str]:
@@ -42,10 +63,21 @@ def held_out_volumes(config: "Config") -> list[str]:
     return list(dict.fromkeys(v for d in config.datasets.values() for v in (*d.validation, *d.test)))
 
 
-def regions(config: "Config", name: str, boxes: tuple) -> list[Roi]:
-    """The boxes of a volume, or all of it where there are none, in its own voxels."""
-    whole = Roi((0, 0, 0), extent(config.volumes[name]).shape)
-    return [Roi(box.offset, box.shape) for box in boxes] or [whole]
+def regions(config: "Config", corpus: Corpus, member: CorpusVolume) -> list[Roi]:
+    """The boxes of a corpus volume, in its own voxels: as given, all places of sampled ones, or the whole volume."""
+    if member.sample is not None:
+        places = (place for region in drawn(config, corpus, member) for place in region)
+        return [Roi(place, member.sample.shape) for place in places]
+    whole = Roi((0, 0, 0), extent(config.volumes[member.volume]).shape)
+    return [Roi(box.offset, box.shape) for box in member.regions] or [whole]
+
+
+def drawn(config: "Config", corpus: Corpus, member: CorpusVolume) -> tuple[tuple[Coordinate, ...], ...]:
+    """The places of each sampled region, in the volume's own voxels; none touches what the corpus avoids."""
+    sample = member.sample
+    assert sample is not None
+    whole = extent(config.volumes[member.volume]).shape
+    return lattice.draw(whole, sample.shape, sample.number, sample.seed, avoided(config, corpus, member.volume))
 
 
 def extent(volume: Volume) -> Roi:

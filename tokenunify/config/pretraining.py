@@ -1,10 +1,11 @@
 """Pre-training: the raw that it may see, its objectives and its optimiser."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from tokenunify.config.base import Name, PositiveInt, Shape, Strict
+from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict
 from tokenunify.config.data import RoiConfig, name_alone
 from tokenunify.config.learning import Optimisation, Rate, RawAugment
 from tokenunify.config.networks import Network
@@ -14,12 +15,41 @@ Share = Annotated[float, Field(gt=0, lt=1)]
 Weight = Annotated[float, Field(gt=0)]
 
 
+class Sample(Strict):
+    """Regions drawn by chance from a volume that is too large to be downloaded: each is fetched and ingested alone."""
+
+    number: PositiveInt
+    shape: Shape
+    """Voxels of a region; multiples of the source's chunks fetch nothing in vain."""
+    seed: Count = 0
+    max_blank: Annotated[float, Field(ge=0, le=1)] = 0.2
+    """Share of a region's voxels that may have one and the same value, as where there is no tissue.
+
+    A region that has more is blank, and the next place is tried in its stead.
+    """
+
+
 class CorpusVolume(Strict):
     """A volume whose raw is learned from, labelled or not."""
 
     volume: Name
     regions: tuple[RoiConfig, ...] = ()
     """Boxes of the volume, in its own voxels, each drawn equally often; none: the whole volume is one region."""
+    sample: Sample | None = None
+    """Regions drawn by chance, in place of those given."""
+
+    @model_validator(mode="after")
+    def _given_or_drawn(self) -> Self:
+        if self.regions and self.sample:
+            raise ValueError("regions and sample exclude each other; remove one")
+        return self
+
+    @property
+    def names(self) -> tuple[Name, ...]:
+        """The volumes that are ingested: the volume itself, or its sampled regions."""
+        if self.sample is None:
+            return (self.volume,)
+        return tuple(f"{self.volume}-region{index}" for index in range(self.sample.number))
 
 
 class Excluded(RoiConfig):
@@ -50,7 +80,17 @@ class Corpus(Strict):
     exclude: tuple[Excluded, ...] = ()
     """Boxes that no crop touches, in whichever volumes their raw is."""
     allow_test: bool = False
-    """Also learn from the raw of validation and test volumes; the tables then say so."""
+    """Also learn from the raw of validation and test volumes, and of known test cubes; the tables then say so."""
+
+    @property
+    def members(self) -> Iterator[CorpusVolume]:
+        """The volumes of all data sets."""
+        return (member for members in self.datasets.values() for member in members)
+
+    @property
+    def names(self) -> list[Name]:
+        """The volumes that are ingested, sampled regions among them."""
+        return list(dict.fromkeys(name for member in self.members for name in member.names))
 
 
 class Relevance(Strict):

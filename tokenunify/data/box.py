@@ -39,7 +39,7 @@ def fetch(target: Path, roi: RoiConfig | None, open_source: Callable[[], Remote]
     array = _array(partial, source, box)
 
     def read(_: int, block: Roi) -> np.ndarray:
-        return _read(source, block.moved(box.offset))
+        return read_box(source, block.moved(box.offset))
 
     def write(block: Roi, values: np.ndarray) -> None:
         array[block.slices] = values
@@ -92,7 +92,7 @@ def _array(path: Path, source: Remote, box: Roi) -> zarr.Array:
     )
 
 
-def _read(source: Remote, box: Roi) -> np.ndarray:
+def read_box(source: Remote, box: Roi) -> np.ndarray:
     """The voxels of a box, tried again after passing faults."""
     for attempt in range(1, transfer.ATTEMPTS + 1):
         try:

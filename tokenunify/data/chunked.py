@@ -39,6 +39,22 @@ def open_chunked(place: str | Path, format: str, dataset: str | None = None) -> 
         return OPENERS[format](path, (dataset or "").strip("/"))
 
 
+def coarser(place: str, format: str, dataset: str | None) -> list[str]:
+    """Datasets of the coarser levels of the same image, the coarsest first; of n5 none is known."""
+    name = (dataset or "").strip("/")
+    with naming(place):
+        if format == "precomputed":
+            levels = [scale["key"] for scale in _json(place, "info").get("scales", [])]
+        elif format == "zarr":
+            image = image_of(_attributes(place, name))
+            parent = name if image else name.rpartition("/")[0]  # an image, or one of its levels
+            image = image or image_of(_attributes(place, parent))
+            levels = [_inside(parent, level["path"]) for level in image.get("datasets", [])]
+        else:
+            levels = []
+    return levels[: levels.index(name) if name in levels else 0 : -1]
+
+
 def _precomputed(path: str, scale: str) -> SourceArray:
     info = _json(path, "info")
     if "scales" not in info:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from tokenunify import config as c
 from tokenunify import manifest, stages
 from tokenunify.config import FileSource, HubFile, Source, WeightsSource
-from tokenunify.data import archives, box, contents, drive, hub, keep, ranged, remote, sources, transfer
+from tokenunify.data import archives, box, contents, drive, hub, keep, ranged, remote, sampled, sources, transfer
 from tokenunify.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,8 @@ def obtain(source: Source | WeightsSource, job: Job) -> tuple[dict, dict]:
 
 def _obtain_file(file: FileSource, job: Job) -> tuple[str, dict]:
     if file.is_box:
-        return _obtain_box(file, job)
+        sample = job.section.sample
+        return _obtain_box(file, job.section.roi if sample is None else _choose(file, sample, job), job)
     format = file.format if file.member is None else "archive"
     path, sha256 = _obtain_place(file, format, job)
     if file.member is not None:
@@ -165,22 +166,41 @@ def _obtain_member(path: str, sha256: str, file: FileSource, job: Job) -> tuple[
     return str(target), found
 
 
-def _obtain_box(file: FileSource, job: Job) -> tuple[str, dict]:
-    """A zarr that holds the volume's roi of a remote array, and which box of it that is."""
+def _obtain_box(file: FileSource, roi: c.RoiConfig | None, job: Job) -> tuple[str, dict]:
+    """A zarr that holds a box of a remote array, and which box of it that is."""
     _check_terms(job)
     assert file.url is not None
-    size, roi = job.section.voxel_size_nm, job.section.roi
-    place = {"url": file.url, "dataset": file.dataset, "format": file.format, "roi": roi and roi.model_dump()}
-    target = job.place({**place, "size": None if file.dataset else size}, "box.zarr")
-
-    def open_source() -> remote.Remote:
-        return ranged.open_ranged(file, job.throttle) if file.partial else remote.open_remote(file, size, job.throttle)
+    target = job.place({**_array(file, job), "roi": roi and roi.model_dump()}, "box.zarr")
 
     def get(_: bool) -> None:
-        box.fetch(target, roi, open_source)
+        box.fetch(target, roi, lambda: _open(file, job))
 
     sha256 = keep.once(file.url, target, file.sha256, get, lambda made: sources.checksum(made, "zarr"))
     return str(target), {"sha256": sha256, "format": "zarr", "dataset": None, "box": box.described(target)}
+
+
+def _choose(file: FileSource, sample: stages.Sample, job: Job) -> c.RoiConfig:
+    """Where in the remote array the sampled region is."""
+    _check_terms(job)
+
+    def open_preview() -> sampled.Preview | None:
+        coarser = () if file.partial else remote.open_coarser(file, job.section.voxel_size_nm, job.throttle)
+        return sampled.find_preview(_open(file, job), coarser, sample.shape)
+
+    record = job.place({**_array(file, job), "sample": sample.model_dump()}, "places.json")
+    return sampled.choose(sample, record, open_preview, lambda roi: Path(_obtain_box(file, roi, job)[0]))
+
+
+def _open(file: FileSource, job: Job) -> remote.Remote:
+    if file.partial:
+        return ranged.open_ranged(file, job.throttle)
+    return remote.open_remote(file, job.section.voxel_size_nm, job.throttle)
+
+
+def _array(file: FileSource, job: Job) -> dict:
+    """What tells a remote array apart."""
+    array = {"url": file.url, "dataset": file.dataset, "format": file.format}
+    return {**array, "size": None if file.dataset else job.section.voxel_size_nm}
 
 
 def _find_and_verify(text: str, format: str, sha256: str | None) -> tuple[str, str]:

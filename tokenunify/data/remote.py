@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Iterator
 from math import isclose
 from typing import Any, NamedTuple
 
@@ -38,15 +39,29 @@ class Remote(NamedTuple):
 def open_remote(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Throttle) -> Remote:
     """Open the array; nothing but what describes it is read. InputError tells why it cannot be."""
     assert file.url is not None
-    address, dataset = file.url.rstrip("/") + "/", file.dataset
+    address, dataset = file.url.rstrip("/") + "/", _dataset(file, voxel_size_nm)
     with naming(file.url):
         inside = address if file.format == "precomputed" or not dataset else f"{address}{dataset.strip('/')}/"
         texts = [places.read(inside, name) or b"" for name in DESCRIPTIONS[file.format]]
-        if file.format == "precomputed" and dataset is None:
-            dataset = _scale(file.url, texts[0], voxel_size_nm)
         array = chunked.open_chunked(file.url, file.format, dataset)
     identity = hashlib.sha256(b"\n".join(texts)).hexdigest()
     return Remote(file.url, _Paced(array.data, throttle), array.shape, array.dtype, array.voxel_size_nm, identity)
+
+
+def open_coarser(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Throttle) -> Iterator[Remote]:
+    """The coarser levels of the same image, the coarsest first."""
+    assert file.url is not None
+    for dataset in chunked.coarser(file.url, file.format, _dataset(file, voxel_size_nm)):
+        yield open_remote(file.model_copy(update={"dataset": dataset}), None, throttle)
+
+
+def _dataset(file: FileSource, voxel_size_nm: VoxelSize | None) -> str | None:
+    """The dataset given, or of precomputed the scale that has the voxel size."""
+    if file.format != "precomputed" or file.dataset is not None:
+        return file.dataset
+    assert file.url is not None
+    with naming(file.url):
+        return _scale(file.url, places.read(file.url.rstrip("/") + "/", "info") or b"", voxel_size_nm)
 
 
 def _scale(url: str, info: bytes, wanted: VoxelSize | None) -> str | None:

@@ -1,0 +1,120 @@
+"""Corpora that could only fail later: refused before any job, each with the keys that disagree."""
+
+from typing import TYPE_CHECKING
+
+from tokenunify.config import exclusion, sampling
+from tokenunify.config.base import check_known
+from tokenunify.config.pretraining import Corpus, CorpusVolume
+from tokenunify.geometry import Coordinate, Roi, free_starts
+
+if TYPE_CHECKING:
+    from tokenunify.config import Config
+
+MANY = 1000
+"""Volumes of a corpus: the command that names more may exceed the 128 KiB that Linux takes."""
+
+
+def check(config: "Config", key: str, corpus: Corpus) -> None:
+    """Refuse a corpus of volumes, boxes or samples that cannot be had."""
+    if (number := len(corpus.names)) > MANY:
+        raise ValueError(
+            f"{key} has {number} volumes and sampled regions, expected at most {MANY}; sample fewer and larger regions"
+        )
+    for box in corpus.exclude:
+        check_known(f"{key}.exclude", box.volume, config.volumes)
+    for dataset, members in corpus.datasets.items():
+        for member in members:
+            check_known(f"{key}.datasets.{dataset}", member.volume, config.volumes)
+            _check_test_cubes(config, key, corpus, member)
+            _check_sample(config, f"{key}.datasets.{dataset}", corpus, member)
+            _check_inside(config, f"{key}.datasets.{dataset}", member)
+    check_room(config, key, corpus, crop=(1, 1, 1))
+
+
+def check_names(config: "Config") -> None:
+    """Refuse two volumes of one name: a sampled region is a volume, at the same places in all corpora."""
+    found: dict[str, tuple[str, sampling.SampledRegion]] = {}
+    for key, corpus in config.corpora.items():
+        for name, region in sampling.regions_of(config, corpus):
+            if name in config.volumes:
+                raise ValueError(f"volumes.{name} bears the name of a region that corpora.{key} samples; rename it")
+            other, known = found.setdefault(name, (key, region))
+            if known != region:
+                raise ValueError(
+                    f"corpora.{key} samples volume {region.volume} otherwise than corpora.{other}, and {name} cannot "
+                    "be at two places; make both equal, or give the volume a second name under volumes and sample that"
+                )
+
+
+def check_room(config: "Config", key: str, corpus: Corpus, crop: Coordinate) -> None:
+    """Refuse a region in which no crop lies without touching an excluded box."""
+    for dataset, members in corpus.datasets.items():
+        for member in members:
+            avoid = exclusion.avoided(config, corpus, member.volume)
+            regions = exclusion.regions(config, corpus, member)
+            for region in regions[:1] if member.sample else regions:  # sampled ones are equal
+                if not free_starts(region, crop, avoid):
+                    raise ValueError(
+                        f"{key}: volume {member.volume} of data set {dataset} has no place for a crop of {list(crop)} "
+                        f"in {_box(region)}{_without(avoid)}; take the volume or region out of the corpus, use a "
+                        "smaller crop, or set allow_test: true in the corpus"
+                    )
+
+
+def _check_test_cubes(config: "Config", key: str, corpus: Corpus, member: CorpusVolume) -> None:
+    """Of a test cube whose place is not known, the user has to say what is excluded."""
+    name = member.volume
+    unplaced = [cube for cube, box in exclusion.test_cubes(config, name) if box is None]
+    by_hand = (exclusion.shared_raw(config, name, box.volume, exclusion.ANY_SIZE) for box in corpus.exclude)
+    if unplaced and not corpus.allow_test and not any(by_hand):
+        raise ValueError(
+            f"{key}: volume {name} has the raw of test volume {unplaced[0].volume} at a place that is not known "
+            f"({unplaced[0].reference}); add a box of {name} that surely holds it to {key}.exclude, take {name} out of "
+            "the corpus, or set allow_test: true in the corpus"
+        )
+
+
+def _check_sample(config: "Config", key: str, corpus: Corpus, member: CorpusVolume) -> None:
+    name, sample = member.volume, member.sample
+    if sample is None:
+        return
+    volume = config.volumes[name]
+    if volume.roi is None:
+        raise ValueError(f"{key}: a sample of volume {name} needs volumes.{name}.roi, the box to draw from; add it")
+    for index, source in enumerate(volume.sources):
+        if source.raw is None or not source.raw.is_box:
+            raise ValueError(
+                f"{key}: a sample of volume {name} needs sources that are fetched in part (zarr, n5, precomputed at a "
+                f"url, or partial of hdf5), but volumes.{name}.sources.{index} is not; correct or remove that source"
+            )
+    found = sum(map(bool, exclusion.drawn(config, corpus, member)))
+    if found < sample.number:
+        avoid = exclusion.avoided(config, corpus, name)
+        raise ValueError(
+            f"{key}: volume {name} of shape {list(volume.roi.shape)}{_without(avoid)} has room for {found} regions of "
+            f"{list(sample.shape)} side by side, got number {sample.number}; lower number or shape"
+        )
+
+
+def _check_inside(config: "Config", key: str, member: CorpusVolume) -> None:
+    whole = exclusion.extent(config.volumes[member.volume]).shape
+    for box in member.regions:
+        end = list(Roi(box.offset, box.shape).end)
+        if any(e > n for e, n in zip(end, whole, strict=True)):
+            raise ValueError(
+                f"{key}: a region must end inside volume {member.volume} of shape {list(whole)}, got an end of {end}; "
+                "correct regions"
+            )
+
+
+def _box(roi: Roi) -> str:
+    if roi.shape == exclusion.ANY_SIZE.shape:
+        return "the whole volume"
+    return f"the box of offset {list(roi.offset)} and shape {list(roi.shape)}"
+
+
+def _without(avoid: tuple[Roi, ...]) -> str:
+    if not avoid:
+        return ""
+    boxes = ", ".join(map(_box, avoid))
+    return f" outside of {boxes}, which exclude, a test cube, or a validation or test volume holds"

@@ -1,0 +1,51 @@
+"""Places of regions that are sampled from a large volume: a function of its shape, the seed and what to avoid."""
+
+import random
+from collections.abc import Iterator
+from functools import cache
+from itertools import islice
+
+from tokenunify.geometry import Coordinate, Roi, free_starts
+
+PLACES = 32
+"""Of each region at most, tried in turn; where two thirds of a volume are blank, all of them are for one in 400,000."""
+
+
+@cache
+def draw(
+    whole: Coordinate, shape: Coordinate, number: int, seed: int, avoid: tuple[Roi, ...]
+) -> tuple[tuple[Coordinate, ...], ...]:
+    """First voxels of the boxes that each of `number` regions may be; empty for regions that find no place.
+
+    All boxes are cells of a lattice that begins at the volume's first voxel, so none overlaps another, and shapes that
+    are multiples of the source's chunks cut none. Each free cell is drawn equally often. The first place of a region
+    does not depend on how many regions there are.
+    """
+    if not free_starts(Roi((0, 0, 0), whole), shape, avoid):
+        return ((),) * number
+    depth, height, width = (n // s for n, s in zip(whole, shape, strict=True))
+    grid, touched = Roi((0, 0, 0), (depth, height, width)), [_cells(hole, shape) for hole in avoid]
+    cells = map(grid.voxel, shuffled(grid.num_voxels, seed))
+    free = (c for c in cells if not any(c[0] in z and c[1] in y and c[2] in x for z, y, x in touched))
+    drawn = [_first_voxel(cell, shape) for cell in islice(free, number * PLACES)]
+    return tuple(tuple(drawn[region::number]) for region in range(number))
+
+
+def _cells(hole: Roi, shape: Coordinate) -> list[range]:
+    """Along each axis, the cells that the hole touches."""
+    return [range(o // s, -(-e // s)) for o, e, s in zip(hole.offset, hole.end, shape, strict=True)]
+
+
+def _first_voxel(cell: Coordinate, shape: Coordinate) -> Coordinate:
+    z, y, x = (c * s for c, s in zip(cell, shape, strict=True))
+    return z, y, x
+
+
+def shuffled(number: int, seed: int) -> Iterator[int]:
+    """0 to `number` - 1 in random order; what has not been asked for takes neither time nor memory."""
+    # Python promises that random() stays the same for a seed, and of nothing that is made of it.
+    chance, moved = random.Random(seed), dict[int, int]()
+    for place in range(number):
+        other = place + int(chance.random() * (number - place))
+        yield moved.get(other, other)
+        moved[other] = moved.pop(place, place)

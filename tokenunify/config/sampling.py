@@ -1,0 +1,46 @@
+"""The sampled regions of all corpora as volumes of their own, which download and ingest treat like any other."""
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NamedTuple
+
+from tokenunify.config import exclusion
+from tokenunify.config.data import Source, Volume
+from tokenunify.config.pretraining import Corpus
+from tokenunify.geometry import Coordinate, Roi
+
+if TYPE_CHECKING:
+    from tokenunify.config import Config
+
+
+class SampledRegion(NamedTuple):
+    """A region of a volume that lies at the first of its places that is not blank."""
+
+    volume: str
+    shape: Coordinate
+    places: tuple[Coordinate, ...]
+    """First voxels, in the source's voxels."""
+    max_blank: float
+
+
+def sampled(config: "Config") -> dict[str, SampledRegion]:
+    """All sampled regions by the name of their volume; where two corpora share a name, they share the region."""
+    return {name: region for corpus in config.corpora.values() for name, region in regions_of(config, corpus)}
+
+
+def regions_of(config: "Config", corpus: Corpus) -> Iterator[tuple[str, SampledRegion]]:
+    """The sampled regions of a corpus, with their names."""
+    for member in corpus.members:
+        if member.sample is None:
+            continue
+        shape, first = member.sample.shape, exclusion.extent(config.volumes[member.volume]).offset
+        for name, places in zip(member.names, exclusion.drawn(config, corpus, member), strict=True):
+            offsets = tuple(Roi(place, shape).moved(first).offset for place in places)
+            yield name, SampledRegion(member.volume, shape, offsets, member.sample.max_blank)
+
+
+def as_volume(volume: Volume) -> Volume:
+    """What the regions of a volume are: raw alone, at a place and with a checksum that the download finds."""
+    sources = tuple(
+        Source(raw=source.raw.model_copy(update={"sha256": None})) for source in volume.sources if source.raw
+    )
+    return volume.model_copy(update={"sources": sources, "roi": None})
