@@ -135,6 +135,31 @@ def test_pretraining_reads_the_raw_of_its_corpus_alone(clone: Checkout, tmp_path
     assert {job.rule for job in jobs} == {"download", "ingest", "pretrain"}
 
 
+SAMPLED = """
+volumes:
+  large:
+    sources: [{raw: {url: "gs://nowhere/em", format: precomputed}}]
+    voxel_size_nm: [40, 4, 4]
+    roi: {offset: [0, 0, 0], shape: [7000, 130000, 240000]}
+corpora:
+  sampled: {datasets: {one: [tiny-train], two: [{volume: large, sample: {number: 750, shape: [128, 1024, 1024]}}]}}
+pretrainings:
+  tiny: {corpus: sampled}
+"""
+
+
+def test_a_sampled_corpus_is_downloaded_region_by_region(clone: Checkout, tmp_path: Path):
+    sampled = tmp_path / "sampled.yaml"
+    sampled.write_text(SAMPLED)
+    words = ("models/pretrain/tiny/seed0/weights.json", "-p", "--cores", "2")
+    output = dry_run(clone, tmp_path, *words, "--configfile", "tests/config/tiny.yaml", str(sampled))
+    names = {f"volume={name}" for name in ["tiny-train", *(f"large-region{index}" for index in range(750))]}
+    for rule in ("download", "ingest"):
+        assert sorted(job.wildcards for job in listed(output) if job.rule == rule) == sorted(names)
+    commands = re.findall(r"^Shell command: (.*)$", output, re.MULTILINE)
+    assert max(len(command.encode()) for command in commands) < LONGEST_ARGUMENT
+
+
 @pytest.mark.parametrize(
     ("device", "gpus", "nodes", "resources", "launch"),
     [
