@@ -71,9 +71,16 @@ def uses(config: c.Config, name: str) -> Iterator[str]:
             if name in getattr(splits, split):
                 yield f"{dataset} {split}"
     for corpus, volumes in config.corpora.items():
-        for sample in (member.sample for member in volumes.members if member.volume == name):
-            regions = f" ({sample.number} regions, {sample.number * math.prod(sample.shape) / 1e9:,.3g} GB)" if sample else ""
-            yield f"corpus {corpus}{regions}"
+        for member in volumes.members:
+            if member.volume == name:
+                yield f"corpus {corpus}{_sampled(member.sample)}"
+
+
+def _sampled(sample: c.Sample | None) -> str:
+    """How much of a volume a corpus takes, where it does not take all; a voxel of raw is a byte."""
+    if sample is None:
+        return ""
+    return f" ({sample.number} regions, {sample.number * math.prod(sample.shape) / 1e9:,.3g} GB)"
 
 
 def here(name: str) -> str:
