@@ -115,7 +115,9 @@ def test_the_table_tells_what_is_here(root: Path, tmp_path: Path, monkeypatch, c
     assert (padded[1:3], padded[-1]) == (["200 x 300 x 500", "0.03"], "ingested")
     assert cells(table, "ac4")[5:] == ["ac train 0-80", "no", "-"]
     assert cells(table, "wafer25")[5] == "mec train, corpus wafers"
-    assert cells(table, "kasthuri15")[1:4] == ["1850 x 12895 x 10747", "256", "256"]
+    kasthuri = cells(table, "kasthuri15")
+    assert kasthuri[1:4] == ["1850 x 12895 x 10747", "256", "256"]
+    assert kasthuri[5] == f"corpus originals (250 regions, {250 * 2**27 / 1e9:.1f} GB)"
 
 
 def cells(table: str, name: str) -> list[str]:

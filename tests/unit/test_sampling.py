@@ -2,8 +2,10 @@
 
 import copy
 import json
+from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.unit.test_config import VALID
 from tokenunify import config, estimate
@@ -208,3 +210,33 @@ def test_files_of_one_shared_folder_are_different_raw():
     names = ("one", "other", "third")
     same = [(a, b) for a in names for b in names if exclusion.shared_raw(loaded, a, b, exclusion.ANY_SIZE)]
     assert same == [(name, name) for name in names]
+
+
+# ------------------------------------------------------------------------------------------------ the catalogue
+
+PUBLISHED = [Roi((1000, 8712, 5472), (256, 1024, 1024)), Roi((1099, 5440, 4400), (101, 1024, 1024))]
+"""AC3 and AC4 in Kasthuri15, by NeuroData's table; AC4 one section earlier too, where others found it."""
+
+
+def test_regions_of_kasthuri15_show_neither_ac3_nor_ac4(root: Path):
+    loaded = config.load(root / "config/config.yaml")
+    corpus = loaded.corpora["originals"]
+    member = next(member for member in corpus.members if member.volume == "kasthuri15")
+    regions = exclusion.regions(loaded, corpus, member)
+    assert not any(region.overlap(cube) for region in regions for cube in PUBLISHED)
+    open_to_test = corpus.model_copy(update={"allow_test": True})
+    assert any(region.overlap(PUBLISHED[0]) for region in exclusion.regions(loaded, open_to_test, member))
+    assert [exclusion.shows(loaded, c, "ac3") for c in (corpus, open_to_test)] == [False, True]
+
+
+@pytest.mark.parametrize(("volume", "test"), [("fafb", "cremi-a"), ("fib25-whole", "fib25-test")])
+def test_originals_whose_test_cubes_have_no_known_place_ask_for_a_decision(root: Path, volume: str, test: str):
+    value = yaml.safe_load((root / "config/config.yaml").read_text())
+    sample = {"number": 3, "shape": [128, 1024, 1024]}
+    corpus = value["corpora"]["mine"] = {"datasets": [{"volume": volume, "sample": sample}]}
+    with pytest.raises(
+        InputError, match=rf"corpora.mine: volume {volume} has the raw of test volume {test} at a place"
+    ):
+        config.from_dict(value)
+    corpus["exclude"] = [{"volume": volume, "offset": [0, 0, 0], "shape": [4000, 6000, 6000]}]
+    config.from_dict(value)
