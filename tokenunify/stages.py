@@ -47,7 +47,7 @@ class Ingest(Strict):
     terms: c.Terms | None = Field(None, exclude_if=lambda terms: terms is None)
     citation: str | None
     intensity: c.Intensity | None = Field(None, exclude_if=lambda intensity: intensity is None)
-    label_ids: Literal["keep", "dense"] = Field("keep", exclude_if=lambda label_ids: label_ids == "keep")
+    label_ids: c.LabelIds = Field("keep", exclude_if=lambda label_ids: label_ids == "keep")
 
 
 class Region(Strict):

@@ -16,6 +16,7 @@ import numpy as np
 import ome_zarr_models
 import pytest
 import zarr
+from skimage.measure import label
 
 import tokenunify
 from tokenunify import arrays, config, manifest, pyramid, stages
@@ -337,6 +338,22 @@ def test_labels_are_numbered_anew(store, raw, labels, spread):
     assert table[0] == 0 and (np.diff(table) > 0).all()
 
 
+@pytest.mark.parametrize("shard_shape", [[4, 16, 32], [8, 32, 64], [12, 96, 160]])
+@pytest.mark.parametrize("block_voxels", [1, 2**24])
+def test_parts_of_labels_get_ids_of_their_own(store, raw, labels, monkeypatch, shard_shape, block_voxels):
+    monkeypatch.setattr(streaming, "BLOCK_VOXELS", block_voxels)
+    monkeypatch.setattr(streaming, "PIECE_VOXELS", 1000)
+    roi = {"offset": [1, 3, 6], "shape": [9, 67, 141]}
+    few = labels % 3 * 2**20
+    output = store(raw, few, label_ids="components", shard_shape=shard_shape, roi=roi)
+    stored = arrays.open_volume(output).labels[:]
+    table = zarr.open_array(str(output.with_suffix(".zarr") / "labels" / "original_ids"))[:]
+    inside = few[1:10, 3:70, 6:147]
+    np.testing.assert_array_equal(stored, label(inside, background=0, connectivity=1))
+    np.testing.assert_array_equal(table[stored], inside)
+    assert (stored.dtype, len(table)) == (np.min_scalar_type(stored.max()), stored.max() + 1)
+
+
 def test_label_ids_that_are_kept_have_no_table(store, raw, labels):
     assert not (store(raw, labels).with_suffix(".zarr") / "labels" / "original_ids").exists()
 
@@ -407,9 +424,10 @@ def test_float_labels_are_refused(store, raw, labels):
         store(raw, labels.astype(float))
 
 
-def test_negative_labels_are_refused(store, raw, labels):
+@pytest.mark.parametrize("label_ids", ["keep", "dense", "components"])
+def test_negative_labels_are_refused(store, raw, labels, label_ids):
     with pytest.raises(InputError, match="labels must not be negative, found -1"):
-        store(raw, np.where(labels == 7, -1, labels.astype(np.int32)))
+        store(raw, np.where(labels == 7, -1, labels.astype(np.int32)), label_ids=label_ids)
 
 
 def test_raw_and_labels_of_different_shape_are_refused(store, raw, labels):
@@ -543,10 +561,11 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(store, raw, labels, t
     assert any(record.args and len(record.args) == 4 and record.args[3] < record.args[2] for record in caplog.records)
 
 
-def test_killed_20_times_at_random(store, raw, labels, tmp_path):
-    expected = tree(store(raw, labels, intensity="clip", label_ids="dense").with_suffix(".zarr"))
+@pytest.mark.parametrize("label_ids", ["dense", "components"])
+def test_killed_20_times_at_random(store, raw, labels, tmp_path, label_ids):
+    expected = tree(store(raw, labels, intensity="clip", label_ids=label_ids).with_suffix(".zarr"))
     output, rng = tmp_path / "again" / "v.json", random.Random(0)
-    settings = json.dumps({**SECTION, "intensity": "clip", "label_ids": "dense"})
+    settings = json.dumps({**SECTION, "intensity": "clip", "label_ids": label_ids})
     words = ["--config-json", settings, "--threads", "2"]
     words += ["--source", str(tmp_path / "sources.json"), "--output", str(output)]
     kills = 0

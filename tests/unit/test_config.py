@@ -319,6 +319,11 @@ def test_a_configuration_without_keys_is_explained(value, found: str):
             ["volumes.a.sources.0: a phantom has no mask; remove mask"],
         ),
         (
+            "volumes/a/label_ids",
+            "component",
+            ["volumes.a.label_ids: expected 'keep', 'dense' or 'components', found \"component\"; correct the value"],
+        ),
+        (
             "resources/predicts!",
             5,
             [
@@ -337,6 +342,14 @@ def test_a_source_without_a_mask_is_described_as_before_there_were_masks():
     """Or every volume would be downloaded again."""
     assert config.Source(raw=FILE).model_dump().keys() == {"raw", "labels", "phantom"}
     assert config.Source(raw=FILE, mask=FILE).model_dump()["mask"]["path"] == "a.npy"
+
+
+@pytest.mark.parametrize("label_ids", ["dense", "components"])
+def test_labels_that_keep_their_ids_are_described_as_before_they_could_be_numbered(label_ids):
+    """Or every volume would be ingested again."""
+    volumes = config.from_dict(changed("volumes/a/label_ids", label_ids), "my.yaml").volumes
+    assert volumes["a"].model_dump()["label_ids"] == label_ids
+    assert "label_ids" not in volumes["b"].model_dump()
 
 
 def test_missing_voxel_size_is_explained():

@@ -242,6 +242,7 @@ class Percentile(Strict):
 
 
 Intensity = Literal["clip"] | Rescale | Percentile
+LabelIds = Literal["keep", "dense", "components"]
 
 
 class Terms(Strict):
@@ -283,8 +284,12 @@ class Volume(Strict):
 
     Null takes 0..255 and floats in 0..1, and refuses what is much beyond.
     """
-    label_ids: Literal["keep", "dense"] = Field("keep", exclude_if=lambda label_ids: label_ids == "keep")
-    """dense: ids are numbered 1, 2, ... in the order of the source's, which labels/original_ids of the store lists."""
+    label_ids: LabelIds = Field("keep", exclude_if=lambda label_ids: label_ids == "keep")
+    """dense: ids are numbered 1, 2, ... in the order of the source's, which labels/original_ids of the store lists.
+
+    components: each part of a label that touches no other by a face gets an id, 1, 2, ... in raster order (x fastest)
+    of the parts' first voxels; labels/original_ids lists the label of each.
+    """
     shard_shape: Shape | None = Field(None, exclude_if=lambda shape: shape is None)
     """Of this volume's files, for large volumes; null: storage.shard_shape."""
     license: str | None = None

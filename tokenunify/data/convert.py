@@ -113,6 +113,12 @@ def check_labels(source: SourceArray) -> None:
         raise InputError(f"{source.path}: labels must be integers, found {source.dtype}; store the ids as integers")
 
 
+def check_ids(path: str, ids: np.ndarray) -> None:
+    """Refuse ids of labels that are negative."""
+    if (least := ids.min()) < 0:
+        raise InputError(f"{path}: labels must not be negative, found {least}; give unlabelled voxels the id 0")
+
+
 def distinct(block: np.ndarray) -> np.ndarray:
     """The ids of a block, rising; runs of one id along x are looked at once."""
     flat = block.ravel()
@@ -121,8 +127,7 @@ def distinct(block: np.ndarray) -> np.ndarray:
 
 def labels(path: str, ids: np.ndarray, dense: bool) -> tuple[str, Convert]:
     """Smallest type for labels of these ids (all of them, rising), or for their ranks in it; and the conversion."""
-    if ids[0] < 0:
-        raise InputError(f"{path}: labels must not be negative, found {ids[0]}; give unlabelled voxels the id 0")
+    check_ids(path, ids)
     dtype = np.min_scalar_type(len(ids) - 1 if dense else int(ids[-1])).name
     if not dense:
         return dtype, lambda block: block.astype(dtype, copy=False)

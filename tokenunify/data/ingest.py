@@ -13,9 +13,9 @@ import numpy as np
 import zarr
 
 import tokenunify
-from tokenunify import arrays, blockwise, manifest, pyramid, stages
+from tokenunify import arrays, blockwise, components, manifest, pyramid, stages
 from tokenunify.config import Phantom
-from tokenunify.data import convert, readers, sources, streaming, synthetic
+from tokenunify.data import convert, parts, readers, sources, streaming, synthetic
 from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
@@ -186,39 +186,52 @@ def _converted(
     role: str, source: SourceArray, roi: Roi, section: stages.Ingest, ends: tuple[float, float] | None, progress: Path
 ) -> Converted:
     """The box of the source in the type that is stored; labels are read to find their ids."""
-    dtype, ids = "uint8", None
     if role == "labels":
         convert.check_labels(source)
-        dense = section.label_ids == "dense"
-        ids = _ids(source, roi, section, progress / "ids", dense)
-        dtype, function = convert.labels(source.path, ids, dense)
-    else:
-        function = convert.raw(source, ends) if role == "raw" else convert.mask(source)
-
-    def compute(box: Roi) -> np.ndarray:
-        return function(source.read(box.moved(roi.offset)))
-
-    return Converted(
-        dtype,
-        compute,
-        source.depth,
-        ids if section.label_ids == "dense" else None,
-        getattr(function, "warn", lambda: None),
-    )
+        find = _components if section.label_ids == "components" else _ids
+        return find(source, roi, section, progress / "ids")
+    function = convert.raw(source, ends) if role == "raw" else convert.mask(source)
+    warn = getattr(function, "warn", lambda: None)
+    return Converted("uint8", _of_boxes(function, source, roi), source.depth, warn=warn)
 
 
-def _ids(source: SourceArray, roi: Roi, section: stages.Ingest, folder: Path, dense: bool) -> np.ndarray:
-    """All ids of the box and 0, rising; only the least and the largest where they are kept as they are."""
+def _of_boxes(function: convert.Convert, source: SourceArray, roi: Roi) -> streaming.Compute:
+    return lambda box: function(source.read(box.moved(roi.offset)))
+
+
+def _ids(source: SourceArray, roi: Roi, section: stages.Ingest, folder: Path) -> Converted:
+    """Labels with the source's ids, of which the least and the largest are looked for, or numbered in their order."""
+    dense = section.label_ids == "dense"
+    read = _of_boxes(np.asarray, source, roi)
 
     def process(index: int, box: Roi) -> None:
-        found = source.read(box.moved(roi.offset))
+        found = read(box)
         ids = convert.distinct(found) if dense else np.array([found.min(), found.max()])
         arrays.write_npz(folder / f"{index}.npz", ids=ids)
 
-    blocks = Blocks(roi.shape, streaming.block_shape(roi.shape, section.shard_shape))
+    blocks = _blocks(roi, section)
     blockwise.run_part(folder, blocks, process)
     found = [np.load(folder / f"{index}.npz")["ids"] for index in range(len(blocks))]
-    return np.unique(np.concatenate([np.zeros(1, source.dtype), *found]))
+    ids = np.unique(np.concatenate([np.zeros(1, source.dtype), *found]))
+    dtype, function = convert.labels(source.path, ids, dense)
+    return Converted(dtype, _of_boxes(function, source, roi), source.depth, ids if dense else None)
+
+
+def _components(source: SourceArray, roi: Roi, section: stages.Ingest, folder: Path) -> Converted:
+    """Labels whose parts that touch by no face have ids of their own; they are read and written by the same blocks."""
+    read = _of_boxes(np.asarray, source, roi)
+    ids, tables = parts.find(read, _blocks(roi, section), folder)
+    convert.check_ids(source.path, ids)
+
+    def compute(box: Roi) -> np.ndarray:
+        found, _ = components.numbered(read(box))
+        return parts.of_voxels(found, tables[box])
+
+    return Converted(np.min_scalar_type(len(ids) - 1).name, compute, section.shard_shape[0], ids)
+
+
+def _blocks(roi: Roi, section: stages.Ingest) -> Blocks:
+    return Blocks(roi.shape, streaming.block_shape(roi.shape, section.shard_shape))
 
 
 # ------------------------------------------------------------------------------------------------ what goes out

@@ -9,7 +9,8 @@ import numpy as np
 from skimage.morphology import local_maxima
 
 from tokenunify import arrays, blockwise
-from tokenunify.compiled import inner, loop
+from tokenunify.compiled import loop
+from tokenunify.components import connect
 from tokenunify.config import Fragments
 from tokenunify.geometry import Coordinate, Roi
 from tokenunify.segmentation.distance import capped_distance
@@ -105,18 +106,9 @@ def number(fragments: np.ndarray, roi: Roi, volume_shape: Coordinate, *, dimensi
 
 @loop
 def _number(fragments, offset, volume_shape, across):
-    """`ids` holds at first the index of an earlier voxel of the fragment, or the voxel's own: trees that are joined."""
-    depth, rows, columns = fragments.shape
     flat, ids = fragments.ravel(), np.arange(fragments.size)
-    steps = (rows * columns, columns, 1)
-    for z in range(depth):
-        for y in range(rows):
-            for x in range(columns):
-                voxel = (z * rows + y) * columns + x
-                for axis, place in enumerate((z * across, y, x)):
-                    step = steps[axis]
-                    if place and flat[voxel - step] == flat[voxel] and ids[voxel - step] != ids[voxel]:
-                        _join(ids, voxel, voxel - step)
+    connect(fragments, ids, across)
+    depth, rows, columns = fragments.shape
     for z in range(depth):
         for y in range(rows):
             for x in range(columns):
@@ -126,21 +118,6 @@ def _number(fragments, offset, volume_shape, across):
                 if flat[voxel] == 0:
                     ids[voxel] = 0
     return ids.reshape(fragments.shape)
-
-
-@inner
-def _join(parents, one, two):
-    """Make one tree of those of two voxels; its root is the first voxel."""
-    one, two = _root(parents, one), _root(parents, two)
-    parents[max(one, two)] = min(one, two)
-
-
-@inner
-def _root(parents, voxel):
-    while parents[voxel] != voxel:
-        parents[voxel] = parents[parents[voxel]]
-        voxel = parents[voxel]
-    return voxel
 
 
 def of_block(affinities: Any, mask: Any, roi: Roi, settings: Fragments) -> np.ndarray:
