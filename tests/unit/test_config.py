@@ -27,9 +27,9 @@ FILE = {"path": "a.npy", "format": "npy"}
 ON_HUB = {"huggingface": {"repo": "em/v", "file": "v.zarr"}}
 
 
-def changed(path: str, value) -> dict:
-    """The valid configuration with one key set."""
-    result = copy.deepcopy(VALID)
+def changed(path: str, value, valid: dict = VALID) -> dict:
+    """A valid configuration with one key set."""
+    result = copy.deepcopy(valid)
     *parents, last = path.split("/")
     item = result
     for key in parents:

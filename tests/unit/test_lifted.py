@@ -1,14 +1,12 @@
-from dataclasses import fields
-
 import numpy as np
 import pytest
 from bioimage_cpp.graph import features, region_adjacency_graph
 
+from tests.unit.test_rag import BLOCKS, FIELDS, SHAPE, assert_equal, random_fragments
 from tokenunify import config
 from tokenunify.geometry import Blocks, Roi
 from tokenunify.segmentation import graph, lifted, rag
 
-SHAPE = (5, 8, 11)
 OFFSETS = [
     *config.NEAREST,
     (-2, 0, 0),
@@ -20,14 +18,12 @@ OFFSETS = [
     (0, 0, -11),
     (2, -1, 0),
 ]
-BLOCKS = [(1, 3, 4), (2, 8, 11), (5, 5, 3), (3, 1, 7), (4, 6, 2), (2, 5, 10)]
-FIELDS = [field.name for field in fields(graph.Rag)]
 
 
 @pytest.fixture
 def volume():
     random = np.random.default_rng(0)
-    fragments = np.repeat(random.integers(0, 30, (5, 8, 6)), 2, axis=2)[..., :11].astype(np.uint64) * 1000
+    fragments = random_fragments(random)
     return random.integers(0, 256, (len(OFFSETS), *SHAPE)).astype(np.uint8), fragments
 
 
@@ -46,12 +42,6 @@ def nested_loops(affinities, fragments) -> dict:
 
 def whole(affinities, fragments, **options) -> graph.Rag:
     return lifted.of_block(affinities, fragments, Roi((0, 0, 0), fragments.shape), OFFSETS, **options)
-
-
-def assert_equal(one, two):
-    for name in FIELDS:
-        np.testing.assert_array_equal(getattr(one, name), getattr(two, name), err_msg=name)
-        assert getattr(one, name).dtype == getattr(two, name).dtype
 
 
 def assert_holds(found, expected):

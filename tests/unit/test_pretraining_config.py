@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from tests.unit import test_config
 from tests.unit.test_config import VALID
 from tokenunify import config
 from tokenunify.config import exclusion
@@ -42,13 +43,7 @@ def base() -> dict:
 
 
 def changed(path: str, new) -> dict:
-    value = base()
-    *parents, last = path.split("/")
-    item = value
-    for key in parents:
-        item = item.setdefault(key, {})
-    item[last] = new
-    return value
+    return test_config.changed(path, new, base())
 
 
 def avoided(value: dict, name: str) -> list[tuple]:

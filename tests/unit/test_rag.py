@@ -15,10 +15,15 @@ BLOCKS = [(1, 3, 4), (2, 8, 11), (5, 5, 3), (3, 1, 7), (4, 6, 2), (2, 5, 10)]
 FIELDS = [field.name for field in fields(graph.Rag)]
 
 
+def random_fragments(random) -> np.ndarray:
+    """Ids with gaps, some 0, in runs along x."""
+    return np.repeat(random.integers(0, 30, (5, 8, 6)), 2, axis=2)[..., :11].astype(np.uint64) * 1000
+
+
 @pytest.fixture
 def volume():
     random = np.random.default_rng(0)
-    fragments = np.repeat(random.integers(0, 30, (5, 8, 6)), 2, axis=2)[..., :11].astype(np.uint64) * 1000
+    fragments = random_fragments(random)
     return random.integers(0, 256, (3, *SHAPE)).astype(np.uint8), fragments
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.unit import test_config
 from tests.unit.test_config import VALID
 from tokenunify import config, estimate
 from tokenunify.config import exclusion
@@ -35,13 +36,7 @@ def base() -> dict:
 
 
 def changed(path: str, new) -> dict:
-    value = base()
-    *parents, last = path.split("/")
-    item = value
-    for key in parents:
-        item = item.setdefault(key, {}) if isinstance(item, dict) else item[int(key)]
-    item[last] = new
-    return value
+    return test_config.changed(path, new, base())
 
 
 SAMPLE = "corpora/s/datasets/two/0/sample"
