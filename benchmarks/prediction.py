@@ -1,7 +1,8 @@
 """Block-wise prediction next to MONAI's sliding_window_inference: the same network, threads and crops in one run.
 
-Ours is the stage: it reads the raw from a zarr store and writes the store of the affinities. MONAI's has the volume in
-memory and leaves its result there. Nothing is padded, so that both have the same crops. Best run on an idle machine.
+Ours is the stage: it reads the raw from a zarr store, writes the store of the affinities and computes ELUs by table.
+MONAI's has the network as torch runs it, the volume in memory, and leaves its result there. Nothing is padded, so that
+both have the same crops. Best run on an idle machine.
 """
 
 import shutil
@@ -58,13 +59,13 @@ CASES = (
         ),
         (38, 400, 400),
         (0.44, 0.5, 0.5),
-        1,
+        2,
     ),
     Case(
         "network of config/fib25.yaml, small crops with much overlap",
         c.Superhuman(filters=(16, 48, 96, 128), **ISOTROPIC),
         SMALL,
-        (128, 256, 256),
+        (256, 256, 256),
         (0.5, 0.5, 0.5),
         3,
     ),
@@ -104,10 +105,16 @@ def run_ours(folder: Path, section: stages.Predict) -> dict[str, Any]:
 
 
 def run_peer(folder: Path, section: stages.Predict, overlap: tuple[float, float, float]) -> np.ndarray:
-    """Affinities (3, z, y, x), float32, by MONAI, with our network's forward pass and our blending weight."""
+    """Affinities (3, z, y, x), float32, by MONAI, with the same network, precision and blending weight."""
     torch.set_num_threads(THREADS)
     network, _ = checkpoint.rebuild(folder / "weights.json")
-    forward = predict.CropPredictor(network, section, torch.device("cpu"), THREADS).forward
+    network.to(memory_format=network.MEMORY_FORMAT)
+
+    def forward(crop: torch.Tensor) -> torch.Tensor:
+        with torch.autocast("cpu", predict.DTYPES[section.precision]):
+            logits = network.logits(crop)
+        return torch.sigmoid(logits.float())
+
     raw = torch.from_numpy(arrays.open_volume(folder / "v.json").raw[:])[None, None] / 255
     weight = torch.from_numpy(predict.blending_weight(section.crop, section.sigma))[None, None]
     options = {"overlap": overlap, "mode": "gaussian", "roi_weight_map": weight}

@@ -27,6 +27,7 @@ from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi
 from tokenunify.learning import checkpoint
 from tokenunify.learning.networks.base import Network, output_extent
+from tokenunify.learning.table import MOST_THREADS, use_tables
 from tokenunify.learning.tiling import Tiling, blending_weight, read_mirrored
 from tokenunify.stages import Predict
 
@@ -135,6 +136,8 @@ class CropPredictor:
         # One by one on the CPU, where a batch saves nothing; on a GPU always one shape, for which kernels are the same.
         self.batch_size = 1 if device.type == "cpu" else section.batch_size
         self.network = network.to(device, memory_format=network.MEMORY_FORMAT)
+        if device.type == "cpu" and threads <= MOST_THREADS:
+            use_tables(self.network)
         self.computed, self.seconds = 0, 0.0
 
     @torch.inference_mode()

@@ -49,10 +49,11 @@ class Block(Stage):
             convolution(c_out, c_out, pair, bias=False),
         )
         self.block3 = normalisation(c_out, config)
+        self.activation = nn.ELU(inplace=True)
 
     def forward(self, x: Tensor) -> Tensor:
         residual = self.block1(x)  # (b, c_out, z, y, x)
-        return F.elu(self.block3(residual + self.block2(residual)), inplace=True)
+        return self.activation(self.block3(residual + self.block2(residual)))
 
 
 def upsampling(c_in: int, c_out: int, config: SymmetricUNet) -> nn.Module:
