@@ -97,7 +97,7 @@ class Estimate:
             computing = self._computing(task, cost)
             row.jobs += task.jobs
             row.blocks += task.blocks
-            row.bytes += cost.bytes * task.voxels
+            row.bytes += cost.bytes * task.voxels * task.relative_bytes
             row.memory_mb = max(row.memory_mb, self._memory_mb(task, cost))
             row.seconds += task.jobs * cost.start_seconds + computing
             row.longest = max(row.longest, cost.start_seconds + computing / task.jobs)

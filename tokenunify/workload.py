@@ -31,6 +31,8 @@ class Task:
     """Of the largest block."""
     crops: "Crops | None" = None
     """What goes through a network."""
+    relative_bytes: float = 1.0
+    """Written for each voxel, relative to the usual: of affinities, that of the nearest neighbours."""
 
     @property
     def held_voxels(self) -> int:
@@ -132,7 +134,8 @@ class Workload:
         number = prod(len(crop_starts(n, padding=p, crop=o, stride=s)) for n, p, o, s in along)
         number *= 8 if section["flips"] else 1
         crops = Crops(m.network, m.finetune.offsets, tuple(section["crop"]), number, at_once=section["batch_size"])
-        return replace(self._blockwise("predict", model, volume), crops=crops)
+        stored = len(section.get("offsets", NEAREST)) / len(NEAREST)
+        return replace(self._blockwise("predict", model, volume), crops=crops, relative_bytes=stored)
 
     def _graphs(self, runs: list[Run]) -> list[Task]:
         keys = ((r.volume, r.model, r.seed, self.plan.fragments_name(r.segmentation), r.segmentation) for r in runs)

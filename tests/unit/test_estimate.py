@@ -73,6 +73,15 @@ def test_predicted_crops_are_those_of_the_tiling(plan: Plan):
     assert task.crops.forward == len(z) * len(y) * len(x)
 
 
+def test_every_stored_channel_takes_its_bytes(plan: Plan):
+    lifted = plan.config.model_dump(mode="json", exclude_unset=True)
+    lifted["finetune"]["offsets"] = [[-1, 0, 0], [0, -1, 0], [0, 0, -1], [-2, 0, 0], [0, -9, 0], [0, 0, -9]]
+    lifted["segmentations"]["multicut"]["lifted"] = True
+    more, usual = rows(Plan(config.from_dict(lifted))), rows(plan)
+    assert more["predict"].bytes == 2 * usual["predict"].bytes
+    assert more["baseline"].bytes == usual["baseline"].bytes
+
+
 def test_a_given_throughput_stands_in(plan: Plan):
     assert rows(plan, relabel=1000.0)["relabel"].longest == pytest.approx(2 + TEST / 1000)
 
