@@ -2,8 +2,8 @@
 
 Labels are pinky40 of $TOKENUNIFY_DATA (left out where it is not there); raw is 1024^3 uint8, FIB-25 mirrored to size
 or, without it, a phantom. `python benchmarks/ingest.py [FOLDER]` keeps its files in FOLDER, else in a temporary one.
-Both read an HDF5 file with two threads, each in a process of its own, in turn; the fastest of REPEATS counts. The levels
-for viewing, which dask does not make, and the pass over the labels for their largest id are told apart.
+Both read an HDF5 file with two threads, each in a process of its own, in turn; the fastest of REPEATS counts. The
+levels for viewing, which dask does not make, and the pass over the labels for their largest id are told apart.
 """
 
 import json

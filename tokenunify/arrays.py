@@ -62,14 +62,15 @@ def create(
 
 
 def open_complete(path: str | Path, remake: str) -> zarr.Array:
-    """Open an array for reading after checking that every shard file exists.
+    """Open an array for reading after checking that every shard file is there.
 
     `remake` is the advice that ends the InputError about a missing or damaged store.
     """
     array = _open(path, "r", remake)
-    missing = [shard for shard in shard_paths(array) if not (Path(path) / shard).exists()]
+    missing = [file for file in shard_files(array) if not is_there(file)]
     if missing:
-        raise InputError(f"{path} lacks {len(missing)} of its shard files, the first is {missing[0]}; {remake}")
+        first = missing[0].relative_to(path)
+        raise InputError(f"{path} lacks {len(missing)} of its shard files, the first is {first}; {remake}")
     return array
 
 
@@ -85,14 +86,23 @@ def _open(path: str | Path, mode: Literal["r", "r+"], remake: str) -> zarr.Array
         raise InputError(f"{path} is not a readable zarr array ({error}); {remake}") from None
 
 
-def shard_paths(array: zarr.Array, roi_slices: tuple[slice, ...] | None = None) -> list[str]:
-    """Relative paths of the shard files, of the whole array or of those that a box of the last three axes touches."""
+def shard_files(array: zarr.Array, roi_slices: tuple[slice, ...] | None = None) -> list[Path]:
+    """Where the shard files are, of the whole array or those that a box of the last three axes touches."""
     shards = array.shards or array.chunks
     full = [range(ceil(n / s)) for n, s in zip(array.shape, shards, strict=True)]
     if roi_slices is not None:
         for axis, (cut, size) in enumerate(zip(roi_slices, shards[-3:], strict=True), start=len(full) - 3):
             full[axis] = range(cut.start // size, ceil(cut.stop / size))
-    return ["/".join(["c", *map(str, index)]) for index in product(*full)]
+    root = Path(str(array.store_path.store.root), array.store_path.path, "c")
+    return [root.joinpath(*map(str, index)) for index in product(*full)]
+
+
+def is_there(file: Path) -> bool:
+    """Whether a shard file is there, and not empty as a machine that crashed may leave it: zarr would read zeros."""
+    try:
+        return file.stat().st_size > 0
+    except FileNotFoundError:
+        return False
 
 
 @contextmanager

@@ -76,6 +76,8 @@ def run_part(
         def finish(index: int, roi: Roi, result: Result) -> None:
             nonlocal last
             write(roi, result)
+            if written is not None:
+                _to_disk(written, roi)
             before, last = last, time.perf_counter()
             _record(ledger, {"block": index, "voxels": roi.num_voxels, "seconds": last - before})
 
@@ -181,8 +183,14 @@ def _summary(folder: Path, mine: range, computed_now: int) -> dict:
 
 
 def _shards_exist(array: arrays.zarr.Array, roi: Roi) -> bool:
-    root = Path(str(array.store_path.store.root)) / array.store_path.path
-    return all((root / shard).exists() for shard in arrays.shard_paths(array, roi.slices))
+    return all(map(arrays.is_there, arrays.shard_files(array, roi.slices)))
+
+
+def _to_disk(array: arrays.zarr.Array, roi: Roi) -> None:
+    """Return when the disk has the shards of a box: else a machine that crashes could lose them and keep the ledger."""
+    for path in arrays.shard_files(array, roi.slices):
+        with open(path, "rb") as file:
+            os.fsync(file.fileno())
 
 
 @contextmanager

@@ -1,12 +1,13 @@
 """What each stage is told: the config sections that travel as --config-json, and how they come from the config."""
 
 import json
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from tokenunify import config as c
 from tokenunify.config import Strict
+from tokenunify.config.base import check_multiple
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
 from tokenunify.versions import STAGES
@@ -83,6 +84,12 @@ class Grid(Strict):
     chunk_shape: c.Shape
     shard_shape: c.Shape
     block_shape: c.Shape
+
+    @model_validator(mode="after")
+    def _no_two_blocks_share_a_file(self) -> Self:
+        check_multiple("shard_shape", self.shard_shape, "chunk_shape", self.chunk_shape)
+        check_multiple("block_shape", self.block_shape, "shard_shape", self.shard_shape)
+        return self
 
 
 class Predict(c.Predict, Grid):

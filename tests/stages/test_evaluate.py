@@ -43,6 +43,20 @@ def test_blocks_add_up_to_the_whole(workspace, segmented, erode, block_shape):
     assert content["merges"] == json.loads(json.dumps([asdict(error) for error in merges])) != []
 
 
+def test_what_the_mask_excludes_is_not_scored(workspace, labels):
+    mask = np.ones(labels.shape, np.uint8)
+    mask[3:6, :20, 5:31] = 0
+    volume = workspace.volume("test", labels, mask=mask)
+    prepared = workspace.prepare("relabel", workspace.section("relabel"), [volume], "relabel")
+    arrays.zarr.open_array(str(arrays.prepared_store(prepared)), mode="r+")[:] = labels * mask
+    content = manifest.content(workspace.evaluate(prepared, volume, erode_labels=True, ignore_label=999))
+    expected = np.where(mask, affinities.erode_labels(labels), 999)
+    assert {key: content[key] for key in ("voi", "arand")} == {
+        key: metrics.scores(labels * mask, expected, 999)[key] for key in ("voi", "arand")
+    }
+    assert content["num_segments"] == np.unique(labels[expected != 999]).size
+
+
 def test_run_lengths_are_those_of_the_whole_volume(workspace, segmented):
     prepared, volume, found, truth = segmented
     expected = np.where(truth == affinities.IGNORE, 0, truth)

@@ -354,6 +354,21 @@ def test_parts_of_labels_get_ids_of_their_own(store, raw, labels, monkeypatch, s
     assert (stored.dtype, len(table)) == (np.min_scalar_type(stored.max()), stored.max() + 1)
 
 
+@pytest.mark.parametrize("label_ids", ["dense", "components"])
+@pytest.mark.parametrize("spread", [1, 2**40])
+def test_voxels_that_nobody_has_labelled_stay_so(store, raw, labels, label_ids, spread):
+    unknown = np.uint64(2**64 - 1)
+    ids = labels.astype(np.uint64) % 7 * spread
+    ids[2:5, 10:40, 20:90], ids[8:, 60:, :30] = unknown, unknown
+    output = store(raw, ids, label_ids=label_ids)
+    stored = arrays.open_volume(output).labels[:]
+    table = zarr.open_array(str(output.with_suffix(".zarr") / "labels" / "original_ids"))[:]
+    known = ids != unknown
+    np.testing.assert_array_equal(stored == unknown, ~known)
+    np.testing.assert_array_equal(np.unique(stored[known]), np.arange(len(table)))
+    np.testing.assert_array_equal(table[stored[known]], ids[known])
+
+
 def test_label_ids_that_are_kept_have_no_table(store, raw, labels):
     assert not (store(raw, labels).with_suffix(".zarr") / "labels" / "original_ids").exists()
 

@@ -286,6 +286,16 @@ def test_low_precision_stays_close(workplace):
     assert 0 < np.abs(exact.astype(int) - mixed).max() < 40
 
 
+def test_affinities_that_overflow_are_never_stored(workplace):
+    def enlarge(network):
+        next(network.parameters()).data *= 1e9
+
+    description = c.Superhuman(filters=(3, 4), normalisation="instance")
+    write_weights(workplace / "models/weights.json", description, enlarge)
+    with pytest.raises(InputError, match=r"not finite in precision 16-mixed: set predict\.precision"):
+        run(workplace, section(precision="16-mixed"))
+
+
 def test_crop_that_does_not_suit_the_network_is_explained(workplace):
     with pytest.raises(InputError, match=r"multiple of .1, 2, 2..*; change.*predict.crop"):
         run(workplace, section(crop=(4, 15, 20)))

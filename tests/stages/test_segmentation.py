@@ -55,7 +55,7 @@ def test_the_bytes_are_the_same_for_any_blocks_and_parts_that_hold_whole_section
     for number, (block_shape, parts) in enumerate(zip(WHOLE_SECTIONS, (3, 2, 1), strict=True)):
         copy = workspace.copy(tmp_path / str(number), block_shape=block_shape, parts=parts)
         segmented = copy.segment(copy.folder / "predict" / "prepared.json")
-        lut_bytes = (copy.folder / "segmentation" / "lut.npz").read_bytes()
+        lut_bytes = (copy.folder / "segmentation" / "lut.npy").read_bytes()
         results.append((shard_bytes(copy.folder / "fragments" / "prepared.json"), lut_bytes, shard_bytes(segmented)))
     assert results[0] == results[1] == results[2]
 
@@ -180,10 +180,10 @@ def test_the_graph_of_a_part_is_kept_and_a_damaged_one_is_named_and_made_again(w
 def test_agglomerate_says_what_it_used(workspace, predicted, labels):
     part = workspace.rag(predicted, workspace.fragments(predicted))
     content = manifest.content(workspace.agglomerate(part, method="waterz", threshold=0.4))
-    table = lut.read(workspace.folder / "segmentation" / "lut.npz")
+    table = lut.read(workspace.folder / "segmentation" / "agglomerate.json")
     assert (content["method"], content["value"], content["source"]) == ("waterz", 0.4, "fixed")
     assert content["num_fragments"] == table.fragments.size > content["num_segments"] == np.unique(table.segments).size
-    assert content["lut"] == manifest.file_sha256(workspace.folder / "segmentation" / "lut.npz")
+    assert content["lut"] == manifest.file_sha256(workspace.folder / "segmentation" / "lut.npy")
 
 
 def test_agglomerate_with_a_hierarchy_reads_the_parts(workspace, labels):
@@ -216,10 +216,12 @@ def test_agglomerate_takes_the_tuned_value(workspace, predicted):
 def test_relabel_names_a_fragment_that_the_table_lacks(workspace, predicted):
     fragments = workspace.fragments(predicted)
     agglomerated = workspace.agglomerate(workspace.rag(predicted, fragments), method="waterz")
-    path = agglomerated.with_name("lut.npz")
-    table = lut.read(path)
+    path, table = agglomerated.with_name("lut.npy"), lut.read(agglomerated)
     lut.write(path, lut.Lut(table.fragments[1:], table.segments[1:]))
-    with pytest.raises(InputError, match=r"lut\.npz: the lut lacks 1 fragments, the first is 1"):
+    with pytest.raises(InputError, match=r"lut\.npy is damaged: its SHA-256 is"):
+        workspace.relabel(fragments, agglomerated)
+    manifest.write(agglomerated, {**manifest.content(agglomerated), "lut": manifest.file_sha256(path)})
+    with pytest.raises(InputError, match=r"lut\.npy: the lut lacks 1 fragments, the first is 1"):
         workspace.relabel(fragments, agglomerated)
 
 

@@ -10,6 +10,7 @@ import zarr
 
 from tokenunify import arrays, manifest, pyramid
 from tokenunify.data.ome_zarr import open_zarr
+from tokenunify.segmentation import lut
 
 SHAPE = (5, 67, 75)
 LEVELS = [SHAPE, (5, 34, 38), (5, 17, 19)]
@@ -35,11 +36,11 @@ def segmented(workspace, labels, **settings):
         setattr(workspace, name, value)
     fragments = workspace.prepare("fragments", workspace.section("fragments"), [workspace.volume("test", labels)], "f")
     arrays.open_writable(fragments)[:] = labels
-    lut = workspace.folder / "segmentation" / "agglomerate.json"
-    ids = np.unique(labels)
-    arrays.write_npz(lut.with_name("lut.npz"), fragments=ids, segments=ids)
-    manifest.write(lut, {})
-    return workspace.relabel(fragments, lut)
+    agglomerated, ids = workspace.folder / "segmentation" / "agglomerate.json", np.unique(labels)
+    path = agglomerated.with_name("lut.npy")
+    lut.write(path, lut.Lut(ids, ids))
+    manifest.write(agglomerated, {"lut": manifest.file_sha256(path)})
+    return workspace.relabel(fragments, agglomerated)
 
 
 def group(prepared) -> zarr.Group:

@@ -49,7 +49,8 @@ def test_resumes_at_the_next_block_with_other_parts(tmp_path: Path):
     assert blockwise.finished_blocks(tmp_path) == set(range(len(BLOCKS)))
 
 
-def test_a_vanished_shard_is_written_again(tmp_path: Path):
+@pytest.mark.parametrize("lose", [Path.unlink, lambda path: path.write_bytes(b"")])
+def test_a_vanished_or_empty_shard_is_written_again(tmp_path: Path, lose):
     array = arrays.create(
         tmp_path / "a.zarr",
         shape=BLOCKS.volume_shape,
@@ -63,7 +64,7 @@ def test_a_vanished_shard_is_written_again(tmp_path: Path):
         array[roi.slices] = np.full(roi.shape, index, np.uint8)
 
     blockwise.run_part(tmp_path, BLOCKS, write, written=array)
-    (tmp_path / "a.zarr/c/1/2/0").unlink()
+    lose(tmp_path / "a.zarr/c/1/2/0")
     with pytest.raises(InputError, match=r"lacks 1 of its shard files, the first is c/1/2/0; mend it"):
         arrays.open_complete(tmp_path / "a.zarr", "mend it")
     seen: list[int] = []

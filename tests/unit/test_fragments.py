@@ -58,9 +58,20 @@ def test_a_plateau_of_the_distance_is_one_seed():
 def test_distances_are_capped_at_the_halo_in_the_plane_of_the_watershed():
     inside = np.zeros((41, 60), bool)
     inside[1:40, 1:59] = True
-    assert fragments.distances(inside, Fragments(halo=(9, 4, 7))).max() == 7
+    assert fragments.distances(inside, Fragments(halo=(9, 4, 7))).max() == 4
     assert fragments.distances(inside, Fragments(halo=(0, 0, 0))).max() == 20
-    assert (fragments.distances(np.ones((5, 6), bool), Fragments(halo=(0, 4, 7))) == 7).all()
+    assert (fragments.distances(np.ones((5, 6), bool), Fragments(halo=(0, 4, 7))) == 4).all()
+    solid = np.ones((5, 6, 7), bool)
+    assert (fragments.distances(solid, Fragments(dimensions=3, halo=(3, 4, 7))) == 3).all()
+
+
+def test_a_halo_has_all_axes_of_the_watershed_or_none():
+    assert Fragments().halo == (0, 32, 32)
+    assert Fragments(dimensions=3).halo == (32, 32, 32)
+    assert Fragments(dimensions=3, halo=(0, 0, 0)).halo == (0, 0, 0)
+    for dimensions, halo in [(2, (4, 0, 8)), (3, (0, 32, 32))]:
+        with pytest.raises(ValueError, match=r"halo must be above 0 along .*, or 0 along all"):
+            Fragments(dimensions=dimensions, halo=halo)
 
 
 @pytest.mark.parametrize("settings", [Fragments(), MULTICUT])

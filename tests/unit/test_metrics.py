@@ -53,7 +53,9 @@ def nested_loops(segmentation, labels) -> dict:
 
 
 @pytest.mark.parametrize("block_shape", [(1, 9, 13), (3, 4, 5), (4, 2, 13), (2, 7, 3), (3, 9, 1), (4, 5, 8)])
-def test_tables_of_blocks_add_up_to_nested_loops_in_any_order(block_shape):
+@pytest.mark.parametrize("many_rows", [1, 20, 2**20])
+def test_tables_of_blocks_add_up_to_nested_loops_in_any_order(block_shape, many_rows, monkeypatch):
+    monkeypatch.setattr(metrics, "MANY_ROWS", many_rows)
     segmentation, labels = volumes(1)
     blocks = Blocks(SHAPE, block_shape)
     rois = map(blocks.roi, range(len(blocks)))

@@ -108,6 +108,14 @@ def test_agglomerate_does_not_see_the_fragments_setting(root: Path):
     assert Plan(changed).fragments_name("waterz") != Plan(value).fragments_name("waterz")
 
 
+def test_a_pasted_command_may_not_have_two_blocks_in_one_file():
+    grid = {"chunk_shape": (4, 8, 8), "shard_shape": (8, 8, 16)}
+    with pytest.raises(ValueError, match="block_shape must be a multiple of shard_shape"):
+        stages.Relabel(**grid, block_shape=(4, 8, 16))
+    with pytest.raises(ValueError, match="shard_shape must be a multiple of chunk_shape"):
+        stages.Relabel(**{**grid, "shard_shape": (6, 8, 16)}, block_shape=(6, 8, 16))
+
+
 def test_default_crop_and_stride(root: Path):
     value = json.loads(Plan(config.load(root / "tests/config/tiny.yaml")).predict("small"))
     assert (value["crop"], value["stride"]) == ([4, 24, 24], [2, 12, 12])

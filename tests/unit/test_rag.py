@@ -96,6 +96,13 @@ def test_stored_graphs_are_read_as_they_are_merged_and_damage_is_named(volume, t
         graph.merge(parts)
 
 
+def test_more_nodes_than_a_key_holds_are_refused(volume, monkeypatch):
+    found = rag.from_arrays(*volume)
+    monkeypatch.setattr(graph, "MANY_NODES", found.nodes.size - 1)
+    with pytest.raises(InputError, match=f"the graph has {found.nodes.size} fragments, expected at most"):
+        rag.merge([found])
+
+
 def test_isolated_fragments_are_nodes_and_id_0_is_none(volume):
     fragments = np.zeros(SHAPE, np.uint64)
     fragments[0, 0, 0], fragments[2, 3:5, 4] = 7, 3

@@ -1,6 +1,6 @@
 """Fragments, agglomeration and the baseline."""
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -33,9 +33,30 @@ class Fragments(Strict):
     min_size: Count = 0
     """Fragments of fewer voxels are given to their neighbours."""
     halo: Padding = (0, 32, 32)
-    """Context read around a block; distances are capped at its largest value (all 0: not capped)."""
+    """Context read around a block; with dimensions 3 it is (32, 32, 32) if not given.
+
+    Distances are capped at its smallest value along the axes of the watershed (all 0: not capped), which is as far as
+    they are known at a block's faces.
+    """
     block_shape: Shape | None = None
     """Null: storage.block_shape."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _halo_in_all_axes(cls, given: Any) -> Any:
+        isotropic = isinstance(given, dict) and given.get("dimensions") == 3
+        return {"halo": (32, 32, 32), **given} if isotropic else given
+
+    @model_validator(mode="after")
+    def _halo_has_all_axes_or_none(self) -> Self:
+        along = self.halo[-self.dimensions :]
+        if any(along) and not all(along):
+            axes = "z, y and x" if self.dimensions == 3 else "y and x"
+            raise ValueError(
+                f"halo must be above 0 along {axes}, or 0 along all, got {list(self.halo)}: where one axis has no "
+                "context, false mergers cross the faces of blocks"
+            )
+        return self
 
 
 class Tuned(Strict):

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from tokenunify.affinities import IGNORE
 from tokenunify.config import Intensity, Percentile, Rescale
 from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
@@ -126,16 +127,25 @@ def distinct(block: np.ndarray) -> np.ndarray:
 
 
 def labels(path: str, ids: np.ndarray, dense: bool) -> tuple[str, Convert]:
-    """Smallest type for labels of these ids (all of them, rising), or for their ranks in it; and the conversion."""
+    """Smallest type for labels of these ids (all of them, rising), or for their `numbers`; and the conversion."""
     check_ids(path, ids)
-    dtype = np.min_scalar_type(len(ids) - 1 if dense else int(ids[-1])).name
     if not dense:
-        return dtype, lambda block: block.astype(dtype, copy=False)
+        dtype = np.min_scalar_type(int(ids[-1]))
+        return dtype.name, lambda block: block.astype(dtype, copy=False)
+    anew = numbers(ids)
     if ids[-1] >= MANY_IDS:
-        return dtype, lambda block: np.searchsorted(ids, block).astype(dtype)
-    ranks = np.zeros(int(ids[-1]) + 1, dtype)
-    ranks[ids.astype(np.intp)] = np.arange(len(ids))
-    return dtype, lambda block: ranks[block]
+        return anew.dtype.name, lambda block: anew[np.searchsorted(ids, block)]
+    of_id = np.zeros(int(ids[-1]) + 1, anew.dtype)
+    of_id[ids.astype(np.intp)] = anew
+    return anew.dtype.name, lambda block: of_id[block]
+
+
+def numbers(ids: np.ndarray) -> np.ndarray:
+    """0, 1, ... for ids in their order, in the smallest type; that of voxels that nobody has labelled stays 2^64-1."""
+    unknown = ids == IGNORE
+    if not unknown.any():
+        return np.arange(len(ids), dtype=np.min_scalar_type(len(ids) - 1))
+    return np.where(unknown, np.uint64(IGNORE), np.cumsum(~unknown, dtype=np.uint64) - np.uint64(1))
 
 
 def mask(source: SourceArray) -> Convert:

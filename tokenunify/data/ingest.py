@@ -14,6 +14,7 @@ import zarr
 
 import tokenunify
 from tokenunify import arrays, blockwise, components, manifest, pyramid, stages
+from tokenunify.affinities import IGNORE
 from tokenunify.config import Phantom
 from tokenunify.data import convert, parts, readers, sources, streaming, synthetic
 from tokenunify.data.source_array import SourceArray
@@ -214,7 +215,7 @@ def _ids(source: SourceArray, roi: Roi, section: stages.Ingest, folder: Path) ->
     found = [np.load(folder / f"{index}.npz")["ids"] for index in range(len(blocks))]
     ids = np.unique(np.concatenate([np.zeros(1, source.dtype), *found]))
     dtype, function = convert.labels(source.path, ids, dense)
-    return Converted(dtype, _of_boxes(function, source, roi), source.depth, ids if dense else None)
+    return Converted(dtype, _of_boxes(function, source, roi), source.depth, ids[ids != IGNORE] if dense else None)
 
 
 def _components(source: SourceArray, roi: Roi, section: stages.Ingest, folder: Path) -> Converted:
@@ -222,12 +223,13 @@ def _components(source: SourceArray, roi: Roi, section: stages.Ingest, folder: P
     read = _of_boxes(np.asarray, source, roi)
     ids, tables = parts.find(read, _blocks(roi, section), folder)
     convert.check_ids(source.path, ids)
+    numbers = convert.numbers(ids)
 
     def compute(box: Roi) -> np.ndarray:
         found, _ = components.numbered(read(box))
-        return parts.of_voxels(found, tables[box])
+        return parts.of_voxels(found, numbers[tables[box]])
 
-    return Converted(np.min_scalar_type(len(ids) - 1).name, compute, section.shard_shape[0], ids)
+    return Converted(numbers.dtype.name, compute, section.shard_shape[0], ids[ids != IGNORE])
 
 
 def _blocks(roi: Roi, section: stages.Ingest) -> Blocks:

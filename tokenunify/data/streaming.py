@@ -64,10 +64,9 @@ def block_shape(shape: Coordinate, shard: Coordinate) -> Coordinate:
 
 def _missing(array: zarr.Array, roi: Roi, shards: Coordinate) -> list[Roi]:
     """The boxes of the shards in `roi` that have no file yet."""
-    root = Path(str(array.store_path.store.root)) / array.store_path.path
     grid = Blocks(roi.shape, shards)
     boxes = [grid.roi(index).moved(roi.offset) for index in range(len(grid))]
-    return [box for box in boxes if not (root / arrays.shard_paths(array, box.slices)[0]).exists()]
+    return [box for box in boxes if not arrays.is_there(arrays.shard_files(array, box.slices)[0])]
 
 
 def _slabs(roi: Roi, depth: int) -> Iterator[Roi]:

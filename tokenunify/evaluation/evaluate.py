@@ -19,36 +19,41 @@ def labels_of(volume: arrays.Volume) -> arrays.Store:
     return volume.labels
 
 
-def read_labels(labels: arrays.Store, roi: Roi, *, erode: bool, ignore_label: int) -> np.ndarray:
-    """Labels of a box as they are scored: eroded in each section if wanted, unknown ones (2^64-1) ignored."""
+def read_labels(volume: arrays.Volume, roi: Roi, *, erode: bool, ignore_label: int) -> np.ndarray:
+    """Labels of a box as they are scored: eroded in each section if wanted.
+
+    Unknown ones (2^64-1) are ignored, and what the volume's mask excludes from segmentation.
+    """
+    labels = labels_of(volume)
     z, y, x = labels.shape
     outer = roi.grow((0, 1, 1), (0, 1, 1), (z, y, x)) if erode else roi
     read = labels[outer.slices]
     scored = affinities.erode_labels(read)[roi.within(outer)] if erode else read
     if scored.dtype == np.uint64:
         scored[scored == affinities.IGNORE] = ignore_label
+    if volume.mask is not None:
+        scored = np.where(volume.mask[roi.slices], scored, np.uint64(ignore_label))
     return scored
 
 
 def read(
-    segmentation: arrays.Store, labels: arrays.Store, roi: Roi, *, erode: bool, ignore_label: int
+    segmentation: arrays.Store, volume: arrays.Volume, roi: Roi, *, erode: bool, ignore_label: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """A box of a segmentation (or of fragments), and of the labels as they are scored."""
-    return segmentation[roi.slices], read_labels(labels, roi, erode=erode, ignore_label=ignore_label)
+    return segmentation[roi.slices], read_labels(volume, roi, erode=erode, ignore_label=ignore_label)
 
 
 def run(section: Evaluate, plain: dict, *, segmentation: Path, volume: Path, output: Path) -> None:
     """Write the scores; what the blocks add to them is kept in a folder beside, and a rerun continues with the rest."""
     opened, segments = arrays.open_volume(volume), arrays.open_prepared(segmentation)
-    labels = labels_of(opened)
-    metrics.check_shapes(str(segmentation), segments.shape, f"the labels of {volume}", labels.shape)
+    metrics.check_shapes(str(segmentation), segments.shape, f"the labels of {volume}", labels_of(opened).shape)
     inputs = {"segmentation": manifest.content_hash(segmentation), "volume": manifest.content_hash(volume)}
     folder = blockwise.store_folder(output, "evaluate", plain, inputs)
     blocks = Blocks(segments.shape, section.block_shape)
     step = run_length.steps(opened.voxel_size_nm, section.skeleton_spacing_nm)
 
     def process(index: int, roi: Roi) -> None:
-        found, truth = read(segments, labels, roi, erode=section.erode_labels, ignore_label=section.ignore_label)
+        found, truth = read(segments, opened, roi, erode=section.erode_labels, ignore_label=section.ignore_label)
         if step is not None:
             samples = run_length.sampled(truth, found, roi, step)
             arrays.write_npz(folder / "samples" / f"{index}.npz", **samples._asdict())

@@ -4,7 +4,7 @@ voi_split = H(segmentation | labels), voi_merge = H(labels | segmentation), in b
 F = 2 Σ n_ij (n_ij - 1) / (Σ a_i (a_i - 1) + Σ b_j (b_j - 1)), n_ij voxels in common, a_i of a label, b_j of a segment.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +16,8 @@ from tokenunify.geometry import Coordinate, Roi
 
 STRIDE = 1024
 """Runs between two looks at the room that the table has."""
+MANY_ROWS = 2**20
+"""Rows of tables, of blocks, that are added up together."""
 
 
 class Contingency(NamedTuple):
@@ -82,9 +84,18 @@ def _overlaps(labels, segments, starts, lengths):
 
 
 def merge(tables: Iterable[Contingency]) -> Contingency:
-    """The sum of tables over parts of a volume."""
-    columns = [np.concatenate(column) for column in zip(*tables, strict=True)]
-    return _sum(*(columns or np.zeros((4, 0), np.uint64)))
+    """The sum of tables over parts of a volume; of them no more than the sum's rows, or MANY_ROWS, are held."""
+    total, waiting, rows = Contingency(*np.zeros((4, 0), np.uint64)), [], 0
+    for table in tables:
+        waiting.append(table)
+        rows += len(table.counts)
+        if rows > max(MANY_ROWS, len(total.counts)):
+            total, waiting, rows = _added([total, *waiting]), [], 0
+    return _added([total, *waiting])
+
+
+def _added(tables: Sequence[Contingency]) -> Contingency:
+    return _sum(*(np.concatenate(column) for column in zip(*tables, strict=True)))
 
 
 def _sum(labels: np.ndarray, segments: np.ndarray, counts: np.ndarray, firsts: np.ndarray) -> Contingency:

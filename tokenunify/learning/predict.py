@@ -130,7 +130,8 @@ class CropPredictor:
 
     def __init__(self, network: Network, section: Predict, device: torch.device, threads: int):
         torch.set_num_threads(threads)
-        self.device, self.dtype, self.flips = device, DTYPES[section.precision], section.flips
+        self.device, self.flips, self.precision = device, section.flips, section.precision
+        self.dtype = DTYPES[section.precision]
         self.offsets = section.offsets
         self.crop, self.output = section.crop, output_extent(network.config, section.crop)
         # One by one on the CPU, where a batch saves nothing; on a GPU always one shape, for which kernels are the same.
@@ -148,6 +149,11 @@ class CropPredictor:
         batch = functional.pad(torch.from_numpy(crops), padding)[:, None].to(self.device)
         affinities = average_flips(self.forward, batch, self.offsets) if self.flips else self.forward(batch)
         results = affinities[: len(crops)].contiguous().cpu().numpy()
+        if not np.isfinite(results).all():
+            raise InputError(
+                f"the network's affinities are not finite in precision {self.precision}: set predict.precision to "
+                "bf16-mixed or 32-true, or train the network again"
+            )
         self.computed += len(crops)
         self.seconds += time.perf_counter() - started
         return results

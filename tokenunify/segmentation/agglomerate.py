@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from tokenunify import manifest
 from tokenunify.config import Multicut, Tuned, Waterz
 from tokenunify.errors import InputError
@@ -62,7 +64,7 @@ def chosen(segmentation: Waterz | Multicut, tuned: Sequence[Path]) -> tuple[floa
 
 
 def run(section: Agglomerate, plain: dict, *, rag: Path, output: Path, tuned: list[Path]) -> None:
-    """Write `lut.npz` and then the manifest beside it."""
+    """Write `lut.npy` and then the manifest beside it."""
     value, source = chosen(section.segmentation, tuned)
     started = time.monotonic()
     graphs, linked = parts(rag), lifted_parts(rag)
@@ -76,7 +78,7 @@ def run(section: Agglomerate, plain: dict, *, rag: Path, output: Path, tuned: li
         energy = {"energy": multicut.energy(graph, table, value, far)}
     else:
         table, energy = luts(graphs, section.segmentation, [value])[value], {}
-    path = output.with_name("lut.npz")
+    path = output.with_name(lut.NAME)
     lut.write(path, table)
     content = {
         "method": section.segmentation.method,
@@ -84,7 +86,7 @@ def run(section: Agglomerate, plain: dict, *, rag: Path, output: Path, tuned: li
         "source": source,
         "lut": manifest.file_sha256(path),
         "num_fragments": table.fragments.size,
-        "num_segments": len(set(table.segments.tolist())),
+        "num_segments": np.unique(table.segments).size,
         "inputs": inputs,
         **energy,
     }

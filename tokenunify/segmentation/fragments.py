@@ -69,8 +69,8 @@ def landscape(boundary: np.ndarray, settings: Fragments) -> tuple[np.ndarray, np
 
 
 def distances(inside: np.ndarray, settings: Fragments) -> np.ndarray:
-    """Euclidean distance, in voxels, of each voxel inside to the boundary, capped at the halo and then smoothed."""
-    cap = max(settings.halo[-inside.ndim :]) or sum(inside.shape)
+    """Euclidean distance, in voxels, of each voxel inside to the boundary, capped (see Fragments.halo), then smoothed."""
+    cap = min(settings.halo[-inside.ndim :]) or sum(inside.shape)
     if inside.all():
         return np.full(inside.shape, cap, np.float32)
     return _smooth(capped_distance(inside, cap=cap), settings.sigma_seeds)

@@ -1,7 +1,4 @@
-"""The graph of fragments as tables that add up: graphs of parts of a volume are merged, and edges contracted.
-
-Fewer than 2^32 nodes are assumed, so that the indices of an edge's nodes fit into one number, its key.
-"""
+"""The graph of fragments as tables that add up: graphs of parts of a volume are merged, and edges contracted."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -11,8 +8,11 @@ import numpy as np
 
 from tokenunify import arrays, ids
 from tokenunify.compiled import loop
+from tokenunify.errors import InputError
 
 NUM_LEVELS = 256
+MANY_NODES = 2**32
+"""So many at most: the indices of an edge's two nodes are one number, its key."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,11 @@ def merge(parts: Sequence[Rag | Stored]) -> Rag:
     result: no second copy of it is made.
     """
     nodes = union(part.nodes for part in parts)
+    if nodes.size > MANY_NODES:
+        raise InputError(
+            f"the graph has {nodes.size} fragments, expected at most 2^32: set hierarchy of the waterz segmentation, "
+            "or make larger fragments (sigma_seeds, min_size)"
+        )
     sizes = np.zeros(nodes.size, np.uint64)
     for part in parts:
         np.add.at(sizes, np.searchsorted(nodes, part.nodes), part.sizes)

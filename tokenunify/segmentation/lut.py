@@ -5,8 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenunify import arrays, ids
+from tokenunify import ids, manifest
 from tokenunify.errors import InputError
+
+NAME = "lut.npy"
 
 
 class Lut(NamedTuple):
@@ -41,11 +43,24 @@ def from_groups(fragments: np.ndarray, groups: np.ndarray) -> Lut:
 
 
 def write(path: Path, lut: Lut) -> None:
-    """Write the table as `.npz` in one step."""
-    arrays.write_npz(path, fragments=lut.fragments, segments=lut.segments)
+    """Write the table in one step, as the rows of an array."""
+    manifest.replace(path, lambda temporary: _save(temporary, np.stack(lut)))
 
 
-def read(path: Path) -> Lut:
-    """Read a table; damage raises InputError naming the file."""
-    tables = arrays.read_npz(path, f"make it again with `snakemake --forcerun agglomerate {path}`")
-    return Lut(tables["fragments"], tables["segments"])
+def _save(path: Path, rows: np.ndarray) -> None:
+    with open(path, "wb") as file:
+        np.save(file, rows, allow_pickle=False)
+
+
+def read(agglomerated: Path) -> Lut:
+    """The table beside agglomerate's manifest, whose checksum must be the recorded one.
+
+    It stays on disk: blocks look up a few of its pages.
+    """
+    path = agglomerated.with_name(NAME)
+    remake = f"make it again with `snakemake --forcerun agglomerate {agglomerated}`"
+    if not path.exists():
+        raise InputError(f"{path} is missing; {remake}")
+    if (found := manifest.file_sha256(path)) != (recorded := manifest.content(agglomerated)["lut"]):
+        raise InputError(f"{path} is damaged: its SHA-256 is {found}, {agglomerated.name} has {recorded}; {remake}")
+    return Lut(*np.load(path, mmap_mode="r", allow_pickle=False))

@@ -19,9 +19,7 @@ def run(
     A block's share of the lower levels is written before the block itself, and so is there once the ledger lists it.
     """
     source = arrays.open_prepared(fragments)
-    path = lut.with_name("lut.npz")
-    table = tables.read(path)
-
+    table = tables.read(lut)
     content = manifest.content(prepared)
     levels = pyramid.block_levels(*(tuple(content[key]) for key in ("shape", "voxel_size_nm", "block_shape")))[1:]
     stores = [arrays.open_level(prepared, number) for number in range(1, len(levels) + 1)]
@@ -30,7 +28,7 @@ def run(
         try:
             segments = table.apply(source[roi.slices])
         except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+            raise InputError(f"{lut.with_name(tables.NAME)}: {error}") from None
         for store, (box, reduced) in zip(stores, pyramid.reduce_block(segments, roi, levels), strict=True):
             store[box.slices] = reduced
         return segments

@@ -4,7 +4,7 @@ INPUTS   results/{volume}/{model}/seed{seed}/predict/, and the volume's mask, if
 OUTPUTS  .../fragments/{fragments}/   watershed, one per distinct setting
          .../rag/{fragments}/         edges and their statistics
          models/{model}/seed{seed}/tune/{segmentation}.json   threshold or beta chosen on the validation volumes
-         .../{segmentation}/agglomerate.json and lut.npz      fragment -> segment
+         .../{segmentation}/agglomerate.json and lut.npy      fragment -> segment
          .../{segmentation}/relabel/                          the segmentation
 """
 
@@ -172,7 +172,7 @@ rule agglomerate:
         tuned=tuned,
     output:
         manifest=f"{RUN}/{{segmentation}}/agglomerate.json",
-        lut=f"{RUN}/{{segmentation}}/lut.npz",
+        lut=f"{RUN}/{{segmentation}}/lut.npy",
     log:
         "logs/agglomerate/{volume}.{model}.seed{seed}.{segmentation}.log",
     benchmark:
