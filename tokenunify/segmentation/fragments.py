@@ -69,7 +69,7 @@ def landscape(boundary: np.ndarray, settings: Fragments) -> tuple[np.ndarray, np
 
 
 def distances(inside: np.ndarray, settings: Fragments) -> np.ndarray:
-    """Euclidean distance, in voxels, of each voxel inside to the boundary, capped (see Fragments.halo), then smoothed."""
+    """Euclidean distance, in voxels, of each voxel inside to the boundary, capped (Fragments.halo), then smoothed."""
     cap = min(settings.halo[-inside.ndim :]) or sum(inside.shape)
     if inside.all():
         return np.full(inside.shape, cap, np.float32)
