@@ -19,6 +19,7 @@ class Fault(NamedTuple):
     status: int | None = None
     """Answered in place of the file."""
     headers: dict = {}  # noqa: RUF012
+    """Said beside, or in place of, the others."""
     cut: int | None = None
     """Bytes sent before the connection ends."""
     body: bytes | None = None
@@ -27,6 +28,8 @@ class Fault(NamedTuple):
     """Seconds before the answer."""
     shift: int = 0
     """Bytes by which a range begins too late."""
+    most: int | None = None
+    """Bytes of a range at the most."""
     longer: int = 0
     """Bytes announced that never come."""
 
@@ -43,6 +46,9 @@ class Server(ThreadingHTTPServer):
         self.faults: list[Fault] = []
         self.choose_fault: Callable[[str], Fault | None] = lambda _: None
         self.ranges = True
+        self.heeds_if_range = True
+        self.date: str | None = None
+        """Last-Modified, said in place of the ETag."""
         self.requests: list[tuple[str, str | None, int]] = []
         """Path, range asked for, status."""
         self.bytes_sent = 0
@@ -82,12 +88,15 @@ class _Handler(BaseHTTPRequestHandler):
         if fault.status or (data is None and fault.body is None):
             return self._head(fault.status or 404, asked, **{**server.headers(self.path), **fault.headers})
         data = data if fault.body is None else fault.body
-        tag = f'"{hashlib.md5(data).hexdigest()}"'
-        whole = not asked or not server.ranges or self.headers["If-Range"] not in (None, tag)
+        mark = server.date or f'"{hashlib.md5(data).hexdigest()}"'
+        other = server.heeds_if_range and self.headers["If-Range"] not in (None, mark)
+        whole = not asked or not server.ranges or other
         start, end = (0, len(data)) if whole else _range(asked, len(data))
+        end = end if whole or fault.most is None else min(end, start + fault.most)
         start += fault.shift
         body, told = data[start:end], {} if whole else {"Content-Range": f"bytes {start}-{end - 1}/{len(data)}"}
-        told |= {"Content-Length": len(body) + fault.longer, "ETag": tag, **server.headers(self.path)}
+        told |= {"Content-Length": len(body) + fault.longer, "Last-Modified" if server.date else "ETag": mark}
+        told |= {**server.headers(self.path), **fault.headers}
         self._head(200 if whole else 206, asked, **told)
         if send:
             body = body if fault.cut is None else body[: fault.cut]

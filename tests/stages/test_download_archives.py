@@ -97,6 +97,26 @@ def test_a_folder_that_holds_one_file_of_its_name(run, tmp_path):
     assert (folder / "a").read_bytes() == b"1"
 
 
+def test_a_tar_that_ends_with_a_zip(run, tmp_path):
+    inner = pack(tmp_path / "in.zip", {"q": b"q"}).read_bytes()
+    archive = pack(tmp_path / "a.tar", {"set/raw.bin": RAW, "in.zip": inner})
+    assert Path(run(path=str(archive), member="set/raw.bin")["run"]["raw"]).read_bytes() == RAW
+
+
+@pytest.mark.parametrize("member", ["im/*.png", "im"])
+def test_a_zip_with_the_paths_of_windows(run, tmp_path, member):
+    archive = pack(tmp_path / "a.zip", {"im\\": b"", "im\\im1.png": b"one", "im\\im2.png": b"two"})
+    made = run(path=str(archive), member=member, format="images")
+    assert [path.read_bytes() for path in sources.image_files(made["run"]["raw"])] == [b"one", b"two"]
+
+
+@pytest.mark.parametrize("kind", ["zip", "tar"])
+def test_a_path_of_windows_out_of_the_folder_is_refused(run, tmp_path, kind):
+    archive = pack(tmp_path / f"a.{kind}", {"im\\..\\..\\evil.png": b"evil"})
+    with pytest.raises(InputError, match=r"evil\.png' would be written outside the folder"):
+        run(path=str(archive), member="*.png", format="images")
+
+
 def test_an_archive_with_another_checksum_is_not_opened(run, tmp_path):
     archive = pack(tmp_path / "a.zip", FILES)
     with pytest.raises(InputError, match=f"not the expected file.*expected sha256 {'0' * 64}"):

@@ -147,6 +147,22 @@ def test_interrupted_20_times_at_random_bytes(server, run, monkeypatch):
     assert run(sha256=SHA256)["content"]["raw"]["sha256"] == SHA256
 
 
+@pytest.mark.parametrize("known", [True, False])
+def test_a_later_run_continues_only_what_is_verified(server, run, monkeypatch, known):
+    """To continue, gdown gives the server the mark of the version of now, not of the one that the part is of."""
+    new = np.random.default_rng(1).bytes(1_500_000)
+    sha256 = hashlib.sha256(new).hexdigest()
+    server.contents[RAW] = new if known else bytes(len(new))
+    with monkeypatch.context() as once, pytest.raises(InputError, match="what has arrived is kept"):
+        once.setattr(drive, "ATTEMPTS", 1)
+        server.choose_fault = lambda path: Fault(cut=700_000) if "confirm=" in path else None
+        run(sha256=sha256 if known else None)
+    server.contents[RAW], server.choose_fault = new, lambda _: None
+    server.requests.clear()
+    assert run(sha256=sha256 if known else None)["content"]["raw"]["sha256"] == sha256
+    assert (206 in [status for *_, status in server.requests]) == known
+
+
 def test_a_tampered_file_is_not_used(server, run, tmp_path):
     server.contents[RAW] = DATA[::-1]
     with pytest.raises(InputError, match=f"expected sha256 {SHA256}"):

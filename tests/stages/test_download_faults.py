@@ -1,6 +1,7 @@
 """Servers at their worst: cut at random bytes, busy, slow, wrong; and the limit of the rate."""
 
 import email.utils
+import gzip
 import hashlib
 import json
 import time
@@ -16,6 +17,7 @@ from tokenunify.errors import InputError
 
 DATA = contents.HDF5 + np.random.default_rng(0).bytes(400_009)
 SHA256 = hashlib.sha256(DATA).hexdigest()
+DATE, LATER = "Wed, 01 Jan 2020 00:00:00 GMT", "Thu, 02 Jan 2020 00:00:00 GMT"
 PAGE = b"<!DOCTYPE html><title>Sign in</title>"
 
 
@@ -123,6 +125,16 @@ def test_a_web_page_in_place_of_the_file(server, run, tmp_path, format):
         assert run(f"{server.url}/em/raw.h5", format=format, dataset=dataset)["content"]["raw"]["sha256"] == SHA256
 
 
+@pytest.mark.parametrize("format", ["hdf5", "npy"])
+def test_an_empty_file_is_not_kept(server, run, tmp_path, format):
+    server.faults = [Fault(body=b"")]
+    dataset = "main" if format == "hdf5" else None
+    with pytest.raises(InputError, match=r"em/raw\.h5 gave an empty file"):
+        run(f"{server.url}/em/raw.h5", format=format, dataset=dataset)
+    assert not list((tmp_path / "downloads").glob("[!.]*"))
+    assert run(f"{server.url}/em/raw.h5", format=format, dataset=dataset)["content"]["raw"]["sha256"] == SHA256
+
+
 def test_a_file_of_another_format(server, run):
     server.files["/em/raw.h5"] = b"\x93NUMPY" + bytes(100)
     with pytest.raises(InputError, match=r"not of format hdf5: it begins with b'\\x93NUMPY"):
@@ -140,6 +152,70 @@ def test_a_tampered_file_is_never_used(server, run, tmp_path):
 def test_a_server_that_continues_elsewhere_is_not_believed(server, run, pauses):
     server.faults = [Fault(cut=100_000), Fault(shift=7)]
     assert run(f"{server.url}/em/raw.h5", sha256=SHA256)["content"]["raw"]["sha256"] == SHA256
+
+
+@pytest.mark.parametrize("told", ["bytes 7-9/400017", "bytes"])
+def test_a_range_that_is_not_the_one_asked_for_is_not_appended(server, run, pauses, told):
+    server.faults = [Fault(cut=100_000), Fault(headers={"Content-Range": told})]
+    assert run(f"{server.url}/em/raw.h5")["content"]["raw"]["sha256"] == SHA256
+    assert [status for *_, status in server.requests] == [200, 206, 200]
+
+
+def test_a_server_that_sends_less_than_asked_for_is_asked_for_the_rest(server, run, pauses):
+    server.faults = [Fault(cut=100_000), Fault(most=50_000), Fault(most=50_000)]
+    assert run(f"{server.url}/em/raw.h5")["content"]["raw"]["sha256"] == SHA256
+    assert [status for *_, status in server.requests] == [200, 206, 206, 206]
+
+
+@pytest.mark.parametrize("dates", [(None, None), (DATE, LATER)])
+@pytest.mark.parametrize("sha256", [SHA256, None])
+def test_two_versions_are_not_mixed_where_a_server_ignores_if_range(server, run, monkeypatch, pauses, dates, sha256):
+    server.heeds_if_range, server.date, server.files["/em/raw.h5"] = False, dates[0], contents.HDF5 + DATA[::-1]
+    server.faults = [Fault(cut=100_000)]
+    with monkeypatch.context() as once, pytest.raises(InputError, match="after 1 attempts"):
+        once.setattr(transfer, "ATTEMPTS", 1)
+        run(f"{server.url}/em/raw.h5", sha256=sha256)
+    server.files["/em/raw.h5"], server.date = DATA, dates[1]
+    assert run(f"{server.url}/em/raw.h5", sha256=sha256)["content"]["raw"]["sha256"] == SHA256
+    assert [status for *_, status in server.requests] == [200, 206, 200]
+
+
+@pytest.mark.parametrize("weak", [{}, {"ETag": 'W/"1"'}])
+def test_a_date_is_a_mark_where_there_is_no_strong_etag(server, run, pauses, weak):
+    server.date, server.faults = DATE, [Fault(cut=100_000, headers=weak), Fault(headers=weak)]
+    assert run(f"{server.url}/em/raw.h5")["content"]["raw"]["sha256"] == SHA256
+    assert [status for *_, status in server.requests] == [200, 206]
+
+
+def test_attempts_are_counted_anew_when_more_has_arrived(server, run, pauses):
+    server.faults = [Fault(cut=30_000)] * 9
+    assert run(f"{server.url}/em/raw.h5")["content"]["raw"]["sha256"] == SHA256
+    assert pauses == [transfer.BACKOFF_SECONDS] * 9
+
+
+def test_attempts_that_bring_no_more_come_to_an_end(server, run, pauses):
+    server.ranges, server.faults = False, [Fault(cut=30_000)] * 9
+    with pytest.raises(InputError, match="after 5 attempts"):
+        run(f"{server.url}/em/raw.h5")
+    assert len(server.requests) == 5
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "x-gzip"])
+@pytest.mark.parametrize("data", [DATA, contents.HDF5 + np.random.default_rng(0).integers(9, size=400_009).tobytes()])
+def test_a_file_is_kept_as_it_is_sent(server, run, pauses, encoding, data):
+    packed, headers = gzip.compress(data), {"Content-Encoding": encoding}
+    server.files["/em/raw.h5"], server.faults = packed, [Fault(cut=100_000, headers=headers), Fault(headers=headers)]
+    made = run(f"{server.url}/em/raw.h5", sha256=hashlib.sha256(packed).hexdigest())
+    assert Path(made["run"]["raw"]).read_bytes() == packed
+    assert [status for *_, status in server.requests] == [200, 206]
+
+
+def test_the_key_in_a_redirect_is_not_told(server, run, pauses, caplog):
+    server.faults = [Fault(302, {"Location": f"{server.url}/cdn/raw.h5?Signature=secret"}), Fault(500)] * 5
+    with pytest.raises(InputError, match=r"after 5 attempts .*/cdn/raw\.h5\)") as caught:
+        run(f"{server.url}/em/raw.h5")
+    assert "attempt 4 failed" in caplog.text
+    assert "secret" not in str(caught.value) + caplog.text
 
 
 def test_the_rate_is_that_of_the_configuration(server, run, monkeypatch):

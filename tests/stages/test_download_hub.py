@@ -125,6 +125,13 @@ def test_a_glob_of_images_and_its_commit(hub, run):
         run("t/*.png", "images")
 
 
+def test_images_of_one_name_in_two_folders_are_refused(hub, run):
+    hub.repositories["/datasets/em/wafer", OLD] = {"s/a/1.png": b"1", "s/a/2.png": b"2", "s/b/1.png": b"3"}
+    with pytest.raises(InputError, match=r"s/\*\.png matches 's/a/1\.png' and 's/b/1\.png', which have one name"):
+        run("s/*.png", "images")
+    assert len(sources.image_files(run("s/a/*.png", "images")["run"]["raw"])) == 2
+
+
 def test_interrupted_20_times_at_random_bytes(hub, run, monkeypatch):
     monkeypatch.setattr(transfer, "ATTEMPTS", 1)
     random = np.random.default_rng(1)

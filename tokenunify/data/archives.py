@@ -20,6 +20,8 @@ from tokenunify.errors import InputError
 COPY_BYTES = 2**20
 DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError, NotImplementedError)
 """What the libraries raise on a bad archive; NotImplementedError on a compression they do not know."""
+ZIP = (b"PK\3\4", b"PK\5\6")
+"""What a zip archive, or an empty one, begins with."""
 UNPACKING = ".unpacking"
 
 
@@ -137,9 +139,12 @@ def _naming(archive: str | Path) -> Iterator[None]:
 
 @contextmanager
 def _opened(archive: str | Path) -> Iterator[Iterator[Member]]:
-    if zipfile.is_zipfile(archive):
-        with zipfile.ZipFile(archive) as file:
-            yield (_of_zip(file, info) for info in file.infolist())
+    # Not zipfile.is_zipfile: it also takes a tar for a zip that ends with one.
+    with open(archive, "rb") as file:
+        is_zip = file.read(4) in ZIP
+    if is_zip:
+        with zipfile.ZipFile(archive) as zipped:
+            yield (_of_zip(zipped, info) for info in zipped.infolist())
     else:
         with tarfile.open(archive, "r:*") as packed:
             yield (_of_tar(packed, info) for info in packed)
@@ -147,10 +152,11 @@ def _opened(archive: str | Path) -> Iterator[Iterator[Member]]:
 
 def _of_zip(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
     mode = stat.S_IFMT(info.external_attr >> 16)
-    plain = "folder" if info.is_dir() else "file"
+    # The name as it stands in the archive: zipfile's own is cut at a NUL. Some writers on Windows use backslashes.
+    name = info.orig_filename.replace("\\", "/")
+    plain = "folder" if name.endswith("/") else "file"
     kind = {stat.S_IFLNK: "symbolic link", stat.S_IFDIR: "folder", stat.S_IFREG: plain, 0: plain}.get(mode, "device")
-    # The name as it stands in the archive: zipfile's own is cut at a NUL.
-    return Member(info.orig_filename, info.file_size, kind, lambda: file.open(info))
+    return Member(name, info.file_size, kind, lambda: file.open(info))
 
 
 def _of_tar(file: tarfile.TarFile, info: tarfile.TarInfo) -> Member:

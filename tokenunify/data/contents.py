@@ -29,6 +29,8 @@ def check(path: Path, *, address: str, format: str) -> None:
     """Raise InputError, with what was found, for a file that cannot be of the format."""
     with open(path, "rb") as file:
         head = file.read(USER_BLOCK_BYTES)
+    if not head:
+        raise InputError(f"{address} gave an empty file; check the address, then run snakemake again to ask once more")
     if head.lstrip().lower().startswith(PAGE):
         raise InputError(
             f"{address} gave a web page, not a file of format {format}: it begins with {_shown(head)}; open the "

@@ -132,6 +132,7 @@ def _obtain_hub(file: HubFile, format: str, sha256: str | None, job: Job) -> tup
     if not listed.exists():
         manifest.write_text(listed, "\n".join(hub.matching(file, revision)) + "\n")
     names = listed.read_text().split("\n")[:-1]
+    hub.check_names(file, names)
     addresses = ((hub.url(file, revision, name), PurePosixPath(name).stem) for name in names)
     return _sequence(target, addresses, len(names), sha256, job, hub.headers())
 
@@ -150,7 +151,11 @@ def _obtain_drive(file: c.DriveFile, format: str, sha256: str | None, job: Job) 
     address = drive.address(file)
     target = job.place(address, PurePosixPath(file.file).name)
     check = contents.checker(address, format)
-    return str(target), keep.once(address, target, sha256, lambda _: drive.fetch(file, target, check, job.throttle))
+
+    def get(verified: bool) -> None:
+        drive.fetch(file, target, verified=verified, check=check, throttle=job.throttle)
+
+    return str(target), keep.once(address, target, sha256, get)
 
 
 def _obtain_member(path: str, sha256: str, file: FileSource, job: Job) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -14,21 +15,25 @@ from tokenunify.data.transfer import ATTEMPTS, TIMEOUT_SECONDS, Throttle
 from tokenunify.errors import InputError
 
 
-def fetch(file: DriveFile, target: Path, check: Callable[[Path], None], throttle: Throttle) -> None:
+def fetch(file: DriveFile, target: Path, *, verified: bool, check: Callable[[Path], None], throttle: Throttle) -> None:
     """Fetch the file to `target`; what has arrived lies beside it and is continued by the next attempt.
 
+    A later run continues it only where its checksum is `verified` later: gdown keeps no mark of the file's version.
     `check` may raise for content that cannot be right. InputError tells why the file cannot be had.
     """
     whole = target.with_name(target.name + ".whole")
     options: Any = {"quiet": True, "use_cookies": False, "timeout": TIMEOUT_SECONDS}
+    if not verified:
+        for part in target.parent.glob(f"{escape(whole.name)}*.part"):
+            part.unlink()
     try:
         number = _number(file, gdown.download_folder(id=file.folder, skip_download=True, **options))
-        more: Any = {"speed": throttle.rate, "resume": True, "retries": ATTEMPTS - 1, **options}
+        more: Any = {"speed": throttle.rate, "resume": verified, "retries": ATTEMPTS - 1, **options}
         gdown.download(id=number, output=str(whole), **more)
     except (DownloadError, requests.RequestException) as error:
         raise InputError(
             f"{address(file)} cannot be fetched ({error}); check that the folder is shared with anyone who has the "
-            "link, or download the file by hand and give it as `path`; what has arrived is kept"
+            "link, or download the file by hand and give it as `path`; what has arrived is kept where sha256 is given"
         ) from None
     try:
         check(whole)

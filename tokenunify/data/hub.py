@@ -1,7 +1,7 @@
 """Files of the Hugging Face Hub: their addresses and commits; endpoint and token are what the environment gives."""
 
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
 from huggingface_hub.errors import HFValidationError, HTTPError
@@ -58,6 +58,18 @@ def matching(file: HubFile, revision: str) -> list[str]:
     if found := sorted(name for name in names if fnmatchcase(name, file.file)):
         return found
     raise InputError(f"{address(file)} matches none of the {len(names)} files of the repository; correct file")
+
+
+def check_names(file: HubFile, names: list[str]) -> None:
+    """Raise InputError for two files that would get one name in the folder of images."""
+    seen: dict[str, str] = {}
+    for name in names:
+        other = seen.setdefault(PurePosixPath(name).name, name)
+        if other != name:
+            raise InputError(
+                f"{address(file)} matches {other!r} and {name!r}, which have one name; use a narrower file: * also "
+                "matches /"
+            )
 
 
 def is_glob(file: HubFile) -> bool:

@@ -3,6 +3,7 @@
 import email.utils
 import logging
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -28,6 +29,8 @@ LASTING = (400, 401, 403, 404, 405, 410)
 """Answers of a server that trying again does not change."""
 BUSY = (429, 503)
 """Answers that may tell when to come back."""
+RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
+"""Content-Range: first byte, last byte, and the length of the whole file where it is known."""
 RETRY = "check the address and the network, then run snakemake again: what has arrived is kept"
 ADVICE = {
     401: "it needs a login or an accepted licence: download it by hand and give it as `path`",
@@ -84,22 +87,28 @@ def fetch(
 ) -> None:
     """Fetch `url` to `target`; what has arrived lies beside it as `.part` and is continued by the next attempt.
 
-    A part without the server's mark of the file's version is continued only where its checksum is `verified` later.
+    Bytes are kept as they are sent: what the server calls Content-Encoding stays in the file, because ranges, lengths
+    and published checksums count these bytes. A part without the server's mark of the file's version is continued only
+    where its checksum is `verified` later. Attempts are counted anew when more has arrived than ever before.
     `check(part)` may raise for content that cannot be right: such a part is removed. InputError tells why the file
     cannot be had.
     """
     part = target.with_name(target.name + ".part")
-    for attempt in range(1, ATTEMPTS + 1):
+    attempt, most = 0, 0
+    while True:
         try:
             _transfer(url, part, verified, progress, throttle, dict(headers or {}))
             break
         except requests.RequestException as error:
+            arrived = part.stat().st_size
+            attempt = 1 if arrived > most else attempt + 1
+            most = max(most, arrived)
             answer = getattr(error.response, "status_code", None)
             if answer in LASTING or attempt == ATTEMPTS:
                 mend = ADVICE.get(answer or 0, RETRY)
-                raise InputError(f"{url} cannot be fetched after {attempt} attempts ({error}); {mend}") from None
+                raise InputError(f"{url} cannot be fetched after {attempt} attempts ({told(error)}); {mend}") from None
             seconds = pause(error.response, attempt)
-            logger.warning("%s: attempt %d failed (%s), again in %g s", url, attempt, error, seconds)
+            logger.warning("%s: attempt %d failed (%s), again in %g s", url, attempt, told(error), seconds)
             time.sleep(seconds)
     try:
         check(part)
@@ -107,6 +116,11 @@ def fetch(
         part.unlink()
         raise
     os.replace(part, target)
+
+
+def told(error: requests.RequestException) -> str:
+    """What the error says, without the queries of addresses: a redirect's holds the key to the file."""
+    return re.sub(r"\?[^\s'\")]+", "", str(error))
 
 
 def pause(response: requests.Response | None, attempt: int) -> float:
@@ -133,7 +147,7 @@ def _transfer(url: str, part: Path, verified: bool, progress: bool, throttle: Th
     headers |= {"Accept-Encoding": "identity"}
     if start:
         headers |= {"Range": f"bytes={start}-"} | ({"If-Range": known} if known else {})
-    expected = 0
+    expected: int | None = None
     with open(part, "r+b" if start else "wb") as file:
         file.seek(start)
 
@@ -141,14 +155,18 @@ def _transfer(url: str, part: Path, verified: bool, progress: bool, throttle: Th
             nonlocal expected
             if response.is_redirect or not (response.ok or response.status_code == 416):
                 return
-            if response.status_code != 206:
-                file.seek(0)
-                file.truncate()
-            elif not response.headers.get("Content-Range", f"bytes {start}-").startswith(f"bytes {start}-"):
-                raise requests.ConnectionError(f"asked for bytes from {start}, got {response.headers['Content-Range']}")
-            tag = response.headers.get("ETag", "")
-            validator.write_text("" if tag.startswith("W/") else tag)
-            expected = file.tell() + int(response.headers.get("Content-Length", 0))
+            response.raw.headers.pop("Content-Encoding", None)  # else requests decodes
+            if response.status_code == 206:
+                expected = _continued(response, start, known)
+                if expected is None:
+                    file.truncate(0)
+                    raise requests.ConnectionError(f"the server does not continue this version at byte {start}")
+                return
+            file.seek(0)
+            file.truncate()
+            validator.write_text(_mark(response))
+            length = response.headers.get("Content-Length")
+            expected = None if length is None else int(length)
 
         fetcher = pooch.HTTPDownloader(
             progressbar=progress,
@@ -159,6 +177,22 @@ def _transfer(url: str, part: Path, verified: bool, progress: bool, throttle: Th
         )
         fetcher(url, _Paced(file, throttle), None)
         arrived = file.tell()
-    if arrived < expected:
-        raise requests.ConnectionError(f"the connection ended after {arrived} of {expected} bytes")
-    validator.unlink()
+    if expected not in (None, arrived):
+        raise requests.ConnectionError(f"{arrived} of {expected} bytes have arrived")
+    validator.unlink(missing_ok=True)
+
+
+def _mark(response: requests.Response) -> str:
+    """The mark of the file's version that If-Range may name: a strong ETag, or else the date of the last change."""
+    tag = response.headers.get("ETag", "")
+    return tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
+
+
+def _continued(response: requests.Response, start: int, known: str) -> int | None:
+    """Bytes of the whole file, by an answer that continues this version of it at `start`; None for any other."""
+    parts = RANGE.fullmatch(response.headers.get("Content-Range", ""))
+    header = "ETag" if known.startswith('"') else "Last-Modified"
+    changed = known and response.headers.get(header, known) != known
+    if changed or parts is None or int(parts[1]) != start:
+        return None
+    return int(parts[2]) + 1 if parts[3] == "*" else int(parts[3])
