@@ -2,7 +2,7 @@
 
 STAGES = {
     "download": 1,
-    "ingest": 2,
+    "ingest": 1,
     "pretrain": 2,
     "finetune": 2,
     "predict": 1,
