@@ -23,7 +23,7 @@ class Fault(NamedTuple):
     cut: int | None = None
     """Bytes sent before the connection ends."""
     body: bytes | None = None
-    """Sent in place of the file, with status 200."""
+    """Sent in place of the file, with status 200 unless one is given."""
     pause: float = 0
     """Seconds before the answer."""
     shift: int = 0
@@ -86,7 +86,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.path == "/moved":
             return self._head(302, asked, Location=f"{server.url}/em/raw.bin")
         if fault.status or (data is None and fault.body is None):
-            return self._head(fault.status or 404, asked, **{**server.headers(self.path), **fault.headers})
+            self._head(fault.status or 404, asked, **{**server.headers(self.path), **fault.headers})
+            return self.wfile.write(fault.body or b"")
         data = data if fault.body is None else fault.body
         mark = server.date or f'"{hashlib.md5(data).hexdigest()}"'
         other = server.heeds_if_range and self.headers["If-Range"] not in (None, mark)

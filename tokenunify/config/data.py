@@ -132,6 +132,11 @@ class FileSource(Strict):
             raise ValueError(f"a glob as huggingface.file needs format images, got {self.format}; name one file")
         if self.url is not None and not self.url.startswith("http") and not self.is_box:
             raise ValueError(f"url must start with http unless format is one of {list(CHUNKED)}, got {self.url!r}")
+        if self.is_box and not self.partial and "?" in (self.url or ""):
+            raise ValueError(
+                f"the url of a {self.format} is a folder, to which the names of chunks are added: it takes no query, "
+                f"got {self.url!r}; give the address alone, of a folder that needs none"
+            )
         if self.partial and (self.format != "hdf5" or self.url is None or self.member is not None):
             raise ValueError("partial needs format hdf5 and a url of the file itself; remove partial or correct them")
         if self.format in NEED_DATASET and self.dataset is None:

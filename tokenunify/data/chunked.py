@@ -2,9 +2,11 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import numpy as np
 import tensorstore as ts
@@ -14,6 +16,9 @@ from tokenunify.data.axes import ordered
 from tokenunify.data.ome_zarr import image_of, level_array
 from tokenunify.data.source_array import NM, SourceArray, naming, product, stated_voxel_size
 from tokenunify.errors import InputError
+
+PACKED = (".gz", ".br", ".zstd")
+"""What ends the names of chunks that are packed as files."""
 
 
 class _Tensor:
@@ -63,8 +68,39 @@ def _precomputed(path: str, scale: str) -> SourceArray:
     if scale and scale not in keys:
         raise InputError(f"{path} has no scale {scale!r}; it has {keys}; correct dataset in the configuration")
     number = keys.index(scale) if scale else 0
+    _refuse_packed(path, info["scales"][number])
     array = _open("neuroglancer_precomputed", path, scale_index=number)
     return _array(path, array, ["x", "y", "z", "channel"], info["scales"][number]["resolution"])
+
+
+def _refuse_packed(path: str, scale: dict) -> None:
+    """cloud-volume's default names chunks in files so: tensorstore does not find them and takes them for zeros."""
+    folder = _address(path, scale["key"])
+    packed = next((name for name in _chunk_names(folder, scale) if name.endswith(PACKED) and _has(folder, name)), None)
+    if packed and not _has(folder, packed.rpartition(".")[0]):
+        raise InputError(
+            f"{folder} has packed chunks, such as {packed}, which would be read as zeros; unpack them (`gunzip -r "
+            f"{scale['key']}`, for .gz), write the volume with compress=False, or serve it by a server that sets "
+            "Content-Encoding, as cloud-volume's viewer does"
+        )
+
+
+def _has(folder: str, name: str) -> bool:
+    try:
+        return places.read(folder, name) is not None
+    except ValueError:  # a server that is down is told of when chunks are read
+        return False
+
+
+def _chunk_names(folder: str, scale: dict) -> Iterator[str]:
+    """Of a folder those that are there, at an address those that the packed first chunk may have."""
+    if folder.startswith("file://"):
+        local = url2pathname(urlparse(folder).path)
+        yield from (entry.name for entry in os.scandir(local)) if os.path.isdir(local) else ()
+    elif "sharding" not in scale:
+        axes = zip(scale.get("voxel_offset", [0] * 3), scale["chunk_sizes"][0], scale["size"], strict=True)
+        first = "_".join(f"{start}-{start + min(chunk, size)}" for start, chunk, size in axes)
+        yield from (first + ending for ending in PACKED)
 
 
 def _n5(path: str, dataset: str) -> SourceArray:

@@ -1,16 +1,21 @@
 """How tensorstore reaches a folder at an address: retries, limits, and the environment's endpoint and credentials."""
 
 import os
+import re
 from functools import cache
 
+import requests
 import tensorstore as ts
 
-from tokenunify.data.transfer import ATTEMPTS, BACKOFF_SECONDS
+from tokenunify.data.transfer import ATTEMPTS, BACKOFF_SECONDS, TIMEOUT_SECONDS
+from tokenunify.errors import InputError
 
 CACHE_BYTES = 2**28
 """Chunks kept decoded: those on the border of two blocks are fetched once."""
 REQUESTS = 16
 """Chunks fetched at a time."""
+FORBIDDEN = re.compile(r"PERMISSION_DENIED.*(?:HTTP code |http_response_code=')(\d+)", re.DOTALL)
+"""What tensorstore says of the answers 401 and 403."""
 
 
 @cache
@@ -35,9 +40,43 @@ def folder(address: str) -> dict:
 
 
 def read(address: str, name: str) -> bytes | None:
-    """The content of a file of the folder; None where it is not there."""
-    found = ts.KvStore.open(folder(address), context=context()).result().read(name).result()
-    return bytes(found.value) if found.state == "value" else None
+    """The content of a file of the folder; None where it is not there, or forbidden, as some stores say of the same."""
+    return _ask(address, name)[0]
+
+
+def refusal(address: str, name: str) -> str | None:
+    """The answer, 401 or 403, of a server that forbids to read the file."""
+    return _ask(address, name)[1]
+
+
+def _ask(address: str, name: str) -> tuple[bytes | None, str | None]:
+    try:
+        found = ts.KvStore.open(folder(address), context=context()).result().read(name).result()
+    except ValueError as error:
+        forbidden = FORBIDDEN.search(str(error))
+        if forbidden is None:
+            raise
+        return None, forbidden[1]
+    return bytes(found.value) if found.state == "value" else None, None
+
+
+def moved(address: str, names: tuple[str, ...]) -> str:
+    """Where the server redirects the folder of files of these names to: tensorstore follows no redirects."""
+    strange = None
+    for name in names if address.startswith("http") else ():
+        try:
+            answer = requests.head(f"{address}/{name}", allow_redirects=True, timeout=TIMEOUT_SECONDS)
+        except requests.RequestException:  # told when the file is read
+            return address
+        if answer.ok and answer.url.endswith(f"/{name}"):
+            return answer.url.removesuffix(f"/{name}")
+        strange = answer.url.partition("?")[0] if answer.history else strange
+    if strange:
+        raise InputError(
+            f"{address} redirects to {strange}, where no such folder is; give an address whose files are served "
+            "without redirects, and without a login"
+        )
+    return address
 
 
 def bytes_read() -> int:

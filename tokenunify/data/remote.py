@@ -10,7 +10,7 @@ import numpy as np
 
 from tokenunify.config import FileSource
 from tokenunify.data import chunked, places
-from tokenunify.data.source_array import UNREADABLE, ArrayLike, Stated, naming, product
+from tokenunify.data.source_array import UNREADABLE, ArrayLike, Stated, naming, product, told
 from tokenunify.data.transfer import Throttle
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, VoxelSize
@@ -38,11 +38,11 @@ class Remote(NamedTuple):
 
 def open_remote(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Throttle) -> Remote:
     """Open the array; nothing but what describes it is read. InputError tells why it cannot be."""
+    file = _moved(file)
     assert file.url is not None
-    address, dataset = file.url.rstrip("/") + "/", _dataset(file, voxel_size_nm)
+    dataset = _dataset(file, voxel_size_nm)
     with naming(file.url):
-        inside = address if file.format == "precomputed" or not dataset else f"{address}{dataset.strip('/')}/"
-        texts = [places.read(inside, name) or b"" for name in DESCRIPTIONS[file.format]]
+        texts = _described(file, dataset)
         array = chunked.open_chunked(file.url, file.format, dataset)
     identity = hashlib.sha256(b"\n".join(texts)).hexdigest()
     return Remote(file.url, _Paced(array.data, throttle), array.shape, array.dtype, array.voxel_size_nm, identity)
@@ -50,9 +50,29 @@ def open_remote(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Thr
 
 def open_coarser(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Throttle) -> Iterator[Remote]:
     """The coarser levels of the same image, the coarsest first."""
+    file = _moved(file)
     assert file.url is not None
     for dataset in chunked.coarser(file.url, file.format, _dataset(file, voxel_size_nm)):
         yield open_remote(file.model_copy(update={"dataset": dataset}), None, throttle)
+
+
+def _moved(file: FileSource) -> FileSource:
+    """The source at the address that its server redirects to."""
+    assert file.url is not None
+    inside = file.dataset.strip("/") if file.dataset and file.format != "precomputed" else ""
+    names = tuple(f"{inside}/{name}".lstrip("/") for name in DESCRIPTIONS[file.format])
+    return file.model_copy(update={"url": places.moved(file.url.rstrip("/"), names)})
+
+
+def _described(file: FileSource, dataset: str | None) -> list[bytes]:
+    """The files that describe the volume, empty where they are not there."""
+    inside = "" if file.format == "precomputed" or not dataset else f"{dataset.strip('/')}/"
+    address, names = f"{file.url}/{inside}", DESCRIPTIONS[file.format]
+    texts = [places.read(address, name) or b"" for name in names]
+    refusal = None if any(texts) else places.refusal(address, names[0])
+    if refusal:
+        raise InputError(f"{address}: the server answers {refusal}: no such volume, or no access; correct the address")
+    return texts
 
 
 def _dataset(file: FileSource, voxel_size_nm: VoxelSize | None) -> str | None:
@@ -101,6 +121,6 @@ class _Paced:
 def unreadable(address: str, error: Exception) -> InputError:
     """What to do about an array that cannot be read."""
     return InputError(
-        f"{address} cannot be read ({type(error).__name__}: {error}); check the address and the network, then run "
+        f"{address} cannot be read ({told(error)}); check the address and the network, then run "
         "snakemake again: what has arrived is kept"
     )

@@ -1,6 +1,7 @@
 """What every reader gives: an array (z, y, x) read in boxes, its stated voxel size, and errors that name the file."""
 
 import contextlib
+import re
 import struct
 import threading
 import zlib
@@ -27,7 +28,8 @@ KEPT_BYTES = 2**28
 """Decoded sections that are kept may take so much memory."""
 STATED = {"voxel_size_nm": 1.0, "voxel_size_nm_zyx": 1.0, "resolution": 1.0, "element_size_um": 1e3}
 """Attributes in use for the voxel size (`resolution`: CREMI; `element_size_um`: ilastik) and their unit in nm."""
-
+SENT_PAGE = re.compile(r" \[http_response_body='.*?'\]", re.DOTALL)
+"""How tensorstore's errors quote it."""
 
 Stated = tuple[float | None, float, float]
 """A voxel size in nm (z, y, x) as a file states it; None where it does not say how thick sections are."""
@@ -112,9 +114,14 @@ def naming(path: str) -> Iterator[None]:
         if getattr(error, "errno", None) in DISK_FULL:
             raise
         raise InputError(
-            f"{path} cannot be read ({type(error).__name__}: {error}); it may be incomplete or of another format than "
-            "the configuration says: get it again or correct format"
+            f"{path} cannot be read ({told(error)}); it may be incomplete or of another format than the configuration "
+            "says: get it again or correct format"
         ) from error
+
+
+def told(error: Exception) -> str:
+    """What an error says, without the page that a server sent with it."""
+    return f"{type(error).__name__}: {SENT_PAGE.sub('', str(error))}"
 
 
 class Sections:
