@@ -356,12 +356,14 @@ class Buckets(Server):
 
 
 @pytest.mark.parametrize(("scheme", "variable"), [("s3", "AWS_ENDPOINT_URL"), ("gs", "TENSORSTORE_GCS_HTTP_URL")])
-def test_buckets(tmp_path, raw, scheme, variable):
+@pytest.mark.parametrize("missing", [404, 403, 401])
+def test_buckets(tmp_path, raw, scheme, variable, missing):
     """In a process of its own, as tensorstore reads its environment once."""
     keys = write_precomputed(tmp_path / "served" / "em-data" / "v", raw)
     words = ["download", "--config-json", sections(volume({"url": f"{scheme}://em-data/v", **keys}))[0]]
     words += ["--downloads", "downloads", "--output", "v.json"]
     with running(Buckets(tmp_path / "served")) as server:
+        server.choose_fault = lambda path: None if server.read(path) is not None else Fault(missing)
         environment = {**os.environ, variable: server.url, "PYTHONPATH": os.getcwd(), "AWS_EC2_METADATA_DISABLED": "1"}
         subprocess.run([sys.executable, "-m", "tokenunify", *words], cwd=tmp_path, env=environment, check=True)
     made = manifest.read(tmp_path / "v.json")["run"]["raw"]

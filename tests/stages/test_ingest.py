@@ -247,6 +247,24 @@ def test_a_phantom(tmp_path):
     np.testing.assert_array_equal(arrays.open_volume(tmp_path / "v.json").labels[:], expected[1])
 
 
+@pytest.mark.parametrize(("raw_value", "label"), [(0, 2**40), (9, 0)])
+@pytest.mark.parametrize("block_voxels", [1, 2**24])
+def test_one_value_everywhere_is_warned_of(store, caplog, monkeypatch, raw_value, label, block_voxels):
+    monkeypatch.setattr(streaming, "BLOCK_VOXELS", block_voxels)
+    flat = np.full(SHAPE, raw_value, np.uint8), np.full(SHAPE, label, np.uint64), np.ones(SHAPE, np.uint8)
+    store(*flat[:2], mask=flat[2])
+    assert f"source.h5: all voxels of raw are {raw_value} in the volume" in caplog.text
+    assert f"source.h5: all voxels of labels are {label} in the volume" in caplog.text
+    assert "all voxels of mask" not in caplog.text
+
+
+def test_one_other_voxel_is_not_one_value(store, caplog):
+    raw, labels = np.zeros(SHAPE, np.uint8), np.zeros(SHAPE, np.uint16)
+    raw[0, 0, 0], labels[-1, -1, -1] = 1, 1
+    store(raw, labels)
+    assert "all voxels" not in caplog.text
+
+
 # ------------------------------------------------------------------------------------------------ raw of other types
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import prod
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,9 +58,11 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
         for role, array in opened.items():
             with array.keeping(section.shard_shape[0], progress / "sections" / role):
                 found = _converted(role, array, roi, section, ends, progress)
-                runs.append(_write_image(partial, progress, role, found, section, roi))
+                alone = _Alone(found.compute)
+                runs.append(_write_image(partial, progress, role, found._replace(compute=alone), section, roi))
                 stored[role] = found
                 found.warn()
+                alone.warn(role, array, roi)
         _forget_placed(output)
         _replace(output.with_suffix(".zarr"), partial)
         content = _content(section, stored, roi) | {"config": plain, "inputs": inputs}
@@ -194,6 +197,35 @@ def _converted(
     function = convert.raw(source, ends) if role == "raw" else convert.mask(source)
     warn = getattr(function, "warn", lambda: None)
     return Converted("uint8", _of_boxes(function, source, roi), source.depth, warn=warn)
+
+
+class _Alone:
+    """Boxes as they are computed; tells where all of them hold one value."""
+
+    def __init__(self, compute: streaming.Compute):
+        self.compute = compute
+        self.value: np.generic | None = None
+        self.voxels = 0
+        """That hold the value; those after the first other one are not looked at."""
+        self.others = False
+
+    def __call__(self, box: Roi) -> np.ndarray:
+        values = self.compute(box)
+        if not self.others:
+            self.value = values.flat[0] if self.value is None else self.value
+            self.others = bool((values != self.value).any())
+            self.voxels += values.size
+        return values
+
+    def warn(self, role: str, source: SourceArray, roi: Roi) -> None:
+        """Of raw and labels, unless an earlier run that was killed has written some of them."""
+        if role != "mask" and not self.others and self.voxels == prod(roi.shape):
+            logger.warning(
+                "%s: all voxels of %s are %s in the volume; see whether the source and roi are the right ones",
+                source.path,
+                role,
+                self.value,
+            )
 
 
 def _of_boxes(function: convert.Convert, source: SourceArray, roi: Roi) -> streaming.Compute:
