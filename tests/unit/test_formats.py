@@ -221,6 +221,64 @@ def test_the_resolution_of_a_printer_is_none_of_the_specimen(tmp_path, volume):
     check(open_array(tmp_path / "v.tif", "tiff"), volume, None)
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".ome.tif"])
+@pytest.mark.parametrize("pieces", [[1] * 5, [2, 3], [2, 1, 2]])
+@pytest.mark.parametrize("options", [{}, {"compression": "zlib"}, {"tile": (16, 16)}])
+def test_a_tiff_written_piece_by_piece(tmp_path, volume, caplog, suffix, pieces, options):
+    with tifffile.TiffWriter(tmp_path / f"v{suffix}") as file:
+        for piece in np.split(volume, np.cumsum(pieces)[:-1]):
+            file.write(piece, contiguous=False, photometric="minisblack", metadata={"axes": "ZYX"}, **options)
+    check(open_array(tmp_path / f"v{suffix}", "tiff"), volume, None)
+    assert f"its {len(pieces)} images of one size are read one after another" in caplog.text
+
+
+def test_a_tiff_that_was_appended_to(tmp_path, volume):
+    for part in (volume[:2], volume[2:]):
+        tifffile.imwrite(tmp_path / "v.tif", part, append=True, photometric="minisblack")
+    check(open_array(tmp_path / "v.tif", "tiff"), volume, None)
+
+
+@pytest.mark.parametrize("packed", [{0, 1}, {1, 3}, {0, 4}])
+def test_a_tiff_of_pages_packed_in_two_ways(tmp_path, volume, packed):
+    with tifffile.TiffWriter(tmp_path / "v.tif") as file:
+        for z, page in enumerate(volume):
+            file.write(page, compression="zlib" if z in packed else None, contiguous=False, metadata=None)
+    check(open_array(tmp_path / "v.tif", "tiff"), volume, None)
+
+
+@pytest.mark.parametrize("other", [np.zeros((3, 7, 10), np.uint8), np.zeros((3, 7, 11), np.uint16)])
+def test_a_tiff_of_several_images_that_differ_is_refused(tmp_path, volume, other):
+    with tifffile.TiffWriter(tmp_path / "v.tif") as file:
+        file.write(volume, photometric="minisblack")
+        file.write(other, photometric="minisblack")
+    shape = rf"\[3, 7, {other.shape[2]}\] {other.dtype}"
+    with pytest.raises(InputError, match=rf"v\.tif has 2 images, .*{shape}, QYX \[5, 7, 11\] uint8|\[5.*{shape}"):
+        open_array(tmp_path / "v.tif", "tiff")
+
+
+def test_levels_beside_a_volume_are_not_its_sections(tmp_path, volume):
+    with tifffile.TiffWriter(tmp_path / "v.tif") as file:
+        file.write(volume, photometric="minisblack", metadata=None)
+        file.write(volume[:, ::2, ::2], photometric="minisblack", subfiletype=1, metadata=None)
+    check(open_array(tmp_path / "v.tif", "tiff"), volume, None)
+
+
+@pytest.mark.parametrize(("kind", "tile"), [("imagej", None), ("ome", None), ("ome", (16, 16))])
+def test_channels_are_no_sections(tmp_path, volume, kind, tile):
+    with tifffile.TiffWriter(tmp_path / "v.tif", **{kind: True}) as file:
+        file.write(volume[:3], metadata={"axes": "CYX"}, photometric="minisblack", tile=tile)
+    with pytest.raises(InputError, match=r"v\.tif has axes CYX, that is several channels: store one channel"):
+        open_array(tmp_path / "v.tif", "tiff")
+
+
+def test_channels_of_several_images_are_no_sections(tmp_path, volume):
+    with tifffile.TiffWriter(tmp_path / "v.tif", ome=True) as file:
+        for _ in range(2):
+            file.write(volume[:3], metadata={"axes": "CYX"}, photometric="minisblack")
+    with pytest.raises(InputError, match=r"v\.tif has 2 images, .*: CYX \[3, 7, 11\] uint8"):
+        open_array(tmp_path / "v.tif", "tiff")
+
+
 def test_colour_tiff_is_refused(tmp_path, volume):
     tifffile.imwrite(tmp_path / "v.tif", np.zeros((7, 11, 3), np.uint8), photometric="rgb")
     with pytest.raises(InputError, match=r"v\.tif has axes .*S"):

@@ -1,6 +1,8 @@
 """TIFF: one page per section, or tiles; ImageJ, OME-TIFF and plain files, also with a pyramid."""
 
+import logging
 import threading
+from math import prod
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -12,6 +14,8 @@ from tokenunify.data.axes import ordered
 from tokenunify.data.source_array import NM, ArrayLike, Sections, SourceArray, Stated, product
 from tokenunify.errors import InputError
 
+logger = logging.getLogger(__name__)
+
 RESOLUTION_UNITS = {2: 2.54e7, 3: 1e7}
 """nm of an inch and of a centimetre."""
 FINE = 1e4
@@ -19,26 +23,60 @@ FINE = 1e4
 
 
 def open_tiff(path: str, dataset: str | None, scratch: Path) -> SourceArray:
-    """The first image of a file at full resolution; pages are decoded whole, tiles as far as they are needed."""
+    """A file's images at full resolution, one after another; pages are decoded whole, tiles as far as needed."""
     file = tifffile.TiffFile(path)
-    series = file.series[0]
-    pages = len(series.pages) == series.shape[0] and series.axes.endswith("YX")
-    if len(series.shape) == 3 and pages and not series.keyframe.is_tiled:
-        turn = threading.Lock()
-
-        def read(z: int) -> np.ndarray:
-            with turn:
-                return series.asarray(key=z)
-
-        data: ArrayLike = Sections(path, read, series.shape[0])
+    first, *others = file.series
+    images = [first, *(series for series in others if not series.keyframe.is_reduced)]
+    if len(images) > 1:
+        data: ArrayLike = _joined(path, images)
+    elif len(first.shape) == 3 and _is_stack(first) and not first.keyframe.is_tiled:
+        data = _sections(path, [(first, z) for z in range(first.shape[0])])
     else:
-        data = zarr.open_array(series.aszarr(level=0), mode="r")
-        data, _ = ordered(path, data, _names(path, series.axes, len(data.shape)))
+        data = zarr.open_array(first.aszarr(level=0), mode="r")
+        data, _ = ordered(path, data, _names(path, first.axes, len(data.shape)))
     return SourceArray(path, data, _ome_size(file) or _imagej_size(file) or _tagged_size(file))
+
+
+def _is_stack(series: tifffile.TiffPageSeries) -> bool:
+    """Whether each page is a section."""
+    leading = series.axes[:-2]
+    return series.axes.endswith("YX") and "C" not in leading and len(series.pages) == prod(series.shape[:-2])
+
+
+def _joined(path: str, images: list[tifffile.TiffPageSeries]) -> Sections:
+    """Equal images as one volume: programs that write a file piece by piece make an image of each piece."""
+    kinds = {(series.shape[-2:], series.dtype) for series in images}
+    if len(kinds) > 1 or not all(len(series.shape) <= 3 and _is_stack(series) for series in images):
+        found = sorted({f"{series.axes} {list(series.shape)} {series.dtype}" for series in images})
+        raise InputError(
+            f"{path} has {len(images)} images, which are no sections of one volume: {', '.join(found)}; save the volume "
+            "alone in a file"
+        )
+    logger.warning("%s: its %d images of one size are read one after another as one volume", path, len(images))
+    pages = [(series, key) for series in images for key in range(len(series.pages))]
+    if images[0].kind == "generic":  # which sorts pages by how they are packed
+        pages.sort(key=lambda page: page[0].pages[page[1]].index)
+    return _sections(path, pages)
+
+
+def _sections(path: str, pages: list[tuple[tifffile.TiffPageSeries, int]]) -> Sections:
+    turn = threading.Lock()
+
+    def read(z: int) -> np.ndarray:
+        series, key = pages[z]
+        with turn:
+            return series.asarray(key=key)
+
+    return Sections(path, read, len(pages))
 
 
 def _names(path: str, axes: str, num_axes: int) -> str:
     """The letters of the axes; a stack whose first axis is named otherwise (I, Q: unknown, T) is one of z."""
+    if axes == "CYX":
+        raise InputError(
+            f"{path} has axes CYX, that is several channels: store one channel; if they are sections, save them as z "
+            "(ImageJ: Image > Hyperstacks > Re-order Hyperstack)"
+        )
     if num_axes != 3:
         return axes if num_axes > 3 else _refuse(path, axes)
     return f"Z{axes[1:]}" if axes.endswith("YX") else axes
