@@ -60,6 +60,49 @@ def test_nrrd_with_axes_in_another_order(tmp_path, volume):
     check(open_array(tmp_path / "v.nrrd", "nrrd", None, tmp_path), volume)
 
 
+@pytest.mark.parametrize("order", ["xyz", "zyx", "yzx", "zxy"])
+@pytest.mark.parametrize("tilt", [0, 0.001])
+def test_nrrd_with_space_directions_in_another_order(tmp_path, volume, order, tilt):
+    steps = {"x": [-0.004, tilt, 0], "y": [0, 0.008, tilt], "z": [0, tilt, 0.04]}
+    header = {"space dimension": 3, "space directions": np.array([steps[axis] for axis in order])}
+    header |= {"space units": ["um", "um", "um"]}
+    turned = volume.transpose(["zyx".index(axis) for axis in order])
+    nrrd.write(str(tmp_path / "v.nrrd"), turned, header, index_order="F")
+    size = [np.hypot(1000 * length, 1000 * tilt) for length in (0.04, 0.008, 0.004)]
+    check(open_array(tmp_path / "v.nrrd", "nrrd", None, tmp_path), volume, size)
+
+
+def test_nrrd_of_one_channel_with_space_directions(tmp_path, volume):
+    rows = np.array([[np.nan] * 3, [0, 0, 40], [0, 8, 0], [4, 0, 0]])
+    header = {"space dimension": 3, "space directions": rows, "space units": ["nm", "nm", "nm"]}
+    nrrd.write(str(tmp_path / "v.nrrd"), volume[None], header, index_order="F")
+    check(open_array(tmp_path / "v.nrrd", "nrrd", None, tmp_path), volume)
+
+
+def test_nrrd_labels_count_more_than_space_directions(tmp_path, volume):
+    header = {"labels": ["z", "y", "x"], "space dimension": 3, "space directions": np.diag([40, 8, 4])}
+    nrrd.write(str(tmp_path / "v.nrrd"), volume, {**header, "space units": ["nm"] * 3}, index_order="F")
+    check(open_array(tmp_path / "v.nrrd", "nrrd", None, tmp_path), volume)
+
+
+def test_nrrd_with_two_axes_along_one_is_refused(tmp_path, volume):
+    rows = np.array([[4, 0, 0], [5, 4, 0], [0, 0, 40]])
+    nrrd.write(str(tmp_path / "v.nrrd"), volume, {"space dimension": 3, "space directions": rows}, index_order="C")
+    with pytest.raises(InputError, match=r"v\.nrrd: expected NRRD axes along x, y and z, found space directions \[\[4"):
+        open_array(tmp_path / "v.nrrd", "nrrd", None, tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["raw", "gzip"])
+@pytest.mark.parametrize("name", ["line skip", "lineskip"])
+def test_nrrd_with_lines_before_the_voxels(tmp_path, volume, encoding, name):
+    path = tmp_path / "v.nrrd"
+    nrrd.write(str(path), volume, {"encoding": encoding}, index_order="C")
+    head, _, voxels = path.read_bytes().partition(b"\n\n")
+    path.write_bytes(head + f"\n{name}: 2\n\n".encode() + b"one\n\xff two\n" + voxels)
+    np.testing.assert_array_equal(nrrd.read(str(path), index_order="C")[0], volume)
+    check(open_array(path, "nrrd", None, tmp_path / "scratch"), volume, None)
+
+
 def test_nrrd_of_one_channel_and_without_units(tmp_path, volume):
     header = {"kinds": ["vector", "domain", "domain", "domain"], "spacings": [np.nan, 4, 8, 40]}
     nrrd.write(str(tmp_path / "v.nrrd"), volume.T[None], header, index_order="F")

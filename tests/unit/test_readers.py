@@ -229,6 +229,16 @@ def test_hdf5_states_its_voxel_size(tmp_path, volume, attribute):
     assert open_array(path, "hdf5", dataset).voxel_size_nm == (40, 4, 4)
 
 
+def test_the_voxel_size_of_a_dataset_counts_more_than_that_of_its_file(tmp_path, volume):
+    path, dataset = _hdf5(tmp_path, volume)
+    with h5py.File(path, "r+") as file:
+        file.attrs["resolution"] = (40, 4, 4)
+    assert open_array(path, "hdf5", dataset).voxel_size_nm == (40, 4, 4)
+    with h5py.File(path, "r+") as file:
+        file[dataset].attrs["resolution"] = (40, 8, 8)
+    assert open_array(path, "hdf5", dataset).voxel_size_nm == (40, 8, 8)
+
+
 @pytest.mark.parametrize("value", [(0, 4, 4), (40, -4, 4), (np.nan, 4, 4), (np.inf, 4, 4), ("a", "b", "c"), "4nm", 8])
 def test_a_voxel_size_that_cannot_be_one_is_not_stated(tmp_path, volume, value):
     path, dataset = _hdf5(tmp_path, volume)
@@ -340,6 +350,13 @@ def test_other_than_three_axes_are_refused(tmp_path, shape):
     np.save(tmp_path / "v.npy", np.zeros(shape, np.uint8))
     with pytest.raises(InputError, match=f"v.npy: expected an array of 3 axes z, y, x, found {len(shape)} axes"):
         open_array(tmp_path / "v.npy", "npy")
+
+
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_an_archive_of_numpy_is_refused(tmp_path, volume, save):
+    save(tmp_path / "v.npz", em=volume, other=volume)
+    with pytest.raises(InputError, match=r"v\.npz is an archive of the arrays \['em', 'other'\]; save one"):
+        open_array(tmp_path / "v.npz", "npy")
 
 
 @pytest.mark.parametrize("shape", [(0, 7, 11), (5, 7, 0)])

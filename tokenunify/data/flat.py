@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 
 from tokenunify.data.source_array import SourceArray
+from tokenunify.errors import InputError
 
 
 class Flat:
@@ -24,7 +25,10 @@ class Flat:
 
 
 def open_npy(path: str, dataset: str | None, scratch: Path | None) -> SourceArray:
-    """An array that numpy saved."""
+    """An array that numpy saved; InputError for an archive of several."""
     array = np.load(path, mmap_mode="r", allow_pickle=False)
+    if isinstance(array, np.lib.npyio.NpzFile):
+        with array:
+            raise InputError(f"{path} is an archive of the arrays {array.files}; save one of them alone (numpy.save)")
     order = "C" if array.flags.c_contiguous else "F"
     return SourceArray(path, Flat(path, array.dtype, array.shape, array.offset, order))

@@ -37,16 +37,18 @@ MRC_HEADER_BYTES = 1024
 
 
 def open_nrrd(path: str, dataset: str | None, scratch: Path) -> SourceArray:
-    """A NRRD file with its data, raw or packed with gzip; the fastest axis is x unless `labels` say otherwise."""
+    """A NRRD file with its data, raw or packed with gzip; axes are x, y, z unless `labels` or directions differ."""
     with open(path, "rb") as file, _bad_headers():
         header = nrrd.read_header(file)
+        for _ in range(int(header.get("line skip", header.get("lineskip", 0)))):
+            file.readline()
         start = file.tell()
     if "data file" in header or "datafile" in header:
         raise InputError(f"{path}: the voxels are in another file; save both as one .nrrd file")
     dtype = _nrrd_dtype(path, header)
     shape = tuple(map(int, header["sizes"]))
     place, offset = _nrrd_voxels(path, header, start, scratch, int(np.prod(shape)) * dtype.itemsize)
-    names = _nrrd_names(header, len(shape))
+    names = _nrrd_names(path, header, len(shape))
     data, places = ordered(path, Flat(place, dtype, shape, offset, "F"), names)
     return SourceArray(
         path, data, product(*([factor[axis] for axis in places] for factor in _nrrd_sizes(header, names)))
@@ -83,14 +85,36 @@ def _nrrd_voxels(path: str, header: dict, start: int, scratch: Path, num_bytes: 
     return target, max(skip, 0)
 
 
-def _nrrd_names(header: dict, num_axes: int) -> list[str]:
+def _nrrd_names(path: str, header: dict, num_axes: int) -> list[str]:
     """Of the axes as the header has them, fastest first."""
     labels = [str(label).lower() for label in header.get("labels", [])]
     if {"x", "y", "z"}.issubset(labels):
         return labels
+    if "space directions" in header:
+        directions = _directions(header, num_axes)
+        spatial = np.isfinite(directions).all(axis=1)
+        if directions[spatial].shape == (3, 3):
+            return _directed(path, directions, spatial)
     kinds = [str(kind).lower() in SPATIAL for kind in header.get("kinds", ["domain"] * num_axes)]
     spatial = iter("xyz" + "t" * num_axes)
     return [next(spatial) if kind else "c" for kind in kinds]
+
+
+def _directions(header: dict, num_axes: int) -> np.ndarray:
+    """Of each axis of the file a row of its steps in space; not numbers where it has none."""
+    return np.asarray(header["space directions"], float).reshape(num_axes, -1)
+
+
+def _directed(path: str, directions: np.ndarray, spatial: np.ndarray) -> list[str]:
+    """Each spatial axis is named by the axis of space that it goes along."""
+    along = np.abs(directions[spatial]).argmax(axis=1)
+    if sorted(along) != [0, 1, 2]:
+        raise InputError(
+            f"{path}: expected NRRD axes along x, y and z, found space directions {directions.tolist()}; give the axes "
+            "`labels`, or save the volume with axes along those of space"
+        )
+    names = iter(along)
+    return ["xyz"[next(names)] if is_spatial else "c" for is_spatial in spatial]
 
 
 def _nrrd_sizes(header: dict, names: Sequence[str]) -> tuple[list, list]:
@@ -100,8 +124,7 @@ def _nrrd_sizes(header: dict, names: Sequence[str]) -> tuple[list, list]:
         given = iter(header["space units"])
         units = [next(given, None) if name in "xyz" else None for name in names]
     if "space directions" in header:
-        rows = np.asarray(header["space directions"], float).reshape(len(names), -1)
-        lengths = [float(np.linalg.norm(row)) for row in rows]
+        lengths = [float(np.linalg.norm(row)) for row in _directions(header, len(names))]
     else:
         lengths = list(header.get("spacings", [None] * len(names)))
     return lengths, [NM.get(str(unit)) for unit in units]

@@ -74,7 +74,7 @@ def open_dataset(path: str, file: h5py.File, dataset: str | None) -> SourceArray
         names: list[str] = []
         file.visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
         raise InputError(f"{path} has no dataset {dataset!r}; it has {names}; correct dataset in the configuration")
-    size = stated_voxel_size(dict(file.attrs)) or stated_voxel_size(dict(item.attrs))
+    size = stated_voxel_size(dict(item.attrs)) or stated_voxel_size(dict(file.attrs))
     axes = _hdf5_axes(item)
     if axes is None:
         return SourceArray(path, item, size)
