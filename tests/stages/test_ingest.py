@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections import Counter
+from math import prod
 from pathlib import Path
 
 import dask
@@ -20,8 +21,9 @@ from skimage.measure import label
 
 import tokenunify
 from tokenunify import arrays, config, manifest, pyramid, stages
-from tokenunify.data import download, ingest, readers, source_array, streaming
+from tokenunify.data import convert, download, ingest, readers, source_array, streaming
 from tokenunify.errors import InputError
+from tokenunify.geometry import Roi
 from tokenunify.plan import Plan
 
 SHAPE = (11, 70, 150)
@@ -339,6 +341,52 @@ def test_raw_between_percentiles(store, raw):
     assert np.abs(arrays.open_volume(output).raw[:] - expected).max() <= 0.5001
     with pytest.raises(InputError, match="leave no grey values between them"):
         store(np.full(SHAPE, 7, np.uint16), intensity={"percentile": [1, 99]})
+
+
+@pytest.mark.parametrize("values", [1000, 20_000, prod(SHAPE)])
+def test_percentiles_are_of_so_many_values_at_most(monkeypatch, raw, values):
+    percentile, sizes = np.percentile, []
+
+    def count(sample: np.ndarray, *arguments, **options) -> np.ndarray:
+        sizes.append(sample.size)
+        return percentile(sample, *arguments, **options)
+
+    monkeypatch.setattr(convert, "SAMPLED_VALUES", values)
+    monkeypatch.setattr(convert.np, "percentile", count)
+    chosen = config.Percentile(percentile=(10, 90))
+    source, shape = source_array.SourceArray("v", raw.astype(float)), (4, 16, 32)
+    low, high = convert.ends(chosen, source, Roi((0, 0, 0), SHAPE), shape)
+    boxes = 3 * 5 * 5
+    assert values / 2 < sizes[0] <= values + boxes
+    np.testing.assert_allclose((low, high), np.percentile(raw, (10, 90)), atol=0 if values == raw.size else 8)
+
+
+@pytest.mark.parametrize("kept_bytes", [2**28, 0])
+def test_every_section_is_decoded_once_for_percentiles(ingested, tmp_path, monkeypatch, raw, kept_bytes):
+    decoded = count_decoded(tmp_path / "raw", raw, monkeypatch)
+    monkeypatch.setattr(source_array, "KEPT_BYTES", kept_bytes)
+    output = ingested(
+        {"raw": {"path": str(tmp_path / "raw"), "format": "images"}}, intensity={"percentile": [0, 100]}, threads=1
+    )
+    assert max(decoded.values()) <= 3  # opening, percentiles, writing
+    assert set(decoded) == set(range(len(raw)))
+    assert sorted(decoded.values())[-2] <= 2
+    np.testing.assert_array_equal(arrays.open_volume(output).raw[:], raw)
+
+
+def count_decoded(folder: Path, volume: np.ndarray, monkeypatch) -> Counter:
+    """Write the sections of a volume as images; each decoding is counted."""
+    folder.mkdir()
+    for z, section in enumerate(volume):
+        imageio.imwrite(folder / f"{z}.png", section)
+    decode, decoded = readers.imageio.imread, Counter()
+
+    def count(path: Path) -> np.ndarray:
+        decoded[int(path.stem)] += 1
+        return decode(path)
+
+    monkeypatch.setattr(readers.imageio, "imread", count)
+    return decoded
 
 
 # ------------------------------------------------------------------------------------------------ labels numbered anew

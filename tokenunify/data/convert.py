@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ MANY_VALUES = 0.05
 """Share of a block's raw values beyond 0..255 that passes for a slight excess and is clipped."""
 SAMPLES = 256
 """Boxes, at most, of which percentiles are taken."""
+SAMPLED_VALUES = 2**24
+"""Values, at most, that are kept of these boxes: of larger ones each second, each third..."""
 MANY_IDS = 2**26
 """Ids up to here are looked up in a table of all ids."""
 Convert = Callable[[np.ndarray], np.ndarray]
@@ -45,8 +48,10 @@ def ends(intensity: Intensity | None, source: SourceArray, roi: Roi, sample: Coo
         return (0.0, 255.0) if intensity else None
     grid = Blocks(roi.shape, sample)
     numbers = np.unique(np.linspace(0, len(grid) - 1, SAMPLES).round().astype(int))
-    boxes = [source.read(grid.roi(int(number)).moved(roi.offset)).ravel() for number in numbers]
-    low, high = (float(value) for value in np.percentile(np.concatenate(boxes), intensity.percentile))
+    step = ceil(min(prod(roi.shape), len(numbers) * prod(sample)) / SAMPLED_VALUES)
+    boxes = [source.read(grid.roi(int(number)).moved(roi.offset)).ravel()[::step].copy() for number in numbers]
+    found = np.percentile(np.concatenate(boxes), intensity.percentile, overwrite_input=True)
+    low, high = (float(value) for value in found)
     if not low < high:
         raise InputError(
             f"{source.path}: percentiles {list(intensity.percentile)} of the raw are {low:g} and {high:g}, which leave "

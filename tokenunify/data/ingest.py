@@ -52,7 +52,8 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
         opened = _open(source, progress / "unpacked")
         roi = _roi(section, opened)
         _warn_of_many_files(section, roi)
-        ends = convert.ends(section.intensity, opened["raw"], roi, section.chunk_shape)
+        with opened["raw"].keeping(section.chunk_shape[0], progress / "sections" / "raw"):
+            ends = convert.ends(section.intensity, opened["raw"], roi, section.chunk_shape)
         _create_group(partial, section, source, roi, ends)
         runs, stored = [], {}
         for role, array in opened.items():

@@ -49,7 +49,7 @@ def _joined(path: str, images: list[tifffile.TiffPageSeries]) -> Sections:
     if len(kinds) > 1 or not all(len(series.shape) <= 3 and _is_stack(series) for series in images):
         found = sorted({f"{series.axes} {list(series.shape)} {series.dtype}" for series in images})
         raise InputError(
-            f"{path} has {len(images)} images, which are no sections of one volume: {', '.join(found)}; save the volume "
+            f"{path} has {len(images)} images, no sections of one volume: {', '.join(found)}; save the volume "
             "alone in a file"
         )
     logger.warning("%s: its %d images of one size are read one after another as one volume", path, len(images))
