@@ -333,6 +333,16 @@ def test_a_folder_that_is_elsewhere(server, run, tmp_path, raw, write):
     np.testing.assert_array_equal(zarr.open_array(made["run"]["raw"], mode="r")[:], raw[CUT])
 
 
+def test_a_folder_that_is_elsewhere_with_a_blank_in_its_dataset(server, run, tmp_path, raw):
+    write_zarr3(tmp_path / "served" / "the volume", raw)
+    (tmp_path / "served" / "the volume" / "em").rename(tmp_path / "served" / "the volume" / "the em")
+    for place in (server.url, None):
+        with redirecting(lambda path: server.url + path) as other:
+            source = {"url": f"{place or other.url}/the%20volume", "format": "zarr", "dataset": "the em"}
+            made = run(volume(source))
+        np.testing.assert_array_equal(zarr.open_array(made["run"]["raw"], mode="r")[:], raw[CUT])
+
+
 def test_redirects_to_no_folder_are_explained(server, run):
     server.files["/login"] = b"who are you?"
     with redirecting(lambda path: f"{server.url}/login?from={path}") as other:

@@ -68,8 +68,10 @@ def moved(address: str, names: tuple[str, ...]) -> str:
             answer = requests.head(f"{address}/{name}", allow_redirects=True, timeout=TIMEOUT_SECONDS)
         except requests.RequestException:  # told when the file is read
             return address
-        if answer.ok and answer.url.endswith(f"/{name}"):
-            return answer.url.removesuffix(f"/{name}")
+        if answer.ok and not answer.history:
+            return address
+        if answer.ok and answer.url.endswith(quoted := requests.utils.requote_uri(f"/{name}")):
+            return answer.url.removesuffix(quoted)
         strange = answer.url.partition("?")[0] if answer.history else strange
     if strange:
         raise InputError(

@@ -55,7 +55,7 @@ def _joined(path: str, images: list[tifffile.TiffPageSeries]) -> Sections:
     logger.warning("%s: its %d images of one size are read one after another as one volume", path, len(images))
     pages = [(series, key) for series in images for key in range(len(series.pages))]
     if images[0].kind == "generic":  # which sorts pages by how they are packed
-        pages.sort(key=lambda page: page[0].pages[page[1]].index)
+        pages.sort(key=lambda page: page[0][page[1]].index)  # type: ignore[union-attr]
     return _sections(path, pages)
 
 
