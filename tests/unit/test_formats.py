@@ -314,6 +314,13 @@ def test_channels_are_no_sections(tmp_path, volume, kind, tile):
         open_array(tmp_path / "v.tif", "tiff")
 
 
+@pytest.mark.parametrize("tile", [None, (16, 16)])
+def test_a_stack_that_was_written_without_axes_is_one(tmp_path, volume, tile):
+    with tifffile.TiffWriter(tmp_path / "v.tif", ome=True) as file:
+        file.write(volume, metadata={"axes": "CYX"}, photometric="minisblack", tile=tile)
+    check(open_array(tmp_path / "v.tif", "tiff"), volume, None)
+
+
 def test_channels_of_several_images_are_no_sections(tmp_path, volume):
     with tifffile.TiffWriter(tmp_path / "v.tif", ome=True) as file:
         for _ in range(2):

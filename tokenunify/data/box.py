@@ -14,6 +14,7 @@ from tokenunify import arrays, blockwise, manifest
 from tokenunify.config import RoiConfig
 from tokenunify.data import keep, transfer
 from tokenunify.data.remote import FAULTS, Remote, unreadable
+from tokenunify.data.source_array import told
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
 
@@ -103,6 +104,6 @@ def read_box(source: Remote, box: Roi) -> np.ndarray:
             if attempt == transfer.ATTEMPTS:
                 raise unreadable(source.address, error) from None
             seconds = transfer.pause(None, attempt)
-            logger.warning("%s: attempt %d failed (%s), again in %g s", source.address, attempt, error, seconds)
+            logger.warning("%s: attempt %d failed (%s), again in %g s", source.address, attempt, told(error), seconds)
             time.sleep(seconds)
     raise AssertionError

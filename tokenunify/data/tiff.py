@@ -18,6 +18,8 @@ logger = logging.getLogger(__name__)
 
 RESOLUTION_UNITS = {2: 2.54e7, 3: 1e7}
 """nm of an inch and of a centimetre."""
+MOST_CHANNELS = 4
+"""More are sections, which ImageJ files call channels where the program that wrote them named no axes."""
 FINE = 1e4
 """A resolution of finer pixels (nm) than any printer's is the specimen's; others are a program's default."""
 
@@ -33,14 +35,14 @@ def open_tiff(path: str, dataset: str | None, scratch: Path) -> SourceArray:
         data = _sections(path, [(first, z) for z in range(first.shape[0])])
     else:
         data = zarr.open_array(first.aszarr(level=0), mode="r")
-        data, _ = ordered(path, data, _names(path, first.axes, len(data.shape)))
+        data, _ = ordered(path, data, _names(path, first.axes, data.shape))
     return SourceArray(path, data, _ome_size(file) or _imagej_size(file) or _tagged_size(file))
 
 
 def _is_stack(series: tifffile.TiffPageSeries) -> bool:
     """Whether each page is a section."""
-    leading = series.axes[:-2]
-    return series.axes.endswith("YX") and "C" not in leading and len(series.pages) == prod(series.shape[:-2])
+    channels = series.axes.startswith("C") and series.shape[0] <= MOST_CHANNELS
+    return series.axes.endswith("YX") and not channels and len(series.pages) == prod(series.shape[:-2])
 
 
 def _joined(path: str, images: list[tifffile.TiffPageSeries]) -> Sections:
@@ -70,15 +72,15 @@ def _sections(path: str, pages: list[tuple[tifffile.TiffPageSeries, int]]) -> Se
     return Sections(path, read, len(pages))
 
 
-def _names(path: str, axes: str, num_axes: int) -> str:
+def _names(path: str, axes: str, shape: tuple[int, ...]) -> str:
     """The letters of the axes; a stack whose first axis is named otherwise (I, Q: unknown, T) is one of z."""
-    if axes == "CYX":
+    if axes == "CYX" and shape[0] <= MOST_CHANNELS:
         raise InputError(
             f"{path} has axes CYX, that is several channels: store one channel; if they are sections, save them as z "
             "(ImageJ: Image > Hyperstacks > Re-order Hyperstack)"
         )
-    if num_axes != 3:
-        return axes if num_axes > 3 else _refuse(path, axes)
+    if len(shape) != 3:
+        return axes if len(shape) > 3 else _refuse(path, axes)
     return f"Z{axes[1:]}" if axes.endswith("YX") else axes
 
 
