@@ -9,7 +9,7 @@ from tokenunify.segmentation.distance import capped_distance
 
 @pytest.mark.parametrize("shape", [(13, 4), (1, 9), (6, 1, 5), (1, 3, 8), (17, 30, 21)])
 @pytest.mark.parametrize("share", [0.3, 0.9, 0.99])
-@pytest.mark.parametrize("cap", [2, 7, 100])
+@pytest.mark.parametrize("cap", [2, 7, 100, 400])
 def test_distances_are_exact_up_to_the_cap(shape, share, cap):
     rng = np.random.default_rng(0)
     inside = rng.random(shape) < share

@@ -30,9 +30,9 @@ def flood(heights: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     shape = (1,) * (3 - heights.ndim) + heights.shape
     z, y, x = (n + 2 for n in shape)
     state = np.zeros((z, y, x), np.uint32)  # with a rim that is never dry
-    steps = np.array([y * x, x, 1][3 - heights.ndim :])
+    steps = (y * x, x, 1)[3 - heights.ndim :]
     queue = np.empty(state.size, np.int32 if state.size < 2**31 else np.int64)
-    around = np.concatenate([-steps, steps[::-1]])
+    around = (*(-step for step in steps), *steps[::-1])  # a tuple: loops over it are unrolled
     _flood(heights.reshape(shape), seeds.reshape(shape), state, state.reshape(-1), around, queue)
     labels = state[1:-1, 1:-1, 1:-1].reshape(heights.shape)
     return np.where(labels < DRY, labels, np.uint32(0))
@@ -51,24 +51,40 @@ def _flood(heights, seeds, state, flat, steps, queue):
     _start(heights, seeds, flat, steps, ranks, queue, last, waiting)
     level = np.int64(0)
     while level < len(first):
-        place = first[level]
-        if place == last[level]:
+        if first[level] < last[level]:
+            level = _flood_level(flat, steps, queue, first, last, waiting, level)
+        else:
             level += 1 if waiting[level // GROUP] else GROUP - level % GROUP
-            continue
-        if place + AHEAD < last[level]:
+
+
+@inner
+def _flood_level(flat, steps, queue, first, last, waiting, level):
+    """Let the voxels that wait at a level flood, and those that they reach there, but stop where a lower one waits.
+
+    Returns the lowest level that was reached.
+    """
+    begun, end, lowest = first[level], last[level], level
+    place = begun
+    while place < end and lowest == level:
+        if place + AHEAD < end:
             for step in steps:
                 _prefetch(flat, queue[place + AHEAD] + step)  # type: ignore[call-arg]
         voxel = queue[place]
-        first[level] += 1
-        waiting[level // GROUP] -= 1
+        place += 1
         for step in steps:
             neighbour = voxel + step
             if flat[neighbour] >= DRY:
                 own = np.int64(flat[neighbour] - DRY)
                 flat[neighbour] = flat[voxel]
-                _push(queue, last, waiting, own, neighbour)
-                if own < level:
-                    level = own
+                if own == level:  # most often: its end is in a register
+                    queue[end] = neighbour
+                    end += 1
+                else:
+                    _push(queue, last, waiting, own, neighbour)
+                    lowest = min(lowest, own)
+    waiting[level // GROUP] += end - last[level] - (place - begun)
+    first[level], last[level] = place, end
+    return lowest
 
 
 @loop
