@@ -69,7 +69,13 @@ def run_up_to(undisturbed, tmp_path):
 
 def fingerprint(folder: Path) -> dict[str, str]:
     """Path -> hash of everything that a run makes and promises to make again, to the byte."""
-    patterns = ("**/*.zarr/**/*", "results/**/*.npz", "results/*/metrics.csv", "models/**/*.safetensors")
+    patterns = (
+        "**/*.zarr/**/*",
+        "results/**/*.npz",
+        "results/**/lut.npy",
+        "results/*/metrics.csv",
+        "models/**/*.safetensors",
+    )
     files = {path: path.read_bytes() for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
     for path in [*folder.glob("models/**/*.json"), *folder.glob("results/**/*.json")]:
         if path not in files and path.parent.name != "locks":
