@@ -12,6 +12,7 @@ import zarr
 from tests.stages.server import Fault, Server, running
 from tokenunify import arrays, config, manifest, stages
 from tokenunify.data import box, download, ingest, places, sampled, transfer
+from tokenunify.data.chunked import PACKED
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
 from tokenunify.plan import Plan
@@ -183,8 +184,10 @@ def test_only_what_is_needed_is_fetched(server, tmp_path, raw, write):
 
 
 def is_fine(path: str) -> bool:
-    """Whether an address is that of a chunk of the finest level."""
-    return "/4_8_35/" in path or ("/em/s0/" in path and not path.endswith((".zarray", ".zattrs", "zarr.json")))
+    """Whether an address is that of a chunk of the finest level; packed ones are looked for, and are not there."""
+    return ("/4_8_35/" in path and not path.endswith(PACKED)) or (
+        "/em/s0/" in path and not path.endswith((".zarray", ".zattrs", "zarr.json"))
+    )
 
 
 @writers([write_zarr])
