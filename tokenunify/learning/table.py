@@ -3,6 +3,8 @@
 Numbers of 16 bits have 65,536 values, so a table holds torch's own result of each: the same bits, several times faster.
 """
 
+from functools import cache
+
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -28,15 +30,20 @@ class TableELU(nn.Module):
     def __init__(self, elu: nn.ELU):
         super().__init__()
         self.alpha = elu.alpha
-        every = torch.from_numpy(np.arange(1 << 16, dtype=np.uint16).view(np.int16))
-        self.tables = {dtype: _codes(F.elu(every.view(dtype), self.alpha)) for dtype in (torch.bfloat16, torch.float16)}
 
     def forward(self, x: Tensor) -> Tensor:
         dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last_3d)
-        if x.dtype not in self.tables or not dense:
+        if x.dtype not in (torch.bfloat16, torch.float16) or not dense:
             return F.elu(x, self.alpha, inplace=True)
-        _look_up(_codes(x.as_strided((x.numel(),), (1,))), self.tables[x.dtype])
+        _look_up(_codes(x.as_strided((x.numel(),), (1,))), _table(x.dtype, self.alpha))
         return x
+
+
+@cache
+def _table(dtype: torch.dtype, alpha: float) -> np.ndarray:
+    """The bits of the ELU of every number of the type, by the number's bits: one for all ELUs stays in the cache."""
+    every = torch.from_numpy(np.arange(1 << 16, dtype=np.uint16).view(np.int16))
+    return _codes(F.elu(every.view(dtype), alpha))
 
 
 def _codes(values: Tensor) -> np.ndarray:
