@@ -122,10 +122,9 @@ COMMANDS = {
 def parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     top = argparse.ArgumentParser(prog="tokenunify", description=__doc__)
-    commands = top.add_subparsers(dest="command", required=True, metavar="command")
+    commands = top.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
     for stage, command in COMMANDS.items():
-        schema = json.dumps(stages.SECTIONS[stage].model_json_schema(), indent=1)
-        sub = _add(commands, stage, command.help, epilog=f"schema of --config-json:\n{schema}")
+        sub = _add(commands, stage, command.help)
         sub.add_argument("--config-json", required=True, help="the stage's section, as Snakemake prints it")
         _add_arguments(sub, command)
     prepare = _add(commands, "prepare", "make the empty store of a block-wise stage")
@@ -159,9 +158,19 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _add(commands, name: str, help: str, epilog: str | None = None) -> argparse.ArgumentParser:
+class _Parser(argparse.ArgumentParser):
+    """A subcommand's parser; the help of a stage ends with its section's schema, which is made when it is asked for."""
+
+    def format_help(self) -> str:
+        if (stage := self.prog.split()[-1]) in stages.SECTIONS:
+            schema = json.dumps(stages.SECTIONS[stage].model_json_schema(), indent=1)
+            self.epilog = f"schema of --config-json:\n{schema}"
+        return super().format_help()
+
+
+def _add(commands, name: str, help: str) -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
-    return commands.add_parser(name, help=help, description=help, epilog=epilog, formatter_class=form)
+    return commands.add_parser(name, help=help, description=help, formatter_class=form)
 
 
 def _add_arguments(sub: argparse.ArgumentParser, command: Command) -> None:

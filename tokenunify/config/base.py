@@ -28,7 +28,13 @@ Record = TypeVar("Record", bound=BaseModel)
 class Strict(BaseModel):
     """A frozen record that refuses unknown keys and numbers that are not finite."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        defer_build=True,  # a job needs one section: building the validators of all takes longer than most imports
+    )
 
 
 def check_known(key: str, name: str, known: dict) -> None:
