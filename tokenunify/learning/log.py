@@ -24,8 +24,8 @@ class Log:
     def _rows(self) -> list[dict]:
         if not self.path.exists():
             return []
-        with open(self.path, newline="") as file:
-            return [row for row in csv.DictReader(file) if None not in row.values()]
+        with open(self.path, newline="", errors="replace") as file:
+            return [row for row in csv.DictReader(file) if None not in row.values() and row.get("step", "").isdecimal()]
 
     def write(self, row: dict) -> None:
         """Append the columns that the row has; TensorBoard gets the numbers."""
