@@ -142,25 +142,31 @@ def measured(crops: Crops) -> Any:
 
 
 def shapes(plan: Plan) -> Callable[[str], Coordinate]:
-    """Function: a volume's shape, as ingested into data/volumes, else as configured; 0 where neither is there."""
+    """Function: a volume's shape; 0 where nothing tells it."""
 
     @cache
     def shape_of(name: str) -> Coordinate:
         if shape := known_shape(plan, name):
             return shape
-        logger.warning("volumes.%s counts as nothing: its shape is known when it has a roi or is ingested", name)
+        logger.warning(
+            "volumes.%s counts as nothing: its shape is known when it has a roi, lies on this machine or is ingested",
+            name,
+        )
         return 0, 0, 0
 
     return shape_of
 
 
 def known_shape(plan: Plan, name: str) -> Coordinate | None:
-    """A volume's shape, as ingested into data/volumes, else as configured; None where neither is there."""
+    """A volume's shape: as ingested into data/volumes, as configured, or as its local source says; else None."""
     ingested = Path("data/volumes", f"{name}.json")
     if ingested.exists():
         z, y, x = manifest.content(ingested)["raw"]["shape"]
         return z, y, x
-    return plan.shape(name)
+    if shape := plan.shape(name):
+        return shape
+    headers = importlib.import_module("tokenunify.data.local_shape")  # the readers of all formats take a second
+    return headers.local_shape(plan.volume(name))
 
 
 def scaled(shape: Coordinate, voxels: float) -> Coordinate:
@@ -208,7 +214,7 @@ def run(
     measured_on = c.validate(Costs, json.loads(costs.read_text()), str(costs))
     estimate = Estimate(plan, measured_on, dict(throughput))
     if not all(shape := shape_of(volume)):
-        raise InputError(f"plan: volumes.{volume} has no shape yet; add a roi, or ingest it")
+        raise InputError(f"plan: volumes.{volume} has no shape yet; add a roi, put its source here, or ingest it")
     for title, size in [("as configured", shape), *((f"{n:,.3g} voxels", scaled(shape, n)) for n in voxels)]:
         sized = partial(_or_sized, shape_of=shape_of, name=volume, shape=size)
         rows = estimate.rows(Workload(plan, sized).tasks(volume))

@@ -57,6 +57,15 @@ class Plan:
         """The volumes that the report shows: every test volume of a dataset with models."""
         return list(dict.fromkeys(v for name, d in self.config.datasets.items() if self._models(name) for v in d.test))
 
+    def shown_volumes(self) -> list[str]:
+        """The same; InputError where there are none, of which no report can be made."""
+        if self.test_volumes:
+            return self.test_volumes
+        raise InputError(
+            "results/report.html: no model is tested on any volume, so there is nothing to report; add models, "
+            "segmentations, and a dataset with test volumes, or ask for data/volumes/VOLUME.json"
+        )
+
     def validation_volumes(self, model: str, segmentation: str) -> tuple[str, ...]:
         """The volumes that choose a tuned value."""
         if model == BASELINE:

@@ -1,12 +1,18 @@
 """What `tokenunify plan` foresees, on costs that can be multiplied by hand."""
 
+import json
 import math
 import re
 from pathlib import Path
 
+import h5py
+import imageio.v3 as imageio
+import numpy as np
 import pytest
+import zarr
 
 from tokenunify import cli, config, estimate
+from tokenunify.errors import InputError
 from tokenunify.estimate import Costs, Estimate, NetworkCost, StageCost
 from tokenunify.plan import Plan
 from tokenunify.workload import Workload
@@ -120,3 +126,37 @@ def test_bad_targets_are_explained(root: Path, tmp_path: Path, target: str, word
     options = ["--config", str(root / "tests/config/tiny.yaml"), "--costs", str(costs)]
     assert cli.main(["plan", target, *options]) == 1
     assert words in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["npy", "hdf5", "zarr", "images"])
+def test_the_shape_of_a_local_source_is_known_before_it_is_ingested(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("EM", str(tmp_path))
+    raw = np.zeros((3, 20, 31), np.uint8)
+    place = {"path": f"${{EM}}/raw.{kind}", "format": kind, **({"dataset": "raw"} if kind == "hdf5" else {})}
+    path = tmp_path / f"raw.{kind}"
+    if kind == "npy":
+        np.save(path, raw)
+    elif kind == "hdf5":
+        with h5py.File(path, "w") as file:
+            file["raw"] = raw
+    elif kind == "zarr":
+        zarr.create_array(str(path), data=raw)
+    else:
+        path.mkdir()
+        for z, section in enumerate(raw):
+            imageio.imwrite(path / f"{z}.png", section)
+    gone = {"path": "${NOT_SET}/raw.npy", "format": "npy"}
+    volumes = {"v": {"sources": [{"raw": gone}, {"raw": place}], "voxel_size_nm": [40, 4, 4]}}
+    assert estimate.known_shape(Plan(config.from_dict({"volumes": volumes})), "v") == raw.shape
+    volumes["v"]["sources"].pop()
+    assert estimate.known_shape(Plan(config.from_dict({"volumes": volumes})), "v") is None
+
+
+def test_volumes_alone_are_a_configuration_and_a_report_of_nothing_is_refused():
+    volumes = {"v": {"sources": [{"phantom": {"seed": 1, "shape": [5, 6, 7]}}], "voxel_size_nm": [40, 4, 4]}}
+    plan = Plan(config.from_dict({"volumes": volumes}))
+    assert json.loads(plan.ingest("v"))["voxel_size_nm"] == [40, 4, 4]
+    with pytest.raises(InputError, match=r"results/report\.html: no model is tested .*ask for data/volumes/VOLUME"):
+        plan.shown_volumes()
+    with pytest.raises(InputError, match=r"results/v/metrics\.csv: no model is evaluated on volume 'v'"):
+        plan.runs("v")

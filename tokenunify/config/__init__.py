@@ -168,6 +168,7 @@ class Evaluation(Strict):
     erode_labels: bool = False
     """Score against labels whose borders were eroded, as one of the paper's protocols does."""
     ignore_label: Count = 0
+    """Label that is not scored: an id of the source, whatever ids `label_ids` stores."""
     skeleton_spacing_nm: Annotated[float, Field(gt=0)] | None = 40.0
     """Distance of the samples from which the labels' skeletons are made, for expected run lengths; null: none are."""
     baseline: Baseline | None = Baseline()
@@ -281,7 +282,8 @@ class Config(Strict):
     accept_licenses: tuple[Name, ...] = ()
     """Names of the volumes' terms that you have read and keep to."""
     volumes: dict[Name, Volume]
-    datasets: dict[Name, Dataset]
+    datasets: dict[Name, Dataset] = Field(default={})
+    """Name -> which volumes train, choose and test; volumes alone can be ingested."""
     corpora: dict[Name, Corpus] = Field(default={})
     """Name -> raw to pre-train on."""
     pretrainings: dict[Name, Pretraining] = Field(default={})
@@ -290,8 +292,8 @@ class Config(Strict):
     """Training settings shared by the models."""
     predict: Predict = Predict()
     """Prediction settings shared by the models."""
-    models: dict[Name, Model]
-    segmentations: dict[Name, Segmentation]
+    models: dict[Name, Model] = Field(default={})
+    segmentations: dict[Name, Segmentation] = Field(default={})
     evaluation: Evaluation = Evaluation()
 
     @model_validator(mode="before")

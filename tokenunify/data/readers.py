@@ -39,13 +39,13 @@ def open_array(path: str | Path, format: str, dataset: str | None = None, scratc
     """
     path, scratch = str(path), scratch or Path(tempfile.gettempdir(), f"tokenunify-{os.getpid()}")
     with naming(path):
-        if _is_packed(path):
+        if is_packed(path):
             path = str(_unpacked(Path(path), scratch))
         return READERS[format](path, dataset, scratch)
 
 
-def _is_packed(path: str) -> bool:
-    """By content: an address need not end like the file behind it."""
+def is_packed(path: str) -> bool:
+    """Whether a file is gzip-compressed, by its content: an address need not end like the file behind it."""
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as file:

@@ -69,7 +69,7 @@ def weights(w):
 
 def reported(w):
     """Every manifest behind the tables of the report."""
-    rows = [run for volume in plan.test_volumes for run in plan.runs(volume)]
+    rows = [run for volume in explained(plan.shown_volumes) for run in plan.runs(volume)]
     return list(dict.fromkeys(path for run in rows for path in manifests_of(run)))
 
 

@@ -1,0 +1,26 @@
+"""The shape of a volume whose raw lies on this machine: what its header says, without reading voxels."""
+
+from tokenunify.config import FileSource, Volume
+from tokenunify.data import readers, sources
+from tokenunify.errors import InputError
+from tokenunify.geometry import Coordinate
+
+
+def local_shape(volume: Volume) -> Coordinate | None:
+    """Shape of the first source that is a file or folder here; None where there is none that can be opened as it is."""
+    for source in volume.sources:
+        if source.raw is not None and (shape := _shape(source.raw)):
+            return shape
+    return None
+
+
+def _shape(file: FileSource) -> Coordinate | None:
+    if file.path is None or file.member is not None:
+        return None
+    try:
+        path = sources.find(file.path, file.format)
+        if readers.is_packed(path):
+            return None  # it would have to be unpacked first
+        return readers.open_array(path, file.format, file.dataset).whole
+    except (InputError, OSError):
+        return None  # the download says what is wrong with it
