@@ -73,7 +73,7 @@ def by_ingest(source: str, role: str, store: Path) -> dict:
     streaming.fill = timed
     array = readers.open_array(source, "hdf5", role, store)
     grid = {"chunk_shape": STORAGE.chunk_shape, "shard_shape": STORAGE.shard_shape}
-    given = {"roi": None, "zero": "background", "license": None, "citation": None}
+    given = {"roi": None, "zero": "background"}
     section = stages.Ingest(voxel_size_nm=VOXEL_SIZE_NM[role], **grid, **given)
     roi, begun = Roi((0, 0, 0), array.shape), time.perf_counter()
     found = ingest._converted(role, array, roi, section, None, store / "progress")

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TypeVar
 
 from tokenunify import config as c
-from tokenunify import manifest, stages
+from tokenunify import downloaded, manifest, stages
 from tokenunify.config import BASELINE, Config, exclusion, sampling
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, Roi
@@ -150,10 +151,13 @@ class Plan:
         return self.config.corpora[self._pretraining(pretraining).corpus]
 
     def download(self, volume: str) -> str:
+        """The section with which the volume's download was made, if that still answers the configuration."""
         v, region = self.volume(volume), self._sampled.get(volume)
         box = {"voxel_size_nm": v.voxel_size_nm, "roi": v.roi} if v.has_boxes else {}
         sample = region and stages.Sample(shape=region.shape, places=region.places, max_blank=region.max_blank)
-        return stages.to_json("download", stages.Download(sources=v.sources, terms=v.terms, **box, sample=sample))
+        rights = {"terms": v.terms, "license": v.license, "citation": v.citation}
+        section = stages.Download(sources=v.sources, **rights, **box, sample=sample)
+        return _still_asked(f"data/downloads/{volume}.json", section)
 
     @property
     def download_permit(self) -> str:
@@ -167,7 +171,7 @@ class Plan:
             raise InputError(
                 f"data/weights/{model}.json: models.{model} has no published weights; add models.{model}.weights"
             )
-        return stages.to_json("download", stages.Download(sources=(source,)))
+        return _still_asked(f"data/weights/{model}.json", stages.Download(sources=(source,)))
 
     def ingest(self, volume: str) -> str:
         v, storage = self.volume(volume), self.config.storage
@@ -177,9 +181,6 @@ class Plan:
             zero=v.zero,
             chunk_shape=storage.chunk_shape,
             shard_shape=v.shard_shape or storage.shard_shape,
-            license=v.license,
-            terms=v.terms,
-            citation=v.citation,
             intensity=v.intensity,
             label_ids=v.label_ids,
         )
@@ -280,7 +281,13 @@ class Plan:
         return stages.to_json("metrics", stages.Metrics(rows=tuple(self._row(run) for run in self.runs(volume))))
 
     def report(self) -> str:
-        return stages.to_json("report", stages.Report(title=", ".join(self.test_volumes)))
+        volumes = {name: self.volume(name) for name in (*self.config.volumes, *self._sampled)}
+        rights = {
+            name: stages.Rights(license=volume.license, terms=volume.terms, citation=volume.citation)
+            for name, volume in volumes.items()
+            if volume.license or volume.terms or volume.citation
+        }
+        return stages.to_json("report", stages.Report(title=", ".join(self.test_volumes), rights=rights))
 
     def _row(self, run: Run) -> stages.Row:
         model = self.config.models.get(run.model)
@@ -302,6 +309,12 @@ class Plan:
     def _without_fragments(self, segmentation: str) -> c.Waterz | c.Multicut:
         settings = self.segmentations[segmentation]
         return settings.model_copy(update={"fragments": c.Fragments()})
+
+
+def _still_asked(output: str, section: stages.Download) -> str:
+    text = stages.to_json("download", section)
+    found = section.model_copy(update={"found": downloaded.states(text)})
+    return downloaded.section(Path(output), stages.to_json("download", found))
 
 
 def _is_lifted(segmentation: c.Waterz | c.Multicut) -> bool:

@@ -25,11 +25,16 @@ class Sample(Strict):
 class Download(Strict):
     sources: tuple[c.Source | c.WeightsSource, ...]
     terms: c.Terms | None = Field(None, exclude_if=lambda terms: terms is None)
+    license: str | None = Field(None, exclude_if=lambda license: license is None)
+    """Noted in the volume's store, as are citation and terms, to go along with the data; none makes it again."""
+    citation: str | None = Field(None, exclude_if=lambda citation: citation is None)
     voxel_size_nm: c.VoxelSize | None = Field(None, exclude_if=lambda size: size is None)
     """Given where only a box of a file is fetched, as is `roi`."""
     roi: c.RoiConfig | None = Field(None, exclude_if=lambda roi: roi is None)
     sample: Sample | None = Field(None, exclude_if=lambda sample: sample is None)
     """In place of the roi."""
+    found: dict[str, str] = Field({}, exclude_if=lambda found: not found)
+    """Size and time of the sources' local files, by `{source}.{role}`: a file that changed is looked at again."""
 
 
 class Permit(c.Downloads):
@@ -44,9 +49,6 @@ class Ingest(Strict):
     zero: str
     chunk_shape: c.Shape
     shard_shape: c.Shape
-    license: str | None
-    terms: c.Terms | None = Field(None, exclude_if=lambda terms: terms is None)
-    citation: str | None
     intensity: c.Intensity | None = Field(None, exclude_if=lambda intensity: intensity is None)
     label_ids: c.LabelIds = Field("keep", exclude_if=lambda label_ids: label_ids == "keep")
 
@@ -165,8 +167,18 @@ class Metrics(Strict):
     rows: tuple[Row, ...]
 
 
+class Rights(Strict):
+    """What the owner of a volume's data asks of who uses them; it changes no voxel, and only the report tells it."""
+
+    license: str | None
+    terms: c.Terms | None
+    citation: str | None
+
+
 class Report(Strict):
     title: str
+    rights: dict[c.Name, Rights] = Field({})
+    """By volume."""
 
 
 SECTIONS: dict[str, type[Strict]] = {

@@ -51,7 +51,7 @@ def downloads(folder) -> set[str]:
 
 def test_a_url_is_fetched_and_verified(server, run, tmp_path):
     made = run(raw(url=f"{server.url}/em/raw.bin", sha256=SHA256))
-    assert made["content"] == {"source": 0, "raw": {"sha256": SHA256, "format": "npy", "dataset": None}, "labels": None}
+    assert made["content"] == {"raw": {"sha256": SHA256, "format": "npy", "dataset": None}, "labels": None}
     assert Path(made["run"]["raw"]).read_bytes() == DATA
     assert downloads(tmp_path) == {"raw.bin", "raw.bin.sha256"}
 
@@ -246,7 +246,7 @@ def test_the_first_source_that_works_wins(server, run, tmp_path):
         raw(path=str(tmp_path / "raw.npy")),
         raw(url=f"{server.url}/em/raw.bin"),
     )
-    assert made["content"]["source"] == 2
+    assert made["run"]["source"] == 2
     assert server.requests == []
 
 
@@ -268,7 +268,7 @@ def test_an_unreadable_local_file_gives_way_to_the_next_source(run, tmp_path, mo
         (tmp_path / name).write_bytes(DATA)
     _unreadable(monkeypatch, "locked.npy", number)
     made = run(raw(path=str(tmp_path / "locked.npy")), raw(path=str(tmp_path / "raw.npy")))
-    assert made["content"]["source"] == 1
+    assert made["run"]["source"] == 1
     assert "locked.npy cannot be read" in caplog.text
 
 
@@ -299,4 +299,4 @@ def test_every_reason_is_listed_when_none_works(server, run):
 
 def test_a_phantom_needs_no_file(run):
     phantom = {"seed": 3, "shape": [4, 20, 30], "density": 1.5}
-    assert run({"phantom": phantom})["content"] == {"source": 0, "phantom": phantom, "labels": None}
+    assert run({"phantom": phantom})["content"] == {"phantom": phantom, "labels": None}

@@ -86,7 +86,7 @@ def test_the_terms_go_along(tmp_path, monkeypatch):
     section, plain = stages.from_json("ingest", planned.ingest("v"))
     ingest.run(section, plain, source=tmp_path / "v.json", output=output, threads=1)
     attributes = json.loads((output.with_suffix(".zarr") / "zarr.json").read_text())["attributes"]["tokenunify"]
-    for found in (attributes, manifest.content(output)):
-        assert (found["terms"], found["citation"]) == ({**TERMS, "ask": True}, "Em et al.")
-    (shown,) = report.volumes([report.locate(output)])
-    assert shown["terms"]["text"] == TERMS["text"]
+    assert (attributes["terms"], attributes["citation"]) == ({**TERMS, "ask": True}, "Em et al.")
+    told, _ = stages.from_json("report", planned.report())
+    (shown,) = report.volumes([report.locate(output)], told.rights)
+    assert (shown["terms"].text, shown["citation"]) == (TERMS["text"], "Em et al.")

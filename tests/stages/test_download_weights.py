@@ -116,7 +116,7 @@ def run(tmp_path):
 
 def test_a_file_of_the_hub_is_fetched_verified_and_recorded(hub, run, tmp_path):
     made = run(**on_hub(), sha256=SHA256)
-    assert made["content"] == {"source": 0, "weights": {"sha256": SHA256}}
+    assert made["content"] == {"weights": {"sha256": SHA256}}
     assert Path(made["run"]["weights"]).read_bytes() == DATA
     assert made["run"]["weights"].endswith("-small.pt")
     found = {path.name.partition("-")[2] for path in (tmp_path / "downloads").glob("[!.]*")}
@@ -195,6 +195,6 @@ def test_endpoint_and_token_come_from_the_environment(hub, tmp_path, root):
 def test_a_local_file_and_a_url(hub, run, tmp_path):
     (tmp_path / "net.pt").write_bytes(DATA)
     assert run(path=str(tmp_path / "net.pt"), sha256=SHA256)["run"]["weights"] == str(tmp_path / "net.pt")
-    assert run(url=f"{hub.url}{PLACE}")["content"] == {"source": 0, "weights": {"sha256": SHA256}}
+    assert run(url=f"{hub.url}{PLACE}")["content"] == {"weights": {"sha256": SHA256}}
     with pytest.raises(InputError, match=r"net\.pt is not the expected file"):
         run(path=str(tmp_path / "net.pt"), sha256="0" * 64)

@@ -30,6 +30,7 @@ class Tree:
     def __init__(self, folder: Path, labels: np.ndarray, raw: np.ndarray, voxel_size_nm=(40.0, 8.0, 4.0), name="test"):
         self.folder, self.labels, self.name = folder, labels, name
         self.rows: list[stages.Row] = []
+        self.rights = {"license": "CC-BY 4.0", "citation": "Made up <et al.> & others 2020", "terms": None}
         self.manifests: list[Path] = [self.volume(raw, voxel_size_nm)]
 
     def volume(self, raw: np.ndarray, voxel_size_nm) -> Path:
@@ -39,7 +40,7 @@ class Tree:
         content = {
             **{role: {"shape": raw.shape, "dtype": "uint8"} for role in ("raw", "labels")},
             **{"voxel_size_nm": voxel_size_nm, "offset_nm": (0, 0, 0), "zero": "background"},
-            **{"license": "CC-BY 4.0", "citation": "Made up <et al.> & others 2020", "config": {}, "inputs": {}},
+            **{"config": {}, "inputs": {}},
         }
         manifest.write(path, content, {"voxels": raw.size, "seconds": 0.5})
         return path
@@ -164,7 +165,7 @@ class Tree:
 
     def report(self, metrics: list[Path], manifests: list[Path]) -> str:
         output = self.folder / "results" / "report.html"
-        section = stages.to_json("report", stages.Report(title=self.name))
+        section = stages.to_json("report", stages.Report(title=self.name, rights={self.name: self.rights}))
         words = ["--metrics", *map(str, metrics), "--manifests", *map(str, manifests), "--output", str(output)]
         cli.run(cli.parser().parse_args(["report", "--config-json", section, *words]))
         return output.read_text()
@@ -238,11 +239,7 @@ def test_the_page_has_all_sections_and_stands_alone(tree):
 
 @pytest.mark.parametrize("url", [None, "https://example.org/terms"])
 def test_the_terms_of_the_data_are_shown(tree, url):
-    path = Path(tree.manifests[0])
-    content, run = manifest.read(path).values()
-    manifest.write(
-        path, {**content, "terms": {"name": "nc", "text": "Not to be <sold>.", "url": url, "ask": True}}, run
-    )
+    tree.rights["terms"] = {"name": "nc", "text": "Not to be <sold>.", "url": url, "ask": True}
     text = Page(tree.report([tree.metrics()], tree.manifests)).text
     assert "Not to be <sold>." in text
     assert url is None or url in text

@@ -51,7 +51,7 @@ def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path)
             logger.warning("source %d cannot be used: %s", index, error)
             reasons.append(f"  source {index}: {error}")
             continue
-        manifest.write(output, {"source": index, **content}, paths)
+        manifest.write(output, content, {**paths, "source": index, "section": plain})
         return
     raise InputError("none of the sources works:\n" + "\n".join(reasons))
 

@@ -97,14 +97,7 @@ def _content(section: stages.Ingest, converted: "dict[str, Converted]", roi: Roi
         "voxel_size_nm": list(section.voxel_size_nm),
         "offset_nm": list(_offset_nm(section, roi)),
         "zero": section.zero,
-        **_rights(section),
     }
-
-
-def _rights(section: stages.Ingest) -> dict:
-    """What the owner of the data asks of who uses them."""
-    terms = {"terms": section.terms.model_dump()} if section.terms else {}
-    return {"license": section.license, **terms, "citation": section.citation}
 
 
 # ------------------------------------------------------------------------------------------------ what comes in
@@ -290,11 +283,17 @@ def _create_group(path: Path, section: stages.Ingest, source: Path, roi: Roi, en
     provenance = {
         "source": manifest.content(source),
         "roi": {"offset": list(roi.offset), "shape": list(roi.shape)},
-        **_rights(section),
+        **_rights(source),
         "tokenunify_version": tokenunify.__version__,
         **({"intensity": list(ends)} if ends else {}),
     }
     zarr.open_group(str(path), mode="a", zarr_format=3).attrs["tokenunify"] = provenance
+
+
+def _rights(source: Path) -> dict:
+    """What the owner of the data asked of who uses them, when they were downloaded."""
+    asked = manifest.read(source)["run"].get("section", {})
+    return {key: asked.get(key) for key in ("license", "terms", "citation")}
 
 
 def _write_image(store: Path, progress: Path, role: str, found: Converted, section: stages.Ingest, roi: Roi) -> dict:

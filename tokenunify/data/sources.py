@@ -53,14 +53,30 @@ def checksum(path: str | Path, format: str) -> str:
     """SHA-256 of a file; of a folder or glob, over the sorted (name, size, SHA-256) of its files."""
     if os.path.isfile(path):
         return manifest.file_sha256(path)
-    root = Path(path)
-    if format == "images":
-        named = [(file.name, file) for file in image_files(path)]
-    else:
-        named = [(file.relative_to(root).as_posix(), file) for file in root.rglob("*") if file.is_file()]
-    entries = sorted((name, file.stat().st_size, manifest.file_sha256(file)) for name, file in named)
+    entries = sorted((name, file.stat().st_size, manifest.file_sha256(file)) for name, file in _named(path, format))
     text = "".join(f"{sha256}  {size}  {name}\n" for name, size, sha256 in entries)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _named(path: str | Path, format: str) -> list[tuple[str, Path]]:
+    """Files of a folder or glob, each with the name under which its checksum counts."""
+    if format == "images":
+        return [(file.name, file) for file in image_files(path)]
+    root = Path(path)
+    return [(file.relative_to(root).as_posix(), file) for file in root.rglob("*") if file.is_file()]
+
+
+def state(path: str | Path, format: str) -> str:
+    """Size and time of change of a file; of a folder or glob, a digest of those of its files."""
+    if os.path.isfile(path):
+        return _size_and_time(Path(path))
+    entries = [f"{name}  {_size_and_time(file)}" for name, file in _named(path, format)]
+    return manifest.digest(sorted(entries))
+
+
+def _size_and_time(file: Path) -> str:
+    found = file.stat()
+    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def verify(path: str | Path, format: str, expected: str | None) -> str:

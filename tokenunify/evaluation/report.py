@@ -21,7 +21,7 @@ from tokenunify.affinities import IGNORE
 from tokenunify.config import BASELINE
 from tokenunify.errors import InputError
 from tokenunify.evaluation import figures, tables
-from tokenunify.stages import Report
+from tokenunify.stages import Report, Rights
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], mani
         "tuning": tuning_curves(made),
         "stages": [stage for stage in TIMED.values() if any(stage in row["stages"] for row in timed)],
         "times": timed,
-        "volumes": volumes(made),
+        "volumes": volumes(made, section.rights),
     }
     manifest.write_text(output, template().render(page))
 
@@ -327,7 +327,11 @@ def times(made: list[Made]) -> list[dict]:
     ]
 
 
-def volumes(made: list[Made]) -> list[dict]:
+def volumes(made: list[Made], rights: dict[str, Rights]) -> list[dict]:
     """Size, licence, terms and citation of every volume, and the time of its ingest."""
     read = [(m.volume, m.read) for m in _of(made, "ingest")]
-    return [{"name": name, "terms": None, **parts["content"], "run": parts["run"]} for name, parts in read]
+    nothing = Rights(license=None, terms=None, citation=None)
+    return [
+        {"name": name, **parts["content"], **dict(rights.get(name, nothing)), "run": parts["run"]}
+        for name, parts in read
+    ]

@@ -1,0 +1,148 @@
+"""Whether a download that was made still answers the configuration: only then is nothing fetched, and nothing rerun.
+
+A download's manifest holds the section that it was made with. As long as that download answers what is asked today,
+the workflow goes on asking with that very text, so that Snakemake sees no change: another mirror in front, other terms,
+or a checksum that equals the recorded one change no voxel.
+"""
+
+import json
+import logging
+from functools import cache
+from pathlib import Path
+
+from tokenunify import manifest
+from tokenunify.data import sources
+from tokenunify.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+ROLES = ("raw", "labels", "mask", "weights")
+OF_THE_BOX = ("version", "voxel_size_nm", "roi", "sample")
+"""Keys of the section that decide what is fetched, beside the sources."""
+
+
+@cache
+def states(text: str) -> dict[str, str]:
+    """Size and time of every local file or folder of a section's sources that is there, by `{source}.{role}`."""
+    found = {}
+    for index, source in enumerate(json.loads(text)["sources"]):
+        for role, file in files(source).items():
+            if file.get("path") is not None and (state := _state(file)):
+                found[f"{index}.{role}"] = state
+    return found
+
+
+def files(source: dict) -> dict[str, dict]:
+    """The files of a source by role; published weights are one file."""
+    if "raw" not in source:
+        return {"weights": source}
+    return {role: file for role in ROLES if (file := source.get(role)) is not None}
+
+
+def _state(file: dict) -> str | None:
+    try:
+        return sources.state(sources.find(file["path"], _format(file)), _format(file))
+    except (InputError, OSError):
+        return None  # it is not there, or not yet: the download says so if it is needed
+
+
+@cache
+def section(output: Path, text: str) -> str:
+    """The section (JSON) for the download whose manifest is `output`: that with which it was made, if that holds."""
+    asked = json.loads(text)
+    if not output.exists():
+        return text
+    try:
+        made = manifest.read(output)
+    except InputError as error:
+        logger.warning("%s", error)
+        return text
+    before = made["run"].get("section")
+    if before is None or not _answers(made, before, asked) or not _unchanged(output, made, before):
+        return text
+    return json.dumps(before, sort_keys=True)
+
+
+def _answers(made: dict, before: dict, asked: dict) -> bool:
+    """Whether the source that was used is still listed, or one that must hold the same bytes."""
+    if any(before.get(key) != asked.get(key) for key in OF_THE_BOX):
+        return False
+    used, content = before["sources"][made["run"]["source"]], made["content"]
+    return any(_is_same(used, source, content) or _has_same_bytes(source, content) for source in asked["sources"])
+
+
+def _is_same(used: dict, source: dict, content: dict) -> bool:
+    """Whether two sources differ in nothing but a checksum that is the recorded one."""
+    one, two = files(used), files(source)
+    if one.keys() != two.keys() or used.get("phantom") != source.get("phantom"):
+        return False
+    return all(
+        {**one[role], "sha256": None} == {**two[role], "sha256": None}
+        and two[role].get("sha256") in (None, one[role].get("sha256"), _recorded(two[role], content, role))
+        for role in one
+    )
+
+
+def _has_same_bytes(source: dict, content: dict) -> bool:
+    """Whether the source's own checksums say that its files are those that were found."""
+    given = files(source)
+    recorded = {role: content[role] for role in ROLES if content.get(role) is not None}
+    return given.keys() == recorded.keys() != set() and all(
+        file.get("sha256") is not None
+        and file["sha256"] == _recorded(file, content, role)
+        and all(file.get(key) == recorded[role].get(key) for key in ("format", "dataset"))
+        for role, file in given.items()
+    )
+
+
+def _recorded(file: dict, content: dict, role: str) -> str | None:
+    """The checksum found of the file itself; of an archive, only that of its member is recorded."""
+    return None if file.get("member") else (content.get(role) or {}).get("sha256")
+
+
+def _unchanged(output: Path, made: dict, before: dict) -> bool:
+    """Whether the local files that were used are as they were: by size and time, else by their checksums."""
+    index = made["run"]["source"]
+    for role, file in files(before["sources"][index]).items():
+        if file.get("path") is None:
+            continue
+        state, key = _state(file), f"{index}.{role}"
+        if state is None:
+            logger.warning("%s (%s of %s) is not there any more; what was made of it stays", file["path"], role, output)
+        elif state not in (before.get("found", {}).get(key), _seen(output).get(key)):
+            if not _has_checksum(file, _recorded(file, made["content"], role)):
+                logger.warning(
+                    "%s (%s of %s) has changed: it and what follows is made again", file["path"], role, output
+                )
+                return False
+            _note_seen(output, key, state)
+    return True
+
+
+def _has_checksum(file: dict, expected: str | None) -> bool:
+    path = sources.find(file["path"], _format(file))
+    return expected is not None and sources.checksum(path, _format(file)) == expected
+
+
+def _format(file: dict) -> str:
+    """That of the file itself, which is an archive where a member of it is taken."""
+    return "archive" if file.get("member") else file.get("format", "weights")
+
+
+def _seen(output: Path) -> dict[str, str]:
+    """States at which files were found to hold the same bytes, so that each is compared once."""
+    try:
+        return dict(json.loads(_place(output).read_text()))
+    except (OSError, ValueError):
+        return {}
+
+
+def _note_seen(output: Path, key: str, state: str) -> None:
+    try:
+        manifest.write_text(_place(output), json.dumps({**_seen(output), key: state}) + "\n")
+    except OSError as error:
+        logger.warning("%s cannot be written (%s): the file is compared again next time", _place(output), error)
+
+
+def _place(output: Path) -> Path:
+    return output.with_name(f".{output.stem}.seen.json")
