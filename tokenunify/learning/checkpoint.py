@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokenunify import manifest
+from tokenunify import forms, manifest
 from tokenunify.errors import InputError
 from tokenunify.learning import networks
 
@@ -35,12 +35,12 @@ def load_state(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} is damaged ({error}): delete {path.parent} and train again") from None
 
 
-def read_weights(weights: Path) -> tuple[dict[str, Tensor], dict]:
+def read_weights(weights: Path, form: type[forms.Form] = forms.Weights) -> tuple[dict[str, Tensor], dict]:
     """The tensors that a `weights.json` describes, and its content.
 
     They are read from the safetensors file beside it, whose checksum must be the recorded one.
     """
-    content, path = manifest.content(weights), weights.with_name(WEIGHTS)
+    content, path = manifest.content(weights, form), weights.with_name(WEIGHTS)
     if not path.exists():
         raise InputError(f"{path} does not exist: {_again(weights)}")
     if (found := manifest.file_sha256(path)) != content["weights"]:
@@ -52,7 +52,7 @@ def read_weights(weights: Path) -> tuple[dict[str, Tensor], dict]:
 
 def rebuild(weights: Path) -> tuple[nn.Module, dict]:
     """The trained network that a `weights.json` describes, in evaluation mode, and the manifest's content."""
-    tensors, content = read_weights(weights)
+    tensors, content = read_weights(weights, forms.Finetuned)
     network = networks.build(content["network"], content["finetune"]["offsets"])
     try:
         network.load_state_dict(tensors)

@@ -11,7 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from tokenunify import manifest
+from tokenunify import forms, manifest
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint
 from tokenunify.learning.networks.base import Network
@@ -23,7 +23,7 @@ Row = dict[str, str]
 
 def check_network(pretrained: Path, network: dict) -> None:
     """Refuse a pre-training whose network is not the model's; the message holds every key that differs."""
-    other = manifest.content(pretrained)["network"]
+    other = manifest.content(pretrained, forms.Network)["network"]
     keys = sorted(key for key in {*network, *other} if network.get(key) != other.get(key))
     if keys:
         lines = [
@@ -41,7 +41,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
     torch.save may have written them by themselves or under the key `model`; only tensors, numbers, strings and
     containers of them are accepted.
     """
-    found = manifest.read(path)
+    found = manifest.read(path, forms.Published)
     file = Path(found["run"]["weights"])
     again = f"delete {path} and run snakemake again"
     if not file.exists():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenunify import arrays, blockwise, manifest, pairs
+from tokenunify import arrays, blockwise, forms, manifest, pairs
 from tokenunify.compiled import loop
 from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
@@ -153,7 +153,7 @@ def lifted_parts(part_manifest: Path) -> list[Stored]:
 
 
 def _parts(part_manifest: Path, kind: str) -> list[Stored]:
-    made = manifest.read(part_manifest)
+    made = manifest.read(part_manifest, forms.Graph)
     folder, number = Path(part_manifest).parent / made["content"]["store"] / kind, made["run"]["num_parts"]
     remake = f"delete {part_manifest} and the manifests beside it and run snakemake again"
     return [Stored(_merged(folder, part, number), remake) for part in range(number)]
