@@ -154,9 +154,9 @@ class Store:
             self.marks.pop(file, None)
 
 
-def open_prepared(path: str | Path) -> Store:
-    """The finished store that belongs to a `prepared.json`."""
-    content = manifest.content(path, forms.Prepared)
+def open_prepared(path: str | Path, form: type[forms.Prepared] = forms.Prepared) -> Store:
+    """The finished store that belongs to a `prepared.json`, which must be of the form."""
+    content = manifest.content(path, form)
     store = Store(prepared_store(path), _delete_and_run(path), stated(content))
     blocks = Blocks(tuple(content["shape"][-3:]), tuple(content["block_shape"]))
     store.marks = recorded_marks(prepared_folder(path), blocks, store.array)

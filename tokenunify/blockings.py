@@ -119,7 +119,7 @@ def scratch_beside(output: Path) -> Iterator[Path]:
 def run(section: Blockings, plain: dict, *, affinities: Path, volume: Path, lut: Path, output: Path) -> None:
     """Write the scores between the blockings, at the threshold or beta in `lut`, agglomerate's manifest."""
     started = time.monotonic()
-    source, mask = arrays.open_prepared(affinities), arrays.open_volume(volume).mask
+    source, mask = arrays.open_prepared(affinities, forms.Affinities), arrays.open_volume(volume).mask
     value = manifest.content(lut, forms.Value)["value"]
     with scratch_beside(output) as scratch:
         pairs = compare(source, mask, section, value, scratch, source.attrs.get("offsets", NEAREST))

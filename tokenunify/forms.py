@@ -4,7 +4,7 @@ A form has the keys of `content`, and `run`; others may lie beside them. Its doc
 """
 
 from pathlib import PurePosixPath
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -94,7 +94,7 @@ class Volume(Form):
 class Shaped(Form):
     """a volume or a prepared store"""
 
-    raw: Image | None = None
+    raw: Box | None = None
     shape: Shape | None = None
     voxel_size_nm: VoxelSize
     offset_nm: Offset
@@ -104,6 +104,24 @@ class Shaped(Form):
         if self.raw is None and self.shape is None:
             raise ValueError("expected raw or shape")
         return self
+
+
+class ShapedVolume(Shaped):
+    """a volume"""
+
+    raw: Box
+
+
+class ShapedAffinities(Shaped):
+    """a volume or prepared affinities"""
+
+    stage: Literal["predict", "baseline"] | None = None
+
+
+class ShapedFragments(Shaped):
+    """a volume or prepared fragments"""
+
+    stage: Literal["fragments"] | None = None
 
 
 class Prepared(Form):
@@ -117,6 +135,20 @@ class Prepared(Form):
     offset_nm: Offset | None = None
     config: Grid
     inputs: dict[str, str]
+
+
+class Affinities(Prepared):
+    """prepared affinities"""
+
+    stage: Literal["predict", "baseline"]
+    shape: Annotated[list[PositiveInt], Field(min_length=4, max_length=4)]
+
+
+class Fragments(Prepared):
+    """prepared fragments"""
+
+    stage: Literal["fragments"]
+    shape: Three
 
 
 class Parts(Form):
@@ -141,7 +173,7 @@ class Value(Form):
 class Table(Form):
     """agglomerate"""
 
-    lut: str
+    lut: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 
 
 class Choice(Form):

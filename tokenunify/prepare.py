@@ -20,6 +20,13 @@ ARRAYS = {
     "relabel": ("segmentation.zarr/0", "uint64"),
 }
 """Place of the array in its folder, and type; the segmentation's is level 0 of a pyramid for viewing."""
+INPUTS: dict[str, tuple[type[forms.Form], ...]] = {
+    "predict": (forms.ShapedVolume, forms.Finetuned),
+    "baseline": (forms.ShapedVolume,),
+    "fragments": (forms.ShapedAffinities, forms.Volume),
+    "relabel": (forms.ShapedFragments, forms.Table),
+}
+"""What their manifests must be of."""
 
 
 def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
@@ -28,7 +35,8 @@ def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
     The first input is a volume's manifest or another store's `prepared.json`: it gives the shape.
     """
     section, plain = stages.from_json(stage, config_json)
-    source = manifest.content(inputs[0], forms.Shaped)
+    contents = [manifest.content(path, form) for path, form in zip(inputs, INPUTS[stage], strict=False)]
+    source = contents[0]
     shape = tuple((source.get("raw") or source)["shape"])[-3:]
     channels = {"predict": len(plain.get("offsets", NEAREST)), "baseline": len(NEAREST)}.get(stage)
     name, dtype = ARRAYS[stage]

@@ -88,9 +88,9 @@ def run(
 
 def _table(fragments: Path, volume: Path, section: Tune) -> metrics.Contingency:
     """Overlaps of a volume's fragments and labels, read block by block."""
-    source, opened = arrays.open_prepared(fragments), arrays.open_volume(volume)
+    source, opened = arrays.open_prepared(fragments, forms.Fragments), arrays.open_volume(volume)
     metrics.check_shapes(str(fragments), source.shape, f"the labels of {volume}", evaluate.labels_of(opened).shape)
-    blocks = Blocks(source.shape, tuple(manifest.content(fragments, forms.Prepared)["block_shape"]))
+    blocks = Blocks(source.shape, tuple(manifest.content(fragments)["block_shape"]))
     read = partial(evaluate.read, source, opened, erode=section.erode_labels, ignore_label=section.ignore_label)
     rois = map(blocks.roi, range(len(blocks)))
     return metrics.merge(metrics.contingency(*read(roi), roi, source.shape) for roi in rois)

@@ -181,7 +181,8 @@ def run(
 
     Those of long-range pairs, where they are asked for, lie in `lifted/` in the same way.
     """
-    source, labels = arrays.open_prepared(affinities), arrays.open_prepared(fragments)
+    source = arrays.open_prepared(affinities, forms.Affinities)
+    labels = arrays.open_prepared(fragments, forms.Fragments)
     z, y, x = labels.shape
     offsets = source.attrs.get("offsets", NEAREST)
     inputs = {"affinities": manifest.content_hash(affinities), "fragments": manifest.content_hash(fragments)}

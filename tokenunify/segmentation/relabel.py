@@ -18,7 +18,7 @@ def run(
 
     A block's share of the lower levels is written before the block itself, and so is there once the ledger lists it.
     """
-    source = arrays.open_prepared(fragments)
+    source = arrays.open_prepared(fragments, forms.Fragments)
     table = tables.read(lut)
     content = manifest.content(prepared, forms.Prepared)
     levels = pyramid.block_levels(*(tuple(content[key]) for key in ("shape", "voxel_size_nm", "block_shape")))[1:]
