@@ -1,13 +1,12 @@
 """Sharded zarr 3 arrays with checksums: create, open only when whole, convert affinities."""
 
 import os
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import product
-from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,9 +14,17 @@ import numpy as np
 import zarr
 from zarr.codecs import Crc32cCodec, ZstdCodec
 
-from tokenunify import manifest
+from tokenunify import forms, ledger, manifest, shards
 from tokenunify.errors import InputError
-from tokenunify.geometry import Coordinate
+from tokenunify.geometry import Blocks, Coordinate
+
+ATTRIBUTES = ("voxel_size_nm", "offset_nm", "offsets")
+HASHED = re.compile(r"[0-9a-f]{16}|\..+\.[0-9a-f]{16}\.progress")
+"""Names of folders that say which stage, settings and inputs their files are of."""
+SHARDS = "shards"
+"""Key of the marks of an ingested volume's shards by role, in what its manifest says of the run."""
+PLACE = "place"
+"""Name of the table that says where the others were written."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,7 @@ class Volume:
 
 
 def create(
-    path: str | Path,
+    path: str | Path | dict,
     *,
     shape: tuple[int, ...],
     dtype: str,
@@ -45,10 +52,11 @@ def create(
     """Make an empty array; leading (channel) axes are held whole in every chunk.
 
     Every shard is written, zeros too, so that a missing file is damage and never data; each inner chunk has a CRC.
+    A dictionary in place of the path keeps it in memory.
     """
     lead = shape[: len(shape) - 3]
     return zarr.create_array(
-        str(path),
+        path if isinstance(path, dict) else str(path),
         shape=shape,
         dtype=dtype,
         chunks=(*lead, *chunk_shape),
@@ -61,48 +69,50 @@ def create(
     )
 
 
-def open_complete(path: str | Path, remake: str) -> zarr.Array:
+def open_complete(path: str | Path, remake: str, stated: dict[str, Any] | None = None) -> zarr.Array:
     """Open an array for reading after checking that every shard file is there.
 
-    `remake` is the advice that ends the InputError about a missing or damaged store.
+    `remake` is the advice that ends the InputError about a missing or damaged store; `stated` is what a manifest says
+    of it, as `create` takes it.
     """
-    array = _open(path, "r", remake)
-    missing = [file for file in shard_files(array) if not is_there(file)]
+    array = _open(path, "r", remake, stated)
+    missing = [file for file in shards.files(array) if not shards.is_there(file)]
     if missing:
-        first = missing[0].relative_to(path)
+        first = f"{missing[0].relative_to(path)}{shards.in_its_place(missing[0])}"
         raise InputError(f"{path} lacks {len(missing)} of its shard files, the first is {first}; {remake}")
     return array
 
 
-def reopen(path: str | Path, remake: str) -> zarr.Array:
+def reopen(path: str | Path, remake: str, stated: dict[str, Any] | None = None) -> zarr.Array:
     """An array that `create` made, to go on writing; zarr does not store that zeros are to be written too."""
-    return _open(path, "r+", remake).with_config({"write_empty_chunks": True})
+    return _open(path, "r+", remake, stated).with_config({"write_empty_chunks": True})
 
 
-def _open(path: str | Path, mode: Literal["r", "r+"], remake: str) -> zarr.Array:
+def _open(path: str | Path, mode: Literal["r", "r+"], remake: str, stated: dict[str, Any] | None) -> zarr.Array:
+    described = Path(path, "zarr.json")
     try:
-        return zarr.open_array(str(path), mode=mode)
-    except (FileNotFoundError, ValueError, KeyError) as error:
+        if described.exists() and not described.is_file():
+            raise ValueError(f"its zarr.json is missing{shards.in_its_place(described)}")
+        array = zarr.open_array(str(path), mode=mode)
+        _check_metadata(array, stated or {})
+        return array
+    except PermissionError:
+        raise
+    except Exception as error:  # whatever zarr meets in metadata that are damaged
         raise InputError(f"{path} is not a readable zarr array ({error}); {remake}") from None
 
 
-def shard_files(array: zarr.Array, roi_slices: tuple[slice, ...] | None = None) -> list[Path]:
-    """Where the shard files are, of the whole array or those that a box of the last three axes touches."""
-    shards = array.shards or array.chunks
-    full = [range(ceil(n / s)) for n, s in zip(array.shape, shards, strict=True)]
-    if roi_slices is not None:
-        for axis, (cut, size) in enumerate(zip(roi_slices, shards[-3:], strict=True), start=len(full) - 3):
-            full[axis] = range(cut.start // size, ceil(cut.stop / size))
-    root = Path(str(array.store_path.store.root), array.store_path.path, "c")
-    return [root.joinpath(*map(str, index)) for index in product(*full)]
-
-
-def is_there(file: Path) -> bool:
-    """Whether a shard file is there, and not empty as a machine that crashed may leave it: zarr would read zeros."""
-    try:
-        return file.stat().st_size > 0
-    except FileNotFoundError:
-        return False
+def _check_metadata(array: zarr.Array, stated: dict[str, Any]) -> None:
+    """Compare what is stored with what `create` would store: of another shape or type it would read as other values."""
+    own = {"shape": array.shape, "dtype": str(array.dtype), "attributes": {}}
+    own |= {"chunk_shape": array.chunks[-3:], "shard_shape": (array.shards or array.chunks)[-3:]}
+    expected = create({}, **{**own, **stated}).metadata.to_dict()
+    found = array.metadata.to_dict()
+    halves = (expected, found), (expected.pop("attributes"), found.pop("attributes"))
+    for wanted, stored in halves:
+        for key, value in wanted.items():
+            if stored.get(key) != value:
+                raise ValueError(f"its {key} is {stored.get(key)}, expected {value} as it was made")
 
 
 @contextmanager
@@ -119,31 +129,62 @@ def naming_damage(path: str | Path, remake: str) -> Iterator[None]:
 class Store:
     """A finished array that is read in boxes; damage is reported with the advice to mend it."""
 
-    def __init__(self, path: str | Path, remake: str):
+    marks: shards.Marks
+    """Those recorded of its shards: each is compared once, when a box first reads from it. Old stores have none."""
+
+    def __init__(self, path: str | Path, remake: str, stated: dict[str, Any] | None = None):
         self.path, self.remake = Path(path), remake
-        self.array = open_complete(path, remake)
+        self.array = open_complete(path, remake, stated)
         self.shape = self.array.shape
         self.dtype = self.array.dtype
         self.attrs = self.array.attrs
+        self.marks = {}
 
     def __getitem__(self, index) -> np.ndarray:
         with naming_damage(self.path, self.remake):
+            if self.marks:
+                self._check_marks(index)
             return np.asarray(self.array[index])
 
+    def _check_marks(self, index) -> None:
+        for file in shards.files(self.array, shards.box(index, self.shape)):
+            expected = self.marks.get(file)
+            if expected and shards.mark(file, self.array) not in expected:
+                raise ValueError(f"{file.relative_to(self.path)} is not the shard that was written there")
+            self.marks.pop(file, None)
 
-def open_prepared(path: str | Path) -> Store:
-    """The finished store that belongs to a `prepared.json`."""
-    return Store(prepared_store(path), _delete_and_run(path))
+
+def open_prepared(path: str | Path, form: type[forms.Prepared] = forms.Prepared) -> Store:
+    """The finished store that belongs to a `prepared.json`, which must be of the form."""
+    content = manifest.content(path, form)
+    store = Store(prepared_store(path), _delete_and_run(path), stated(content))
+    blocks = Blocks(tuple(content["shape"][-3:]), tuple(content["block_shape"]))
+    store.marks = recorded_marks(prepared_folder(path), blocks, store.array)
+    return store
 
 
 def open_writable(path: str | Path) -> zarr.Array:
     """The store that belongs to a `prepared.json`, to be filled."""
-    return reopen(prepared_store(path), _delete_and_run(path))
+    content = manifest.content(path, forms.Prepared)
+    return reopen(prepared_store(path), _delete_and_run(path), stated(content))
 
 
 def open_level(path: str | Path, level: int) -> zarr.Array:
     """A level below full resolution of the store that belongs to a `prepared.json`, to be filled."""
     return reopen(prepared_store(path).with_name(str(level)), _delete_and_run(path))
+
+
+def stated(content: dict) -> dict[str, Any]:
+    """What a manifest's content says of an array, as `create` takes it."""
+    known = {**content["config"], **content}
+    fixed = {key: known[key] for key in ("shape", "dtype", "chunk_shape", "shard_shape") if key in known}
+    return {**fixed, "attributes": {key: known[key] for key in ATTRIBUTES if key in known}}
+
+
+def recorded_marks(folder: Path, blocks: Blocks, array: zarr.Array) -> shards.Marks:
+    """The marks of an array's shards in the ledger of the folder."""
+    found = ledger.entries(folder, blocks)
+    return shards.by_file((shards.files(array, blocks.roi(e.block).slices), e.shards) for e in found if e.shards)
 
 
 def _delete_and_run(prepared: str | Path) -> str:
@@ -152,24 +193,43 @@ def _delete_and_run(prepared: str | Path) -> str:
 
 def prepared_store(path: str | Path) -> Path:
     """Where the store of a `prepared.json` is."""
-    return Path(path).parent / manifest.content(path)["store"]
+    return Path(path).parent / manifest.content(path, forms.Prepared)["store"]
+
+
+def prepared_folder(path: str | Path) -> Path:
+    """The folder of the store, its ledger and its locks."""
+    return Path(path).parent / Path(manifest.content(path, forms.Prepared)["store"]).parts[0]
 
 
 def open_volume(path: str | Path) -> Volume:
     """Open the volume that belongs to an ingest manifest `data/volumes/{volume}.json`."""
     path = Path(path)
-    content = manifest.content(path)
+    content, run = manifest.read(path, forms.Volume).values()
     root = path.with_suffix(".zarr")
     remake = f"delete {path} and {root} and run snakemake again"
-    labels, mask = (Store(root / role / "0", remake) if content.get(role) else None for role in ("labels", "mask"))
+
+    def opened(role: str) -> Store:
+        store = Store(root / role / "0", remake, _stated_image(content, role))
+        store.marks = shards.by_file([(shards.files(store.array), run.get(SHARDS, {}).get(role, ""))])
+        return store
+
+    labels, mask = (opened(role) if content.get(role) else None for role in ("labels", "mask"))
     return Volume(
         name=path.stem,
-        raw=Store(root / "raw" / "0", remake),
+        raw=opened("raw"),
         labels=labels,
         mask=mask,
         voxel_size_nm=tuple(content["voxel_size_nm"]),
         zero=content["zero"],
     )
+
+
+def _stated_image(content: dict, role: str) -> dict[str, Any]:
+    config = content.get("config", {})
+    if "shard_shape" not in config:
+        return {}  # not of ingest: it says too little
+    placed = {key: content[key] for key in ("voxel_size_nm", "offset_nm")}
+    return stated({"config": config, **content[role], **placed})
 
 
 def to_uint8(affinities: np.ndarray) -> np.ndarray:
@@ -185,23 +245,47 @@ def to_float(affinities: np.ndarray) -> np.ndarray:
 
 
 def write_npz(path: str | Path, **tables: np.ndarray) -> None:
-    """Write small tables to one file in one step; equal tables give equal bytes."""
+    """Write small tables to one file in one step; equal tables give equal bytes in the same place."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     with open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **tables)
+        np.savez(file, allow_pickle=False, **tables, **{PLACE: np.array(_place(path))})
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
 
 
 def read_npz(path: str | Path, remake: str, *names: str) -> dict[str, np.ndarray]:
-    """Read the tables of a file, or those named; a missing or damaged file is reported with the advice to mend it."""
+    """Read the tables of a file, or those named.
+
+    A file that is missing, damaged, or was written for another place is reported with the advice to mend it.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} is missing; {remake}")
     try:
-        with np.load(path, allow_pickle=False) as tables:
-            return {name: tables[name] for name in names or tables.files}
-    except FileNotFoundError:
-        raise InputError(f"{path} is missing; {remake}") from None
-    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError) as error:
+        if not path.is_file():
+            raise ValueError("a folder or device lies in its place")
+        with zipfile.ZipFile(path) as file:
+            stored = [name.removesuffix(".npy") for name in file.namelist()]
+            if PLACE in stored and (place := str(_table(file, PLACE))) != _place(path):  # earlier versions have none
+                raise ValueError(f"it was written as {place}")
+            return {name: _table(file, name) for name in names or stored if name != PLACE}
+    except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, KeyError, RuntimeError, MemoryError) as error:
         raise InputError(f"{path} is damaged ({error}); {remake}") from error
+
+
+def _table(file: zipfile.ZipFile, name: str) -> np.ndarray:
+    with file.open(f"{name}.npy") as member:
+        table = np.lib.format.read_array(member, allow_pickle=False)
+        if member.read(1):  # at its end only, zip compares the checksum
+            raise ValueError(f"{name} is longer than its header says")
+    return table
+
+
+def _place(path: Path) -> str:
+    """The path from the folder that names what the file is of; it stays where results are moved as a whole."""
+    parts = path.absolute().parts
+    start = max((number for number, part in enumerate(parts) if HASHED.fullmatch(part)), default=len(parts) - 1)
+    return "/".join(parts[start:])

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenunify import arrays, manifest
+from tokenunify import arrays, forms, manifest
 from tokenunify.config import NEAREST, Multicut, Waterz
 from tokenunify.evaluation import metrics
 from tokenunify.geometry import Blocks, Coordinate, Roi
@@ -119,8 +119,8 @@ def scratch_beside(output: Path) -> Iterator[Path]:
 def run(section: Blockings, plain: dict, *, affinities: Path, volume: Path, lut: Path, output: Path) -> None:
     """Write the scores between the blockings, at the threshold or beta in `lut`, agglomerate's manifest."""
     started = time.monotonic()
-    source, mask = arrays.open_prepared(affinities), arrays.open_volume(volume).mask
-    value = manifest.content(lut)["value"]
+    source, mask = arrays.open_prepared(affinities, forms.Affinities), arrays.open_volume(volume).mask
+    value = manifest.content(lut, forms.Value)["value"]
     with scratch_beside(output) as scratch:
         pairs = compare(source, mask, section, value, scratch, source.attrs.get("offsets", NEAREST))
     inputs = {"affinities": affinities, "volume": volume, "lut": lut}

@@ -12,14 +12,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TypeVar
+from uuid import uuid4
 
-import psutil
-from filelock import FileLock
 from tqdm import tqdm
 
-from tokenunify import arrays, manifest
+from tokenunify import arrays, forms, holders, ledger, locks, manifest, shards
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
+from tokenunify.ledger import record as _record
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ Result = TypeVar("Result")
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
 """Of malloc.h."""
 HEARTBEAT_SECONDS = 10
-STALE_SECONDS = 120  # a lock of another host that was not touched for so long has no living owner
+CLAIM_SECONDS = 300  # to claim blocks takes a moment: who waits for so long waits for ever
 
 
 def parse_part(text: str) -> tuple[int, int]:
@@ -61,25 +61,27 @@ def run_part(
     """Call `write(roi, process(index, roi))` for each block of the part that no ledger of this folder lists.
 
     The block is recorded only when `write`, in a thread beside the next block's `process`, has returned: its file or
-    shards are then on disk. Blocks whose shards of `written` have vanished are processed again. All this happens within
-    `context(blocks to process)`. Returns the manifest's `run`: voxels, blocks and seconds, added up over the attempts.
+    shards are then on disk. Blocks whose shards of `written` have vanished, or are not those recorded, are processed
+    again. All this happens within `context(blocks to process)`. Returns the manifest's `run`: voxels, blocks and
+    seconds, added up over the attempts.
     """
     mine = blocks.part(part, num_parts)
     _keep_the_heap_small()
     with lock(folder / "locks", mine) as lost:
-        recorded = finished_blocks(folder) & set(mine)
-        done = {i for i in recorded if written is None or _shards_exist(written, blocks.roi(i))}
+        done = finished_blocks(folder, blocks) & set(mine)
+        if written is not None:
+            marks = arrays.recorded_marks(folder, blocks, written)
+            done = {i for i in done if _are_whole(shards.files(written, blocks.roi(i).slices), written, marks)}
         todo = [index for index in mine if index not in done]
         logger.info("part %d of %d: %d blocks, %d already finished", part, num_parts, len(mine), len(mine) - len(todo))
-        ledger, last = folder / "ledger" / f"part{part}of{num_parts}.jsonl", time.perf_counter()
+        path, last = folder / "ledger" / f"part{part}of{num_parts}.jsonl", time.perf_counter()
 
         def finish(index: int, roi: Roi, result: Result) -> None:
             nonlocal last
             write(roi, result)
-            if written is not None:
-                _to_disk(written, roi)
+            marks = {} if written is None else {"shards": _to_disk(written, roi)}
             before, last = last, time.perf_counter()
-            _record(ledger, {"block": index, "voxels": roi.num_voxels, "seconds": last - before})
+            _record(path, {"block": index, "voxels": roi.num_voxels, "seconds": last - before, **marks})
 
         with context(todo), ThreadPoolExecutor(1) as writer:
             waiting: Future = writer.submit(lambda: None)
@@ -93,7 +95,7 @@ def run_part(
                 waiting.result()  # no more than one block waits to be written
                 waiting = writer.submit(finish, index, roi, result)
             waiting.result()
-        return _summary(folder, mine, computed_now=len(todo))
+        return _summary(folder, blocks, mine, computed_now=len(todo))
 
 
 def _keep_the_heap_small() -> None:
@@ -120,7 +122,7 @@ def fill(
     `facts()` is added to the manifest's `run`; `context` is that of `run_part`. Raises InputError for a store that was
     prepared for another config than `plain` or for other inputs.
     """
-    content = manifest.content(prepared)
+    content = manifest.content(prepared, forms.Prepared)
     if (content["config"], content["inputs"]) != (plain, input_hashes(inputs)):
         raise InputError(
             f"{prepared} was made for other settings or inputs than those given: make it again with "
@@ -133,7 +135,7 @@ def fill(
         array[(..., *roi.slices)] = values
 
     blocks = Blocks((z, y, x), tuple(content["block_shape"]))
-    folder = prepared.parent / Path(content["store"]).parts[0]
+    folder = arrays.prepared_folder(prepared)
     options = {"write": write, "written": array, "context": context}
     run = run_part(folder, blocks, compute, part=part[0], num_parts=part[1], **options)
     manifest.write(output, {"prepared": manifest.digest(content), "part": part[0], "num_parts": part[1]}, run | facts())
@@ -144,35 +146,15 @@ def input_hashes(inputs: Sequence[Path]) -> dict[str, str]:
     return {str(index): manifest.content_hash(path) for index, path in enumerate(inputs)}
 
 
-def finished_blocks(folder: Path) -> set[int]:
-    """Block numbers recorded by any part of any attempt."""
-    return {entry["block"] for entry in _entries(folder)}
+def finished_blocks(folder: Path, blocks: Blocks | None = None) -> set[int]:
+    """Block numbers recorded by any part of any attempt, of these blocks where they are given."""
+    return {entry.block for entry in ledger.entries(folder, blocks)}
 
 
-def _entries(folder: Path) -> Iterator[dict]:
-    for ledger in sorted((folder / "ledger").glob("*.jsonl")):
-        for line in ledger.read_text().splitlines():
-            try:
-                yield json.loads(line)
-            except json.JSONDecodeError:
-                continue  # the line that was being written when the process was killed
-
-
-def _record(ledger: Path, entry: dict) -> None:
-    ledger.parent.mkdir(parents=True, exist_ok=True)
-    with open(ledger, "a+b") as file:
-        # A killed writer may have left half a line: end it, so that this entry stands on its own.
-        if file.seek(0, os.SEEK_END) and (file.seek(-1, os.SEEK_END) or True) and file.read(1) != b"\n":
-            file.write(b"\n")
-        file.write(json.dumps(entry).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _summary(folder: Path, mine: range, computed_now: int) -> dict:
-    entries = {entry["block"]: entry for entry in _entries(folder) if entry["block"] in mine}.values()
-    seconds = sum(entry["seconds"] for entry in entries)
-    voxels = sum(entry["voxels"] for entry in entries)
+def _summary(folder: Path, blocks: Blocks, mine: range, computed_now: int) -> dict:
+    entries = {entry.block: entry for entry in ledger.entries(folder, blocks) if entry.block in mine}.values()
+    seconds = sum(entry.seconds for entry in entries)
+    voxels = sum(entry.voxels for entry in entries)
     return {
         "blocks": len(entries),
         "blocks_computed_now": computed_now,
@@ -182,15 +164,21 @@ def _summary(folder: Path, mine: range, computed_now: int) -> dict:
     }
 
 
-def _shards_exist(array: arrays.zarr.Array, roi: Roi) -> bool:
-    return all(map(arrays.is_there, arrays.shard_files(array, roi.slices)))
+def _are_whole(files: list[Path], array: arrays.zarr.Array, marks: shards.Marks) -> bool:
+    return all(map(shards.is_there, files)) and all(
+        file not in marks or shards.mark(file, array) in marks[file] for file in files
+    )
 
 
-def _to_disk(array: arrays.zarr.Array, roi: Roi) -> None:
-    """Return when the disk has the shards of a box: else a machine that crashes could lose them and keep the ledger."""
-    for path in arrays.shard_files(array, roi.slices):
+def _to_disk(array: arrays.zarr.Array, roi: Roi) -> str:
+    """Return the marks of a box's shards when the disk has them.
+
+    Else a machine that crashes could lose them and keep the ledger.
+    """
+    for path in shards.files(array, roi.slices):
         with open(path, "rb") as file:
             os.fsync(file.fileno())
+    return shards.marks(array, roi.slices)
 
 
 @contextmanager
@@ -200,11 +188,15 @@ def lock(folder: Path, claimed: range) -> Iterator[threading.Event]:
     The event is set when another process has taken the blocks over, after this one was suspended for long.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{claimed.start}-{claimed.stop}.{socket.gethostname()}.{os.getpid()}.json"
-    warned = False
-    while holder := _claim(folder, path, claimed):
+    own = f"{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"  # containers may share the first two
+    path = folder / f"{claimed.start}-{claimed.stop}.{own}.json"
+    warned, watch = False, holders.Watch()
+    while holder := _claim(folder, path, claimed, watch):
         if not warned:
-            logger.warning("blocks are held by process %s on %s: waiting for it to end", holder["pid"], holder["host"])
+            logger.warning(
+                "blocks are held by process %s on %s: waiting for it to end, or to give no sign of life for %d s",
+                *(holder.pid, holder.host, holders.STALE_SECONDS),
+            )
         warned = True
         time.sleep(0.5)
     ended, lost = threading.Event(), threading.Event()
@@ -226,39 +218,23 @@ def _heartbeat(path: Path, ended: threading.Event, lost: threading.Event) -> Non
             logger.warning("%s cannot be renewed now (%s)", path, error)  # a network file system may be slow
 
 
-def _claim(folder: Path, path: Path, claimed: range) -> dict | None:
+def _claim(folder: Path, path: Path, claimed: range, watch: holders.Watch) -> holders.Holder | None:
     """Write the lock file, or return who holds some of the blocks; one process at a time looks and writes."""
-    with FileLock(folder / ".claim"):
+    with locks.alone(folder / ".claim", CLAIM_SECONDS):
         for other in sorted(folder.glob("*.json")):
-            try:
-                holder, age = json.loads(other.read_text()), time.time() - other.stat().st_mtime
-            except FileNotFoundError:
+            holder = holders.read(other)
+            if holder is None:
                 continue  # its owner has just ended
-            if not _alive(holder, age):
+            if not watch.is_alive(other, holder):
                 other.unlink(missing_ok=True)
-            elif holder["start"] < claimed.stop and claimed.start < holder["stop"]:
+            elif holder.start < claimed.stop and claimed.start < holder.stop:
                 return holder
-        owner = {"host": socket.gethostname(), "pid": os.getpid(), "created": psutil.Process().create_time()}
-        manifest.write_text(path, json.dumps({**owner, "start": claimed.start, "stop": claimed.stop}))
+        manifest.write_text(path, json.dumps(holders.own(claimed)))
         return None
 
 
 def in_use(folder: Path) -> bool:
-    """Whether a living process holds a lock in `folder`."""
-    for path in folder.glob("*.json"):
-        try:
-            if _alive(json.loads(path.read_text()), time.time() - path.stat().st_mtime):
-                return True
-        except FileNotFoundError:
-            continue  # its owner has just ended
-    return False
-
-
-def _alive(holder: dict, age: float) -> bool:
-    if holder["host"] != socket.gethostname():
-        return age < STALE_SECONDS
-    try:
-        process = psutil.Process(holder["pid"])
-        return abs(process.create_time() - holder["created"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    """Whether a process that lives, as far as is known, holds a lock in `folder`."""
+    watch = holders.Watch()
+    found = ((path, holders.read(path)) for path in folder.glob("*.json"))
+    return any(watch.is_alive(path, holder) for path, holder in found if holder)

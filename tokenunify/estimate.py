@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenunify import config as c
-from tokenunify import manifest
+from tokenunify import forms, manifest
 from tokenunify.columns import aligned
 from tokenunify.config import Strict
 from tokenunify.errors import InputError
@@ -161,7 +161,7 @@ def known_shape(plan: Plan, name: str) -> Coordinate | None:
     """A volume's shape: as ingested into data/volumes, as configured, or as its local source says; else None."""
     ingested = Path("data/volumes", f"{name}.json")
     if ingested.exists():
-        z, y, x = manifest.content(ingested)["raw"]["shape"]
+        z, y, x = manifest.content(ingested, forms.Extent)["raw"]["shape"]
         return z, y, x
     if shape := plan.shape(name):
         return shape

@@ -11,7 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ValidationError
+
 from tokenunify.errors import InputError
+
+CHECKSUM = "checksum"
+"""Key of the digest of content and run: a flipped bit may leave a manifest that reads well."""
 
 
 def digest(value: Any) -> str:
@@ -29,7 +34,8 @@ def file_sha256(path: str | Path) -> str:
 def write(path: str | Path, content: dict, run: dict | None = None) -> None:
     """Write a manifest in one step: a reader sees all of it or nothing."""
     run = {"host": platform.node(), "peak_mb": peak_mb(), **(run or {})}
-    write_text(path, json.dumps({"content": content, "run": run}, indent=1, sort_keys=True) + "\n")
+    made = json.loads(json.dumps({"content": content, "run": run}))
+    write_text(path, json.dumps({**made, CHECKSUM: digest(made)}, indent=1, sort_keys=True) + "\n")
 
 
 def peak_mb() -> int:
@@ -57,25 +63,52 @@ def replace(path: str | Path, write: Callable[[Path], Any]) -> None:
     os.replace(temporary, path)
 
 
-def read(path: str | Path) -> dict:
-    """Read a manifest: {"content": ..., "run": ...}.
+def read(path: str | Path, form: type[BaseModel] | None = None) -> dict:
+    """Read a manifest: {"content": ..., "run": ...}, which must be of the `form`, where one is given (see `forms`).
 
-    Raises InputError that names the file and how to make it.
+    Raises InputError that names the file and how to make it: where there is none, where it is damaged (its checksum is
+    not the recorded one; manifests of earlier versions have none), and where it is of another stage.
     """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist: make it with `snakemake {path}`")
     try:
-        manifest = json.loads(Path(path).read_text())
-        return {"content": manifest["content"], "run": manifest["run"]}
-    except FileNotFoundError:
-        raise InputError(f"{path} does not exist: make it with `snakemake {path}`") from None
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        return _checked(path, form)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(
-            f"{path} is not a manifest ({error}): delete it and make it again with `snakemake {path}`"
+            f"{path} is not a manifest{_of(form)} ({_reason(error)}): delete it and make it again with "
+            f"`snakemake {path}`"
         ) from None
 
 
-def content(path: str | Path) -> dict:
+def _checked(path: Path, form: type[BaseModel] | None) -> dict:
+    if not path.is_file():
+        raise ValueError("a folder or device lies in its place")
+    text = json.loads(path.read_bytes())
+    made = {"content": text["content"], "run": text["run"]}
+    if not all(isinstance(half, dict) for half in made.values()):
+        raise TypeError("content and run must be objects")
+    if (recorded := text.get(CHECKSUM, found := digest(made))) != found:
+        raise ValueError(f"it is damaged: its checksum is {found}, it records {recorded}")
+    if form is not None:
+        form.model_validate({**made["content"], "run": made["run"]}, strict=True)
+    return made
+
+
+def _of(form: type[BaseModel] | None) -> str:
+    return "" if form is None else f" of {form.__doc__}"
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, ValidationError):
+        first = error.errors()[0]
+        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+
+
+def content(path: str | Path, form: type[BaseModel] | None = None) -> dict:
     """The hashed half of a manifest."""
-    return read(path)["content"]
+    return read(path, form)["content"]
 
 
 def content_hash(path: str | Path) -> str:

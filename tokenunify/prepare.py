@@ -8,7 +8,7 @@ from pathlib import Path
 
 import zarr
 
-from tokenunify import arrays, manifest, pyramid, stages
+from tokenunify import arrays, forms, manifest, pyramid, stages
 from tokenunify.blockwise import input_hashes, store_folder
 from tokenunify.config import NEAREST
 from tokenunify.geometry import Coordinate
@@ -20,6 +20,13 @@ ARRAYS = {
     "relabel": ("segmentation.zarr/0", "uint64"),
 }
 """Place of the array in its folder, and type; the segmentation's is level 0 of a pyramid for viewing."""
+INPUTS: dict[str, tuple[type[forms.Form], ...]] = {
+    "predict": (forms.ShapedVolume, forms.Finetuned),
+    "baseline": (forms.ShapedVolume,),
+    "fragments": (forms.ShapedAffinities, forms.Volume),
+    "relabel": (forms.ShapedFragments, forms.Table),
+}
+"""What their manifests must be of."""
 
 
 def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
@@ -28,7 +35,8 @@ def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
     The first input is a volume's manifest or another store's `prepared.json`: it gives the shape.
     """
     section, plain = stages.from_json(stage, config_json)
-    source = manifest.content(inputs[0])
+    contents = [manifest.content(path, form) for path, form in zip(inputs, INPUTS[stage], strict=False)]
+    source = contents[0]
     shape = tuple((source.get("raw") or source)["shape"])[-3:]
     channels = {"predict": len(plain.get("offsets", NEAREST)), "baseline": len(NEAREST)}.get(stage)
     name, dtype = ARRAYS[stage]
@@ -67,21 +75,14 @@ def _create(path: Path, content: dict, section: stages.Grid) -> None:
 
 
 def _create_array(path: Path, content: dict, chunk_shape: Coordinate, shard_shape: Coordinate) -> None:
-    known = {**content["config"], **content}
-    arrays.create(
-        path,
-        shape=content["shape"],
-        dtype=content["dtype"],
-        chunk_shape=chunk_shape,
-        shard_shape=shard_shape,
-        attributes={key: known[key] for key in ("voxel_size_nm", "offset_nm", "offsets") if key in known},
-    )
+    arrays.create(path, **{**arrays.stated(content), "chunk_shape": chunk_shape, "shard_shape": shard_shape})
 
 
 def _create_pyramid(path: Path, content: dict, section: stages.Grid) -> None:
     """An OME-Zarr image of labels; in every level a block fills whole shards."""
     found = pyramid.block_levels(content["shape"], content["voxel_size_nm"], section.block_shape)
-    ome = pyramid.multiscales(path.name, [level.voxel_size_nm for level in found], content["offset_nm"], "mode")
+    name = Path(content["store"]).parent.stem
+    ome = pyramid.multiscales(name, [level.voxel_size_nm for level in found], content["offset_nm"], "mode")
     ome["image-label"] = {}
     zarr.create_group(str(path), zarr_format=3, attributes={"ome": ome})
     for number, level in enumerate(found):

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenunify import arrays, manifest
+from tokenunify import arrays, forms, manifest
 from tokenunify.config import Tuned
 from tokenunify.errors import InputError
 from tokenunify.evaluation import evaluate, metrics
@@ -88,7 +88,7 @@ def run(
 
 def _table(fragments: Path, volume: Path, section: Tune) -> metrics.Contingency:
     """Overlaps of a volume's fragments and the labels that are scored, read block by block."""
-    source, opened = arrays.open_prepared(fragments), arrays.open_volume(volume)
+    source, opened = arrays.open_prepared(fragments, forms.Fragments), arrays.open_volume(volume)
     metrics.check_shapes(str(fragments), source.shape, f"the labels of {volume}", evaluate.labels_of(opened).shape)
     blocks = Blocks(source.shape, tuple(manifest.content(fragments)["block_shape"]))
     ignored = of_volume(volume, section.ignore_label)

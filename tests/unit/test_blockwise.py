@@ -72,6 +72,44 @@ def test_a_vanished_or_empty_shard_is_written_again(tmp_path: Path, lose):
     assert [BLOCKS.roi(i).offset for i in seen] == [(2, 8, 0)]
 
 
+HOLLOW = [
+    b"{}",
+    b"[3]",
+    b'{"block": "3", "voxels": 64, "seconds": 1.0}',
+    b'{"block": 99, "voxels": 64, "seconds": 1.0}',
+    b'{"block": -1, "voxels": 64, "seconds": 1.0}',
+    b'{"block": 3, "voxels": 63, "seconds": 1.0}',
+    b'{"block": 3, "voxels": 64}',
+    b'{"block": 3, "voxels": 64, "seconds": NaN}',
+    b'{"block": 3, "voxels": 64, "seconds": 1.0, "shards": 5}',
+    b'{"block": ' + b"1" * 5000 + b"}",
+    b"[" * 100_000,
+    b"\xff\xfe{",
+]
+
+
+@pytest.mark.parametrize("line", HOLLOW)
+def test_lines_of_a_ledger_that_are_none_of_its_blocks_are_passed_over(tmp_path: Path, line: bytes):
+    assert BLOCKS.roi(3).num_voxels == 8
+    assert BLOCKS.roi(2).num_voxels == 64
+    (tmp_path / "ledger").mkdir()
+    known = b'{"block": 2, "voxels": 64, "seconds": 1.0}'
+    (tmp_path / "ledger" / "part0of2.jsonl").write_bytes(line.replace(b"64", b"8") + b"\n" + known + b"\n" + line)
+    seen: list[int] = []
+    run = blockwise.run_part(tmp_path, BLOCKS, lambda i, _: seen.append(i))
+    assert seen == [i for i in range(len(BLOCKS)) if i != 2]
+    assert (run["blocks"], run["voxels"]) == (len(BLOCKS), 5 * 12 * 9)
+
+
+def test_a_ledger_of_other_parts_counts_and_a_folder_among_ledgers_does_not(tmp_path: Path):
+    for part in range(3):
+        blockwise.run_part(tmp_path, BLOCKS, lambda *_: None, part=part, num_parts=5)
+    (tmp_path / "ledger" / "x.jsonl").mkdir()
+    seen: list[int] = []
+    blockwise.run_part(tmp_path, BLOCKS, lambda i, _: seen.append(i), part=1, num_parts=2)
+    assert seen == [i for i in BLOCKS.part(1, 2) if i >= BLOCKS.part(2, 5).stop]
+
+
 def test_one_block_is_written_while_the_next_is_processed(tmp_path: Path):
     """A block's record comes after its write, and the block after the next is not begun before."""
     begun = [threading.Event() for _ in range(len(BLOCKS) + 2)]

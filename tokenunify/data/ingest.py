@@ -7,16 +7,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import dask
 import numpy as np
 import zarr
 
 import tokenunify
-from tokenunify import arrays, blockwise, components, manifest, pyramid, stages
+from tokenunify import arrays, blockwise, components, forms, manifest, pyramid, shards, stages
 from tokenunify.affinities import IGNORE
-from tokenunify.config import Phantom
+from tokenunify.config import Phantom, validate
 from tokenunify.data import convert, parts, readers, sources, streaming, synthetic
 from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
@@ -55,20 +55,21 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
         with opened["raw"].keeping(section.chunk_shape[0], progress / "sections" / "raw"):
             ends = convert.ends(section.intensity, opened["raw"], roi, section.chunk_shape)
         _create_group(partial, section, source, roi, ends)
-        runs, stored = [], {}
+        runs, stored, marks = [], {}, {}
         for role, array in opened.items():
             with array.keeping(section.shard_shape[0], progress / "sections" / role):
                 found = _converted(role, array, roi, section, ends, progress)
                 alone = _Alone(found.compute)
                 runs.append(_write_image(partial, progress, role, found._replace(compute=alone), section, roi))
                 stored[role] = found
+                marks[role] = shards.marks(zarr.open_array(str(partial / role / "0"), mode="r"))
                 found.warn()
                 alone.warn(role, array, roi)
         _forget_placed(output)
         _replace(output.with_suffix(".zarr"), partial)
         content = _content(section, stored, roi) | {"config": plain, "inputs": inputs}
         for path in (placed, output):
-            manifest.write(path, content, _total(runs))
+            manifest.write(path, content, {**_total(runs), arrays.SHARDS: marks})
         _remove_work(output)
 
 
@@ -105,10 +106,10 @@ def _content(section: stages.Ingest, converted: "dict[str, Converted]", roi: Roi
 
 def _open(source: Path, unpacked: Path) -> dict[str, SourceArray]:
     """The source's arrays by role, raw first; files must still be those that were downloaded or found."""
-    download = manifest.read(source)
+    download = manifest.read(source, forms.Sources)
     content, paths = download["content"], download["run"]
     if "phantom" in content:
-        phantom = Phantom.model_validate(content["phantom"])
+        phantom = validate(Phantom, content["phantom"], f"{source}: phantom")
         raw, labels = synthetic.phantom(phantom.shape, phantom.seed, phantom.density)
         size = synthetic.VOXEL_SIZE_NM
         return {"raw": SourceArray("phantom", raw, size), "labels": SourceArray("phantom", labels, size)}
@@ -238,7 +239,8 @@ def _ids(source: SourceArray, roi: Roi, section: stages.Ingest, folder: Path) ->
 
     blocks = _blocks(roi, section)
     blockwise.run_part(folder, blocks, process)
-    found = [np.load(folder / f"{index}.npz")["ids"] for index in range(len(blocks))]
+    remake = f"delete {folder} and run snakemake again"
+    found = [arrays.read_npz(folder / f"{index}.npz", remake)["ids"] for index in range(len(blocks))]
     ids = np.unique(np.concatenate([np.zeros(1, source.dtype), *found]))
     dtype, function = convert.labels(source.path, ids, dense)
     return Converted(dtype, _of_boxes(function, source, roi), source.depth, ids[ids != IGNORE] if dense else None)
@@ -320,16 +322,16 @@ def _write_image(store: Path, progress: Path, role: str, found: Converted, secti
 def _level(
     path: Path, shape: Coordinate, dtype: str, section: stages.Ingest, voxel_size_nm: VoxelSize, offset_nm: VoxelSize
 ) -> zarr.Array:
+    stated: dict[str, Any] = {
+        "shape": shape,
+        "dtype": dtype,
+        "chunk_shape": section.chunk_shape,
+        "shard_shape": section.shard_shape,
+        "attributes": {"voxel_size_nm": list(voxel_size_nm), "offset_nm": list(offset_nm)},
+    }
     if (path / "zarr.json").exists():
-        return arrays.reopen(path, f"delete {path.parent.parent} and run snakemake again")
-    return arrays.create(
-        path,
-        shape=shape,
-        dtype=dtype,
-        chunk_shape=section.chunk_shape,
-        shard_shape=section.shard_shape,
-        attributes={"voxel_size_nm": list(voxel_size_nm), "offset_nm": list(offset_nm)},
-    )
+        return arrays.reopen(path, f"delete {path.parent.parent} and run snakemake again", stated)
+    return arrays.create(path, **stated)
 
 
 def _reduced(role: str, finer: zarr.Array, factor: Coordinate) -> streaming.Compute:

@@ -5,9 +5,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from filelock import FileLock
-
-from tokenunify import manifest
+from tokenunify import locks, manifest
 from tokenunify.errors import InputError
 
 
@@ -26,7 +24,7 @@ def once(
     target.parent.mkdir(parents=True, exist_ok=True)
     record = target.with_name(target.name + ".sha256")
     aside = target.with_name(target.name + ".wrong-sha256")
-    with FileLock(target.with_name(f".{target.name}.lock")):
+    with locks.alone(target.with_name(f".{target.name}.lock")):
         expected = sha256 or (record.read_text().split()[0] if record.exists() else None)
         if not target.exists() and aside.exists() and checksum(aside) == expected:
             os.replace(aside, target)

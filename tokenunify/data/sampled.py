@@ -10,9 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 import zarr
-from filelock import FileLock
 
-from tokenunify import manifest, stages
+from tokenunify import locks, manifest, stages
 from tokenunify.config import RoiConfig
 from tokenunify.data import box, keep
 from tokenunify.data.remote import Remote
@@ -52,7 +51,7 @@ def choose(
     """
     preview = cache(open_preview)
     record.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(record.with_name(f".{record.name}.lock")):
+    with locks.alone(record.with_name(f".{record.name}.lock")):
         judged = json.loads(record.read_text()) if record.exists() else []
         for number, offset in enumerate(sample.places):
             roi = RoiConfig(offset=offset, shape=sample.shape)

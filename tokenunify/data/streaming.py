@@ -8,7 +8,7 @@ import dask
 import numpy as np
 import zarr
 
-from tokenunify import arrays, blockwise
+from tokenunify import blockwise, shards
 from tokenunify.geometry import Blocks, Coordinate, Roi
 
 BLOCK_VOXELS = 2**24
@@ -27,12 +27,12 @@ def fill(array: zarr.Array, compute: Compute, progress: Path, *, depth: int = 1)
     Boxes are slabs of blocks; all but the last are a multiple of `depth` sections deep. Shards that are there, complete
     as each appears in one step, are not computed again. dask's settings decide how many shards are written at a time.
     """
-    shards = _three(array.shards or array.chunks)
-    blocks = Blocks(array.shape, block_shape(array.shape, shards))
+    shard_shape = _three(array.shards or array.chunks)
+    blocks = Blocks(array.shape, block_shape(array.shape, shard_shape))
     itemsize = array.dtype.itemsize
 
     def read(index: int, roi: Roi) -> np.ndarray | None:
-        if not _missing(array, roi, shards):
+        if not _missing(array, roi, shard_shape):
             return None
         values = np.empty(roi.shape, array.dtype)
         for piece in _slabs(roi, depth):
@@ -43,8 +43,8 @@ def fill(array: zarr.Array, compute: Compute, progress: Path, *, depth: int = 1)
         def put(shard: Roi) -> None:
             array[shard.slices] = values[shard.within(roi)]  # type: ignore[index]
 
-        at_once = max(1, min(dask.config.get("num_workers"), SIDE_BY_SIDE_BYTES // (prod(shards) * itemsize)))
-        dask.compute(*(dask.delayed(put)(shard) for shard in _missing(array, roi, shards)), num_workers=at_once)
+        at_once = max(1, min(dask.config.get("num_workers"), SIDE_BY_SIDE_BYTES // (prod(shard_shape) * itemsize)))
+        dask.compute(*(dask.delayed(put)(shard) for shard in _missing(array, roi, shard_shape)), num_workers=at_once)
 
     if prod(blocks.block_shape) * itemsize <= SIDE_BY_SIDE_BYTES:
         return blockwise.run_part(progress, blocks, read, write=write, written=array)
@@ -62,11 +62,11 @@ def block_shape(shape: Coordinate, shard: Coordinate) -> Coordinate:
     )
 
 
-def _missing(array: zarr.Array, roi: Roi, shards: Coordinate) -> list[Roi]:
+def _missing(array: zarr.Array, roi: Roi, shard_shape: Coordinate) -> list[Roi]:
     """The boxes of the shards in `roi` that have no file yet."""
-    grid = Blocks(roi.shape, shards)
+    grid = Blocks(roi.shape, shard_shape)
     boxes = [grid.roi(index).moved(roi.offset) for index in range(len(grid))]
-    return [box for box in boxes if not arrays.is_there(arrays.shard_files(array, box.slices)[0])]
+    return [box for box in boxes if not shards.is_there(shards.files(array, box.slices)[0])]
 
 
 def _slabs(roi: Roi, depth: int) -> Iterator[Roi]:

@@ -20,7 +20,7 @@ from tokenunify import arrays, manifest
 from tokenunify.affinities import IGNORE
 from tokenunify.config import BASELINE
 from tokenunify.errors import InputError
-from tokenunify.evaluation import figures, tables
+from tokenunify.evaluation import figures, reported, tables
 from tokenunify.stages import Report, Rights
 
 logger = logging.getLogger(__name__)
@@ -69,7 +69,7 @@ class Made(NamedTuple):
     @property
     def read(self) -> dict:
         """Content and run."""
-        return manifest.read(self.path)
+        return manifest.read(self.path, reported.FORMS[self.stage])
 
 
 def locate(path: Path) -> Made:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 import tokenunify
-from tokenunify import manifest
+from tokenunify import forms, manifest
 from tokenunify.config import BASELINE
 from tokenunify.errors import InputError
 from tokenunify.stages import Metrics, Row
@@ -57,11 +57,11 @@ def run(
 def row(known: Row, scores: Path, lut: Path, prediction: Path, weights: Path, *, commit: str) -> dict:
     """One row as it is written: what the configuration knows of it, and what the manifests say."""
     check_folders(known, scores, lut, prediction)
-    found, choice = manifest.content(scores), manifest.content(lut)
-    predicted = {} if known.model == BASELINE else manifest.content(prediction)["config"]
+    found, choice = manifest.content(scores, forms.Scores), manifest.content(lut, forms.Choice)
+    predicted = {} if known.model == BASELINE else manifest.content(prediction, forms.Prediction)["config"]
     return {
         **known.model_dump(),
-        "parameters": 0 if known.model == BASELINE else manifest.content(weights)["parameters"],
+        "parameters": 0 if known.model == BASELINE else manifest.content(weights, forms.Trained)["parameters"],
         "threshold": repr(float(choice["value"])),
         "threshold_source": choice["source"],
         **{name: f"{found[name]:.6f}" for name in SCORES},

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokenunify import manifest
+from tokenunify import forms, manifest
 from tokenunify.errors import InputError
 from tokenunify.learning import networks, published
 
@@ -49,12 +49,12 @@ def damaged_state(path: Path, reason: object) -> InputError:
     return InputError(f"{path} is damaged ({reason}): delete {path.parent} and train again with the same command")
 
 
-def read_weights(weights: Path) -> tuple[dict[str, Tensor], dict]:
+def read_weights(weights: Path, form: type[forms.Form] = forms.Weights) -> tuple[dict[str, Tensor], dict]:
     """The tensors that a `weights.json` describes, and its content.
 
     They are read from the safetensors file beside it, whose checksum must be the recorded one.
     """
-    content, path = manifest.content(weights), weights.with_name(WEIGHTS)
+    content, path = manifest.content(weights, form), weights.with_name(WEIGHTS)
     if not path.exists():
         raise InputError(f"{path} does not exist: {_again(weights)}")
     if (found := manifest.file_sha256(path)) != content["weights"]:
@@ -66,7 +66,7 @@ def read_weights(weights: Path) -> tuple[dict[str, Tensor], dict]:
 
 def rebuild(weights: Path) -> tuple[nn.Module, dict]:
     """The trained network that a `weights.json` describes, in evaluation mode, and the manifest's content."""
-    tensors, content = read_weights(weights)
+    tensors, content = read_weights(weights, forms.Finetuned)
     network = networks.build(content["network"], content["finetune"]["offsets"])
     try:
         network.load_state_dict(tensors)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from tokenunify import manifest
+from tokenunify import forms, manifest
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint, published
 from tokenunify.learning.networks.base import Network
@@ -19,7 +19,7 @@ Row = dict[str, str]
 
 def check_network(pretrained: Path, network: dict) -> None:
     """Refuse a pre-training whose network is not the model's; the message holds every key that differs."""
-    other = manifest.content(pretrained)["network"]
+    other = manifest.content(pretrained, forms.Network)["network"]
     keys = sorted(key for key in {*network, *other} if network.get(key) != other.get(key))
     if keys:
         lines = [
@@ -36,7 +36,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
 
     Raises InputError for a file that is not the recorded one, or that `published.read` refuses.
     """
-    found = manifest.read(path)
+    found = manifest.read(path, forms.Published)
     file = Path(found["run"]["weights"])
     again = f"delete {path} and run snakemake again"
     if not file.exists():

@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from tokenunify import manifest
+from tokenunify import forms, manifest
 from tokenunify.config import Multicut, Tuned, Waterz
 from tokenunify.errors import InputError
 from tokenunify.segmentation import hierarchy, lifted, lut, multicut, waterz
@@ -57,7 +57,7 @@ def chosen(segmentation: Waterz | Multicut, tuned: Sequence[Path]) -> tuple[floa
         return value, "fixed"
     if len(tuned) != 1:
         raise InputError(f"agglomerate: a tuned value needs one manifest of tune as --tuned, got {len(tuned)}; add it")
-    found = manifest.content(tuned[0])["value"]
+    found = manifest.content(tuned[0], forms.Value)["value"]
     if found not in value.tune:
         raise InputError(f"{tuned[0]}: value {found} is not among the candidates {list(value.tune)}; run tune again")
     return found, "validation"

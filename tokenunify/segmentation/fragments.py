@@ -8,7 +8,7 @@ import bioimage_cpp as bic
 import numpy as np
 from skimage.morphology import local_maxima
 
-from tokenunify import arrays, blockwise
+from tokenunify import arrays, blockwise, forms
 from tokenunify.compiled import loop
 from tokenunify.components import connect
 from tokenunify.config import Fragments
@@ -155,7 +155,7 @@ def run(
     part: tuple[int, int],
 ) -> None:
     """Fill a part of the blocks of the `fragments` store (z, y, x), uint64."""
-    source, mask = arrays.open_prepared(affinities), arrays.open_volume(volume).mask
+    source, mask = arrays.open_prepared(affinities, forms.Affinities), arrays.open_volume(volume).mask
 
     def compute(_index: int, roi: Roi) -> np.ndarray:
         return of_block(source, mask, roi, section)

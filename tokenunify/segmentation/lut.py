@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenunify import ids, manifest
+from tokenunify import forms, ids, manifest, shards
 from tokenunify.errors import InputError
 
 NAME = "lut.npy"
@@ -60,8 +60,8 @@ def read(agglomerated: Path) -> Lut:
     """
     path = agglomerated.with_name(NAME)
     remake = f"make it again with `snakemake --forcerun agglomerate {agglomerated}`"
-    if not path.exists():
-        raise InputError(f"{path} is missing; {remake}")
-    if (found := manifest.file_sha256(path)) != (recorded := manifest.content(agglomerated)["lut"]):
+    if not path.is_file():
+        raise InputError(f"{path} is missing{shards.in_its_place(path)}; {remake}")
+    if (found := manifest.file_sha256(path)) != (recorded := manifest.content(agglomerated, forms.Table)["lut"]):
         raise InputError(f"{path} is damaged: its SHA-256 is {found}, {agglomerated.name} has {recorded}; {remake}")
     return Lut(*np.load(path, mmap_mode="r", allow_pickle=False))

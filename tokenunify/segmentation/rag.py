@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenunify import arrays, blockwise, ids, manifest, pairs
+from tokenunify import arrays, blockwise, forms, ids, manifest, pairs
 from tokenunify.compiled import loop
 from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
@@ -168,7 +168,7 @@ def lifted_parts(part_manifest: Path) -> list[Stored]:
 
 
 def _parts(part_manifest: Path, kind: str) -> list[Stored]:
-    made = manifest.read(part_manifest)
+    made = manifest.read(part_manifest, forms.Graph)
     folder, number = Path(part_manifest).parent / made["content"]["store"] / kind, made["run"]["num_parts"]
     remake = f"delete {part_manifest} and the manifests beside it and run snakemake again"
     return [Stored(_merged(folder, part, number), remake) for part in range(number)]
@@ -196,7 +196,8 @@ def run(
 
     Those of long-range pairs, where they are asked for, lie in `lifted/` in the same way.
     """
-    source, labels = arrays.open_prepared(affinities), arrays.open_prepared(fragments)
+    source = arrays.open_prepared(affinities, forms.Affinities)
+    labels = arrays.open_prepared(fragments, forms.Fragments)
     offsets = source.attrs.get("offsets", NEAREST)
     check_shapes(source.shape, labels.shape, len(offsets))
     z, y, x = labels.shape

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenunify import arrays, blockwise, manifest, pyramid
+from tokenunify import arrays, blockwise, forms, manifest, pyramid
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
 from tokenunify.segmentation import lut as tables
@@ -18,9 +18,9 @@ def run(
 
     A block's share of the lower levels is written before the block itself, and so is there once the ledger lists it.
     """
-    source = arrays.open_prepared(fragments)
+    source = arrays.open_prepared(fragments, forms.Fragments)
     table = tables.read(lut)
-    content = manifest.content(prepared)
+    content = manifest.content(prepared, forms.Prepared)
     levels = pyramid.block_levels(*(tuple(content[key]) for key in ("shape", "voxel_size_nm", "block_shape")))[1:]
     stores = [arrays.open_level(prepared, number) for number in range(1, len(levels) + 1)]
 
