@@ -173,6 +173,7 @@ class Plan:
             citation=v.citation,
             intensity=v.intensity,
             label_ids=v.label_ids,
+            stated_voxel_size=v.stated_voxel_size,
         )
         return stages.to_json("ingest", section)
 
