@@ -66,7 +66,7 @@ class Voxels:
     """A data set read when indexed. InputError tells of types that are no numbers, and of filters that are missing."""
 
     def __init__(self, path: str, followed: Followed):
-        self.path, self.dataset, self.parts, self.filters = path, followed.dataset, followed.parts, followed.filters
+        self.path, self.followed, self.dataset = path, followed, followed.dataset
         self.dtype = _dtype(path, self.dataset)
         if self.dataset.shape is None:
             raise InputError(f"{path}: {self.dataset.name} is a data set without voxels; give another as dataset")
@@ -74,15 +74,17 @@ class Voxels:
 
     def __getitem__(self, index: Any) -> np.ndarray:
         try:
-            return self.dataset[index]
+            values = self.dataset[index]
         except OSError as error:
-            if self.filters:
-                raise InputError(_no_filter(self.path, self.dataset.name, self.filters)) from error
+            if self.followed.filters:
+                raise InputError(_no_filter(self.path, self.dataset.name, self.followed.filters)) from error
             raise
+        references.check_there(self.path, self.followed)
+        return values
 
     def unwritten(self, box: unwritten.Box) -> int:
         """Voxels of a box that nobody has written, where the file has its fill value."""
-        return unwritten.voxels(self.dataset, self.parts, box)
+        return unwritten.voxels(self.dataset, self.followed.parts, box)
 
 
 def _dtype(path: str, dataset: h5py.Dataset) -> np.dtype:

@@ -6,6 +6,7 @@ volume by them. What they lead to must be there and long enough, for HDF5 reads 
 
 import os
 import re
+import resource
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from math import prod
@@ -26,6 +27,8 @@ MOST_LINKS = 32
 """One behind another; more go round in a circle."""
 ELSEWHERE = ("HDF5_VDS_PREFIX", "HDF5_EXT_PREFIX", "HDF5_EXTFILE_PREFIX")
 """Environment variables with folders in which HDF5 looks first."""
+SPARE_FILES = 64
+"""That this process may open for other ends."""
 STORED_BESIDE = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
 STORED_BESIDE.set_efile_prefix(b"${ORIGIN}")
 FIELD = re.compile("%[b%]")
@@ -42,6 +45,8 @@ class Followed(NamedTuple):
     """Of a virtual data set, by the number of the mapping: voxels that were never written in what it maps."""
     filters: dict[int, str]
     """What unpacks it, or a part of it, and is not installed: numbers, and names as the file has them."""
+    held: list[h5py.File]
+    """The other HDF5 files, open: one that HDF5 could not open when it reads would be zeros."""
 
 
 def referred(path: str, format: str, dataset: str | None, *, alone: bool = False) -> dict[str, str]:
@@ -90,7 +95,14 @@ def follow(path: str, file: h5py.File, name: str, folder: str | None) -> Followe
     if not isinstance(found, h5py.Dataset):
         return None
     parts = walk.check(found)
-    return Followed(found, walk.files, parts, walk.filters)
+    return Followed(found, walk.files, parts, walk.filters, list(walk.held.values()))
+
+
+def check_there(path: str, followed: Followed) -> None:
+    """Refuse what has been read meanwhile where a file is gone: HDF5 may have opened it too late, and read zeros."""
+    gone = next((place for place in followed.files.values() if not os.path.exists(place)), None)
+    if gone:
+        raise InputError(f"{gone}, of which {path} takes voxels, vanished while it was read; put it back")
 
 
 class _Walk:
@@ -102,6 +114,7 @@ class _Walk:
         self.filters: dict[int, str] = {}
         self.open: list[tuple[str, str]] = []  # what leads to the data set that is looked at
         self.moved: dict[str, str] = {}
+        self.held: dict[str, h5py.File] = {}
 
     def find(self, group: Any, name: str, links: int = MOST_LINKS) -> Any:
         """The object of a name that counts from the group; None where there is none."""
@@ -126,7 +139,7 @@ class _Walk:
         other, name = map(os.fsdecode, group.id.links.get_val(key))
         place = self._locate(group.file, other)
         with naming(place):
-            found = self.find(opened_as(place), name, links - 1)
+            found = self.find(self._opened(place), name, links - 1)
         if found is None:
             raise self._lacks(other, name)
         return found
@@ -170,11 +183,12 @@ class _Walk:
 
     def _check_sources(self, dataset: h5py.Dataset, layout: Any) -> dict[int, int]:
         parts: dict[int, int] = {}
-        mapped = self._mapped(dataset, layout)
+        mapped = list(self._mapped(dataset, layout))
+        _make_room(self.path, len({name for name, _, _ in mapped}))
         for name, sources in groupby(mapped, itemgetter(0)):
             place = None if name == "." else self._locate(dataset.file, name)
             with naming(place or self.path):
-                file = dataset.file if place is None else opened_as(place)
+                file = dataset.file if place is None else self._opened(place)
                 for _, source, number in sources:
                     spaces = layout.get_virtual_srcspace(number), layout.get_virtual_vspace(number)
                     parts[number] = parts.get(number, 0) + self._check_source(file, name, source, *spaces)
@@ -210,8 +224,7 @@ class _Walk:
             pattern, listed = os.path.basename(name), os.listdir(os.path.dirname(place))
         else:
             pattern = source.rpartition("/")[2]
-            with opened_as(place) as file:
-                listed = list(self.find(file, source.rpartition("/")[0] or "/") or ())
+            listed = list(self.find(self._opened(place), source.rpartition("/")[0] or "/") or ())
         found = sorted(map(int, re.findall(_pattern(pattern), "\n".join(listed), re.MULTILINE)))
         missing = next((number for number, block in enumerate(found) if number != block), None)
         if not found or missing is not None:
@@ -236,6 +249,12 @@ class _Walk:
             )
 
     # ------------------------------------------------------------------------------------------------------- files
+
+    def _opened(self, place: str) -> h5py.File:
+        """A file by the path that HDF5 takes, from whose folder the names in it count."""
+        if place not in self.held:
+            self.held[place] = h5py.File(place, "r", locking="best-effort")
+        return self.held[place]
 
     def _locate(self, file: h5py.File, name: str, *, raw: bool = False) -> str:
         """Where HDF5 finds a file that `file` names, which must be in the folder."""
@@ -282,9 +301,18 @@ class _Walk:
         )
 
 
-def opened_as(place: str) -> h5py.File:
-    """Another file, by the path that HDF5 takes, from whose folder the names in it count."""
-    return h5py.File(place, "r", locking="best-effort")
+def _make_room(path: str, number: int) -> None:
+    """Let this process have so many more files open: HDF5 takes what it cannot open for zeros."""
+    needed = len(os.listdir("/dev/fd")) + number + SPARE_FILES
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY or needed <= soft:
+        return
+    if hard != resource.RLIM_INFINITY and needed > hard:
+        raise InputError(
+            f"{path} takes voxels from {number} files, which have to be open at a time, but only {hard} may be; raise "
+            f"the limit (ulimit -Hn {needed}), or use a file that holds the voxels itself"
+        )
+    resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
 
 
 def _dataset(group: h5py.Group, key: bytes) -> h5py.Dataset:
