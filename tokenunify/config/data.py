@@ -87,7 +87,7 @@ class FileSource(Strict):
     """Checksum of the file or archive; of a folder or sequence, over the sorted (name, size, sha256) of its files.
 
     Where only the roi is fetched, of the zarr folder that the download makes of it. Null records what the first
-    download finds.
+    download finds. Files that an HDF5 file refers to are not in it: theirs are recorded beside it.
     """
     format: Format
     dataset: str | None = None

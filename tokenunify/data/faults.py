@@ -33,16 +33,19 @@ BY_NUMBER = {
     errno.ESTALE: MACHINE,
     errno.ETIMEDOUT: MACHINE,
 }
+NO_CODEC = (
+    "nothing that is installed unpacks it: install the codec that is named, or save the file again without packing or "
+    "with gzip"
+)
+NO_NUMBERS = "its values are no numbers: save it again as integers or floats"
 BY_TEXT = {
     r"PERMISSION_DENIED": FORBIDDEN,
     r"UNAVAILABLE|DEADLINE_EXCEEDED": "the server does not answer: check the network, then run snakemake again",
-    r"requires the .* package|[Cc]odec.* not available|[Uu]nknown ?[Cc]odec|COMPRESSION.* not supported|"
-    r"is not registered|compressor.*not (?:registered|supported)": "nothing that is installed unpacks it: install the "
-    "codec that is named, or save the file again without packing or with gzip",
+    r"requires the .* package|COMPRESSION.* not supported|not a known COMPRESSION": NO_CODEC,
+    r"[Cc]odec.* not available|[Uu]nknown ?[Cc]odec|is not registered": NO_CODEC,
+    r"Python objects in dtype|Object arrays cannot be loaded|Unsupported data type": NO_NUMBERS,
     r"may use <?h5clear": "the program that wrote it did not close it: see whether it is whole, run `h5clear -s` on "
     "it, or get it again",
-    r"Object arrays cannot be loaded": "its values are Python objects, not numbers: save it again as integers "
-    "or floats",
 }
 """By what their text has, where errors of several kinds are one type."""
 DAMAGED = "it may be incomplete or of another format than the configuration says: get it again or correct format"
@@ -62,8 +65,8 @@ def naming(path: str) -> Iterator[None]:
 
 
 def told(error: Exception) -> str:
-    """What an error says, without the page that a server sent with it."""
-    return f"{type(error).__name__}: {SENT_PAGE.sub('', str(error))}"
+    """What an error says, in a line and without the page that a server sent with it."""
+    return f"{type(error).__name__}: {' '.join(SENT_PAGE.sub('', str(error)).split())}"
 
 
 def advice(error: Exception) -> str:

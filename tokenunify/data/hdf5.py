@@ -11,7 +11,7 @@ import numpy as np
 from tokenunify.data import references, unwritten
 from tokenunify.data.axes import ordered
 from tokenunify.data.references import Followed
-from tokenunify.data.source_array import STATED, SourceArray, product, stated_voxel_size
+from tokenunify.data.source_array import NUMBERS, STATED, SourceArray, product, stated_voxel_size
 from tokenunify.errors import InputError
 
 FILTERS = {
@@ -38,7 +38,7 @@ def open_hdf5(path: str, dataset: str | None, scratch: Path) -> SourceArray:
 
 
 def _folder(path: str, scratch: Path) -> str | None:
-    return None if Path(path).is_relative_to(scratch) else references.folder_of(path)
+    return None if Path(path).parent == scratch else references.folder_of(path)
 
 
 def open_dataset(path: str, file: h5py.File, dataset: str | None, folder: str | None = None) -> SourceArray:
@@ -93,7 +93,7 @@ def _dtype(path: str, dataset: h5py.Dataset) -> np.dtype:
         dtype = dataset.dtype
     except TypeError as error:
         raise InputError(_no_number(path, dataset.name, str(error))) from None
-    if dtype.kind in "biuf":
+    if dtype.kind in NUMBERS:
         return dtype
     fields = f"a compound of {list(dtype.names)}" if dtype.names else str(dtype)
     raise InputError(_no_number(path, dataset.name, "text or references" if dtype.kind == "O" else fields))
@@ -101,8 +101,8 @@ def _dtype(path: str, dataset: h5py.Dataset) -> np.dtype:
 
 def _no_number(path: str, name: str, found: str) -> str:
     return (
-        f"{path}: expected integers or floats in {name}, found a type that is none ({found}); give another dataset, or "
-        "store the numbers alone as one"
+        f"{path}: expected integers or floats in {name}, of a size that numpy has, found {found}; give "
+        "another dataset, or store the numbers alone as one"
     )
 
 
@@ -140,7 +140,7 @@ def _attribute_names(item: h5py.Dataset) -> list[str]:
 def _axes(path: str, item: h5py.Dataset) -> list[str] | None:
     """Names by vigra's or ilastik's `axistags`, or by HDF5's dimension labels; None where z, y, x are not all named."""
     tags = _attribute(item, "axistags")
-    if tags is None or isinstance(tags, h5py.Empty):
+    if "axistags" not in item.attrs or isinstance(tags, h5py.Empty):
         labels = [dimension.label.lower() for dimension in item.dims]
         return labels if {"z", "y", "x"}.issubset(labels) else None
     try:

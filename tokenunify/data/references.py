@@ -55,7 +55,7 @@ def referred(path: str, format: str, dataset: str | None, *, alone: bool = False
     Raises InputError for those that are gone, too short or outside the folder, and of a file that came `alone` for any.
     A file that cannot be opened is told of where it is read.
     """
-    if format not in ("hdf5", *DATASETS) or not h5py.is_hdf5(path):
+    if format not in ("hdf5", *DATASETS) or not (os.path.isfile(path) and h5py.is_hdf5(path)):
         return {}
     try:
         file = opened(path)
@@ -115,6 +115,7 @@ class _Walk:
         self.open: list[tuple[str, str]] = []  # what leads to the data set that is looked at
         self.moved: dict[str, str] = {}
         self.held: dict[str, h5py.File] = {}
+        self.lost: dict[tuple[str, str], int] = {}  # voxels never written, of what was checked
 
     def find(self, group: Any, name: str, links: int = MOST_LINKS) -> Any:
         """The object of a name that counts from the group; None where there is none."""
@@ -146,7 +147,7 @@ class _Walk:
 
     def check(self, dataset: h5py.Dataset) -> dict[int, int]:
         """Check what a data set is made of; of a virtual one, the voxels of each mapping that were never written."""
-        place = os.path.realpath(dataset.file.filename), dataset.name
+        place = _place(dataset)
         if place in self.open:
             raise InputError(f"{self.path}: {dataset.name} is made of itself; correct its virtual sources")
         self.open.append(place)
@@ -206,7 +207,10 @@ class _Walk:
                 f"{self.path}: {source} in {file.filename} has shape {list(shape)} and not all of the voxels that are "
                 f"taken of it: those missing would be read as zeros; get {file.filename} again"
             )
-        return unwritten.voxels(found, self.check(found))
+        place = _place(found)
+        if place not in self.lost:
+            self.lost[place] = unwritten.voxels(found, self.check(found))
+        return self.lost[place]
 
     def _mapped(self, dataset: h5py.Dataset, layout: Any) -> Iterator[tuple[str, str, int]]:
         """File, data set and number of the mapping of each source."""
@@ -313,6 +317,10 @@ def _make_room(path: str, number: int) -> None:
             f"the limit (ulimit -Hn {needed}), or use a file that holds the voxels itself"
         )
     resource.setrlimit(resource.RLIMIT_NOFILE, (needed, hard))
+
+
+def _place(dataset: h5py.Dataset) -> tuple[str, str]:
+    return os.path.realpath(dataset.file.filename), dataset.name
 
 
 def _dataset(group: h5py.Group, key: bytes) -> h5py.Dataset:

@@ -17,6 +17,8 @@ from tokenunify.geometry import Roi, VoxelSize
 NM = {"angstrom": 0.1, "nm": 1.0, "nanometer": 1.0, "um": 1e3, "\u00b5m": 1e3, "micron": 1e3, "micrometer": 1e3}
 NM |= {"\u03bcm": 1e3, "\\u00B5m": 1e3, "microns": 1e3, "mm": 1e6, "millimeter": 1e6, "meter": 1e9}
 """Units of length; ImageJ writes the micro sign as the six characters of its escape."""
+NUMBERS = "biuf"
+"""Kinds of numpy's types that voxels may have."""
 KEPT_BYTES = 2**28
 """Decoded sections that are kept may take so much memory."""
 STATED = {"voxel_size_nm": 1.0, "voxel_size_nm_zyx": 1.0, "resolution": 1.0, "element_size_um": 1e3}
@@ -56,12 +58,17 @@ class SourceArray:
             raise InputError(
                 f"{path}: expected voxels in every axis, found shape {list(data.shape)}; get the file again"
             )
+        self.dtype = np.dtype(data.dtype)
+        if self.dtype.kind not in NUMBERS:
+            raise InputError(
+                f"{path}: expected voxels that are integers, floats or booleans, found {self.dtype}; store the numbers "
+                "alone, as one of these"
+            )
         self.path, self.data, self.voxel_size_nm = path, data, voxel_size_nm
         self.sections = data if isinstance(data, Sections) else None
         z, y, x = (int(n) for n in data.shape)
         self.shape = (z, y, x)
         self.box, self.whole = Roi((0, 0, 0), self.shape), self.shape
-        self.dtype = np.dtype(data.dtype)
 
     @property
     def depth(self) -> int:
