@@ -147,6 +147,25 @@ def test_a_source_without_all_that_is_taken_of_it_is_named(folder, volume, chang
         open_array(path, "hdf5", "raw")
 
 
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_source_that_grew(folder, volume, whole):
+    path, _ = virtual(folder, volume)
+    if whole:
+        layout = h5py.VirtualLayout(SHAPE, "u1")
+        layout[:] = h5py.VirtualSource("s1.h5", "d", SHAPE)
+        with h5py.File(path, "w") as file:
+            file.create_virtual_dataset("raw", layout)
+    expected = volume if whole else volume[1]
+    for pad, grew in ((3, 0), (0, 3)):
+        with h5py.File(folder / "s1.h5", "w") as file:
+            file["d"] = np.pad(expected, [(0, pad), *[(0, 0)] * (expected.ndim - 2), (0, grew)])
+        if grew:
+            with pytest.raises(InputError, match=r"d in .*s1\.h5 has shape .*not that of which its voxels are taken"):
+                open_array(path, "hdf5", "raw")
+        else:
+            np.testing.assert_array_equal(open_array(path, "hdf5", "raw")[:], volume)
+
+
 def test_a_gap_in_numbered_sources_is_named(folder, volume):
     path, _ = numbered(folder, volume)
     (folder / "s2.h5").unlink()

@@ -5,7 +5,6 @@ volume by them. What they lead to must be there and long enough, for HDF5 reads 
 """
 
 import os
-import re
 import resource
 from collections.abc import Iterable, Iterator
 from itertools import groupby
@@ -17,22 +16,20 @@ from typing import Any, NamedTuple
 import h5py
 
 from tokenunify import manifest
-from tokenunify.data import unwritten
+from tokenunify.data import unwritten, virtual
 from tokenunify.data.faults import UNREADABLE, naming
 from tokenunify.errors import InputError
 
 DATASETS = {"neuroproof": ("stack", "transforms")}
 """What is read of a file of the format; of hdf5 the configuration says it."""
 MOST_LINKS = 32
-"""One behind another; more go round in a circle."""
+"""On the way to one data set; more go round in a circle."""
 ELSEWHERE = ("HDF5_VDS_PREFIX", "HDF5_EXT_PREFIX", "HDF5_EXTFILE_PREFIX")
 """Environment variables with folders in which HDF5 looks first."""
 SPARE_FILES = 64
 """That this process may open for other ends."""
 STORED_BESIDE = h5py.h5p.create(h5py.h5p.DATASET_ACCESS)
 STORED_BESIDE.set_efile_prefix(b"${ORIGIN}")
-FIELD = re.compile("%[b%]")
-"""In names of virtual sources: %b is the number of a block, %% a percent sign."""
 
 
 class Followed(NamedTuple):
@@ -117,8 +114,9 @@ class _Walk:
         self.held: dict[str, h5py.File] = {}
         self.lost: dict[tuple[str, str], int] = {}  # voxels never written, of what was checked
 
-    def find(self, group: Any, name: str, links: int = MOST_LINKS) -> Any:
+    def find(self, group: Any, name: str, links: Iterator | None = None) -> Any:
         """The object of a name that counts from the group; None where there is none."""
+        links = iter(range(MOST_LINKS)) if links is None else links
         item = group.file if name.startswith("/") else group
         for word in filter(lambda word: word not in ("", "."), name.split("/")):
             if not isinstance(item, h5py.Group) or not item.id.links.exists(key := os.fsencode(word)):
@@ -126,21 +124,21 @@ class _Walk:
             item = self._behind(item, key, links)
         return item
 
-    def _behind(self, group: h5py.Group, key: bytes, links: int) -> Any:
+    def _behind(self, group: h5py.Group, key: bytes, links: Iterator) -> Any:
         kind = group.id.links.get_info(key).type
         if kind == h5py.h5l.TYPE_HARD:
             is_dataset = h5py.h5o.get_info(group.id, key).type == h5py.h5o.TYPE_DATASET
             return _dataset(group, key) if is_dataset else group[os.fsdecode(key)]
-        if links == 0:
+        if next(links, None) is None:
             raise InputError(f"{self.path}: the links of {group.name} go round in a circle; correct them in the file")
         if kind == h5py.h5l.TYPE_SOFT:
-            return self.find(group, os.fsdecode(group.id.links.get_val(key)), links - 1)
+            return self.find(group, os.fsdecode(group.id.links.get_val(key)), links)
         if kind != h5py.h5l.TYPE_EXTERNAL:
             raise InputError(f"{self.path}: {os.fsdecode(key)} is a link of a kind that is not known; give the target")
         other, name = map(os.fsdecode, group.id.links.get_val(key))
         place = self._locate(group.file, other)
         with naming(place):
-            found = self.find(self._opened(place), name, links - 1)
+            found = self.find(self._opened(place), name, links)
         if found is None:
             raise self._lacks(other, name)
         return found
@@ -154,8 +152,8 @@ class _Walk:
         layout = dataset.id.get_create_plist()
         self.filters |= {code: name for code, name in _filters(layout) if not h5py.h5z.filter_avail(code)}
         self._check_storage(dataset, layout)
-        virtual = layout.get_layout() == h5py.h5d.VIRTUAL
-        parts = self._check_sources(dataset, layout) if virtual else {}
+        is_virtual = layout.get_layout() == h5py.h5d.VIRTUAL
+        parts = self._check_sources(dataset, layout) if is_virtual else {}
         self.open.pop()
         return parts
 
@@ -202,10 +200,10 @@ class _Walk:
         if not isinstance(found, h5py.Dataset):
             raise self._lacks(name, source)
         shape = found.shape or ()
-        if not _fits(shape, space, target):
+        if not virtual.fits(shape, space, target):
             raise InputError(
-                f"{self.path}: {source} in {file.filename} has shape {list(shape)} and not all of the voxels that are "
-                f"taken of it: those missing would be read as zeros; get {file.filename} again"
+                f"{self.path}: {source} in {file.filename} has shape {list(shape)}, not that of which its voxels are "
+                f"taken: those missing would be read as zeros; get {file.filename} again"
             )
         place = _place(found)
         if place not in self.lost:
@@ -218,22 +216,21 @@ class _Walk:
             name, source = (
                 os.fsdecode(get(number)) for get in (layout.get_virtual_filename, layout.get_virtual_dsetname)
             )
-            blocks = self._blocks(dataset, name, source) if _numbered(name) or _numbered(source) else (0,)
-            yield from ((_filled(name, block), _filled(source, block), number) for block in blocks)
+            blocks = self._blocks(dataset, name, source) if virtual.numbered(name) or virtual.numbered(source) else (0,)
+            yield from ((virtual.filled(name, block), virtual.filled(source, block), number) for block in blocks)
 
     def _blocks(self, dataset: h5py.Dataset, name: str, source: str) -> Iterable[int]:
         """Numbers of the blocks of `%b`: HDF5 ends the array before the first that is not there."""
-        place = dataset.file.filename if name == "." else self._locate(dataset.file, _filled(name, 0))
-        if _numbered(name):
+        place = dataset.file.filename if name == "." else self._locate(dataset.file, virtual.filled(name, 0))
+        if virtual.numbered(name):
             pattern, listed = os.path.basename(name), os.listdir(os.path.dirname(place))
         else:
             pattern = source.rpartition("/")[2]
             listed = list(self.find(self._opened(place), source.rpartition("/")[0] or "/") or ())
-        found = sorted(map(int, re.findall(_pattern(pattern), "\n".join(listed), re.MULTILINE)))
-        missing = next((number for number, block in enumerate(found) if number != block), None)
-        if not found or missing is not None:
-            lost = missing or 0
-            raise self._lacks(_filled(name, lost), _filled(source, lost))
+        found = virtual.numbers(pattern, listed)
+        lost = next((number for number, block in enumerate(found) if number != block), None if found else 0)
+        if lost is not None:
+            raise self._lacks(virtual.filled(name, lost), virtual.filled(source, lost))
         return range(len(found))
 
     def _check_extent(self, dataset: h5py.Dataset) -> None:
@@ -340,46 +337,3 @@ def _filters(layout: Any) -> Iterator[tuple[int, str]]:
     for number in range(layout.get_nfilters()):
         code, _, _, name = layout.get_filter(number)
         yield code, os.fsdecode(name)
-
-
-def _fits(shape: tuple[int, ...], space: Any, target: Any) -> bool:
-    """Whether a source of that shape has the voxels that `space` selects, or all where it takes the source whole."""
-    if space.get_select_type() == h5py.h5s.SEL_ALL:
-        return prod(shape) == _points(target)
-    needed = _needed(space)
-    return len(shape) == len(needed) and all(n <= m for n, m in zip(needed, shape, strict=True))
-
-
-def _points(target: Any) -> int:
-    """Voxels of a selection; of one that repeats blocks without an end, of a block."""
-    try:
-        return target.get_select_npoints()
-    except RuntimeError:
-        _, _, counts, blocks = target.get_regular_hyperslab()
-        return prod(blocks) * prod(count for count in counts if count != h5py.h5s.UNLIMITED)
-
-
-def _needed(space: Any) -> tuple[int, ...]:
-    """Shape that a selection reaches to; 0 along axes where it is unlimited."""
-    try:
-        return tuple(int(last) + 1 for last in space.get_select_bounds()[1])
-    except RuntimeError:
-        axes = zip(*space.get_regular_hyperslab(), strict=True)
-        return tuple(
-            0 if h5py.h5s.UNLIMITED in (count, block) else start + (count - 1) * stride + block
-            for start, stride, count, block in axes
-        )
-
-
-def _numbered(text: str) -> bool:
-    return "%b" in FIELD.findall(text)
-
-
-def _filled(text: str, block: int) -> str:
-    return FIELD.sub(lambda field: str(block) if field[0] == "%b" else "%", text)
-
-
-def _pattern(text: str) -> str:
-    """A regular expression of names, whose group is the number of the block."""
-    words = [re.escape(_filled(word, 0)) for word in re.split("(?<!%)%b", text)]
-    return "^" + r"(0|[1-9]\d*)".join(words[:2]) + "".join(rf"\1{word}" for word in words[2:]) + "$"
