@@ -58,9 +58,11 @@ def section(output: Path, text: str) -> str:
         logger.warning("%s", error)
         return text
     before = made["run"].get("section")
-    if before is None or not _answers(made, before, asked) or not _unchanged(output, made, before):
-        return text
-    return json.dumps(before, sort_keys=True)
+    try:
+        holds = before is not None and _answers(made, before, asked) and _unchanged(output, made, before)
+    except (KeyError, IndexError, TypeError, AttributeError):
+        return text  # it is not the manifest of a download: the stages that read it say so
+    return json.dumps(before, sort_keys=True) if holds else text
 
 
 def _answers(made: dict, before: dict, asked: dict) -> bool:

@@ -183,6 +183,7 @@ class Plan:
             shard_shape=v.shard_shape or storage.shard_shape,
             intensity=v.intensity,
             label_ids=v.label_ids,
+            stated_voxel_size=v.stated_voxel_size,
         )
         return stages.to_json("ingest", section)
 

@@ -51,6 +51,7 @@ class Ingest(Strict):
     shard_shape: c.Shape
     intensity: c.Intensity | None = Field(None, exclude_if=lambda intensity: intensity is None)
     label_ids: c.LabelIds = Field("keep", exclude_if=lambda label_ids: label_ids == "keep")
+    stated_voxel_size: c.StatedVoxelSize = Field("check", exclude_if=lambda stated: stated == "check")
 
 
 class Region(Strict):

@@ -87,7 +87,7 @@ class FileSource(Strict):
     """Checksum of the file or archive; of a folder or sequence, over the sorted (name, size, sha256) of its files.
 
     Where only the roi is fetched, of the zarr folder that the download makes of it. Null records what the first
-    download finds.
+    download finds. Files that an HDF5 file refers to are not in it: theirs are recorded beside it.
     """
     format: Format
     dataset: str | None = None
@@ -248,6 +248,7 @@ class Percentile(Strict):
 
 Intensity = Literal["clip"] | Rescale | Percentile
 LabelIds = Literal["keep", "dense", "components"]
+StatedVoxelSize = Literal["check", "ignore"]
 
 
 class Terms(Strict):
@@ -280,6 +281,8 @@ class Volume(Strict):
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     """Tried in order; the first that works is used."""
     voxel_size_nm: VoxelSize
+    stated_voxel_size: StatedVoxelSize = Field("check", exclude_if=lambda stated: stated == "check")
+    """check: files that state another voxel size are refused; ignore: voxel_size_nm holds whatever they state."""
     roi: RoiConfig | None = None
     """Part of the source to ingest, in the source's voxels; null takes all."""
     zero: Literal["background", "unlabelled"] = "background"

@@ -35,6 +35,12 @@ class Ordered:
         left = [axis for axis in self.order if isinstance(wanted[axis], slice)]
         return box.transpose([sorted(left).index(axis) for axis in left])
 
+    def unwritten(self, box: Sequence[slice]) -> int:
+        """Voxels of a box that the file does not have, where the array tells."""
+        count = getattr(self.array, "unwritten", None)
+        wanted = dict(zip(self.order, box, strict=True))
+        return count([wanted.get(axis, slice(0, 1)) for axis in range(self.ndim)]) if count else 0
+
 
 def ordered(path: str, array: ArrayLike, names: Sequence[str]) -> tuple[ArrayLike, tuple[int, int, int]]:
     """The array as z, y, x, and where these axes are in the file, for its other facts of each axis."""

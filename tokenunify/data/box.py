@@ -13,8 +13,8 @@ import zarr
 from tokenunify import arrays, blockwise, manifest
 from tokenunify.config import RoiConfig
 from tokenunify.data import keep, transfer
+from tokenunify.data.faults import told
 from tokenunify.data.remote import FAULTS, Remote, unreadable
-from tokenunify.data.source_array import told
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
 

@@ -13,8 +13,9 @@ import tensorstore as ts
 
 from tokenunify.data import places
 from tokenunify.data.axes import ordered
+from tokenunify.data.faults import naming
 from tokenunify.data.ome_zarr import image_of, level_array
-from tokenunify.data.source_array import NM, SourceArray, naming, product, stated_voxel_size
+from tokenunify.data.source_array import NM, SourceArray, product, stated_voxel_size
 from tokenunify.errors import InputError
 
 PACKED = (".gz", ".br", ".zstd")

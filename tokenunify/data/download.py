@@ -14,7 +14,20 @@ from tqdm import tqdm
 from tokenunify import config as c
 from tokenunify import manifest, stages
 from tokenunify.config import FileSource, HubFile, Source, WeightsSource
-from tokenunify.data import archives, box, contents, drive, hub, keep, ranged, remote, sampled, sources, transfer
+from tokenunify.data import (
+    archives,
+    box,
+    contents,
+    drive,
+    hub,
+    keep,
+    ranged,
+    references,
+    remote,
+    sampled,
+    sources,
+    transfer,
+)
 from tokenunify.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -78,7 +91,10 @@ def _obtain_file(file: FileSource, job: Job) -> tuple[str, dict]:
     path, sha256 = _obtain_place(file, format, job)
     if file.member is not None:
         path, sha256 = _obtain_member(path, sha256, file, job)
-    return path, {"sha256": sha256, "format": file.format, "dataset": file.dataset}
+    alone = file.path is None or file.member is not None
+    others = references.referred(path, file.format, file.dataset, alone=alone)
+    content = {"sha256": sha256, "format": file.format, "dataset": file.dataset}
+    return path, {**content, "refers_to": others} if others else content
 
 
 def _obtain_place(file: FileSource | WeightsSource, format: str, job: Job) -> tuple[str, str]:

@@ -17,7 +17,7 @@ import tokenunify
 from tokenunify import arrays, blockwise, components, forms, manifest, pyramid, shards, stages
 from tokenunify.affinities import IGNORE
 from tokenunify.config import Phantom, validate
-from tokenunify.data import convert, parts, readers, sources, streaming, synthetic
+from tokenunify.data import convert, parts, readers, references, sources, streaming, synthetic
 from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
@@ -52,9 +52,11 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
         opened = _open(source, progress / "unpacked")
         roi = _roi(section, opened)
         _warn_of_many_files(section, roi)
+        _warn_of_unwritten(opened, roi)
         with opened["raw"].keeping(section.chunk_shape[0], progress / "sections" / "raw"):
             ends = convert.ends(section.intensity, opened["raw"], roi, section.chunk_shape)
-        _create_group(partial, section, source, roi, ends)
+        overruled = {role: list(a.voxel_size_nm or ()) for role, a in opened.items() if _differs(a, section)}
+        _create_group(partial, section, source, roi, {"intensity": ends, "overruled_voxel_size_nm": overruled})
         runs, stored, marks = [], {}, {}
         for role, array in opened.items():
             with array.keeping(section.shard_shape[0], progress / "sections" / role):
@@ -135,6 +137,9 @@ def _check_unchanged(path: str, file: dict, source: Path) -> None:
         raise InputError(
             f"{path} changed since the download: expected sha256 {file['sha256']}, found {found}; {remake}"
         )
+    others, expected = references.referred(path, file["format"], file["dataset"]), file.get("refers_to", {})
+    if changed := sorted(dict(others.items() ^ expected.items())):
+        raise InputError(f"{path} takes voxels from {changed}, which changed since the download; {remake}")
 
 
 def _roi(section: stages.Ingest, opened: dict[str, SourceArray]) -> Roi:
@@ -146,7 +151,7 @@ def _roi(section: stages.Ingest, opened: dict[str, SourceArray]) -> Roi:
                 f"raw and {role} must have one shape: {opened['raw'].path} has {list(shape)}, {array.path} has "
                 f"{list(array.whole)}; give files of the same region"
             )
-        _check_voxel_size(array, section.voxel_size_nm)
+        _check_voxel_size(array, section)
     if section.roi is None:
         return opened["raw"].box
     roi = Roi(section.roi.offset, section.roi.shape)
@@ -158,13 +163,36 @@ def _roi(section: stages.Ingest, opened: dict[str, SourceArray]) -> Roi:
     return roi
 
 
-def _check_voxel_size(array: SourceArray, configured: VoxelSize) -> None:
-    stated = array.voxel_size_nm
-    if stated and any(s and abs(s - c) > SIZE_TOLERANCE * c for s, c in zip(stated, configured, strict=True)):
+def _check_voxel_size(array: SourceArray, section: stages.Ingest) -> None:
+    if not _differs(array, section):
+        return
+    told = (
+        f"voxel_size_nm is {list(section.voxel_size_nm)} in the configuration, but {array.path} states "
+        f"{list(array.voxel_size_nm or ())} (z, y, x in nm)"
+    )
+    if section.stated_voxel_size == "check":
         raise InputError(
-            f"voxel_size_nm is {list(configured)} in the configuration, but {array.path} states {list(stated)} "
-            "(z, y, x in nm); correct the one that is wrong"
+            f"{told}; correct voxel_size_nm, or if the file is wrong set stated_voxel_size of the volume to ignore"
         )
+    logger.warning("%s; the configuration holds, as stated_voxel_size is ignore", told)
+
+
+def _differs(array: SourceArray, section: stages.Ingest) -> bool:
+    pairs = zip(array.voxel_size_nm or (), section.voxel_size_nm, strict=False)
+    return any(stated and abs(stated - size) > SIZE_TOLERANCE * size for stated, size in pairs)
+
+
+def _warn_of_unwritten(opened: dict[str, SourceArray], roi: Roi) -> None:
+    for role, array in opened.items():
+        if number := array.unwritten(roi):
+            logger.warning(
+                "%s: %d of %d voxels of %s (%.3g %%) were never written in the file, which has its fill value there",
+                array.path,
+                number,
+                roi.num_voxels,
+                role,
+                100 * number / roi.num_voxels,
+            )
 
 
 class Converted(NamedTuple):
@@ -280,14 +308,14 @@ def _warn_of_many_files(section: stages.Ingest, roi: Roi) -> None:
         )
 
 
-def _create_group(path: Path, section: stages.Ingest, source: Path, roi: Roi, ends: tuple[float, float] | None) -> None:
-    """The store's root: where the volume comes from."""
+def _create_group(path: Path, section: stages.Ingest, source: Path, roi: Roi, choices: dict) -> None:
+    """The store's root: where the volume comes from, and the choices that were made for it."""
     provenance = {
         "source": manifest.content(source),
         "roi": {"offset": list(roi.offset), "shape": list(roi.shape)},
         **_rights(source),
         "tokenunify_version": tokenunify.__version__,
-        **({"intensity": list(ends)} if ends else {}),
+        **{name: choice for name, choice in choices.items() if choice},
     }
     zarr.open_group(str(path), mode="a", zarr_format=3).attrs["tokenunify"] = provenance
 

@@ -11,9 +11,9 @@ import h5py
 import requests
 
 from tokenunify.config import FileSource
-from tokenunify.data import readers, transfer
+from tokenunify.data import hdf5, transfer
+from tokenunify.data.faults import naming
 from tokenunify.data.remote import Remote
-from tokenunify.data.source_array import naming
 from tokenunify.data.transfer import Throttle
 from tokenunify.errors import InputError
 
@@ -114,5 +114,5 @@ def open_ranged(file: FileSource, throttle: Throttle) -> Remote:
     assert file.url is not None
     ranged = RangedFile(file.url, throttle)
     with naming(file.url):
-        array = readers.open_dataset(file.url, h5py.File(io.BufferedReader(ranged, PAGE_BYTES), "r"), file.dataset)
+        array = hdf5.open_dataset(file.url, h5py.File(io.BufferedReader(ranged, PAGE_BYTES), "r"), file.dataset)
     return Remote(file.url, array, array.shape, array.dtype, array.voxel_size_nm, ranged.identity)

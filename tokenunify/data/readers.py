@@ -1,30 +1,27 @@
 """Open source files as arrays that are read in boxes, whatever their format."""
 
 import gzip
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-import h5py
 import imageio.v3 as imageio
 import numpy as np
 import tifffile
 from PIL import Image
 
-from tokenunify.data.axes import ordered
 from tokenunify.data.chunked import open_chunked
+from tokenunify.data.faults import naming
 from tokenunify.data.flat import open_npy
+from tokenunify.data.hdf5 import open_hdf5, open_neuroproof
 from tokenunify.data.headed import open_mrc, open_nifti, open_nrrd
 from tokenunify.data.ome_zarr import open_zarr
-from tokenunify.data.source_array import Sections, SourceArray, naming, product, stated_voxel_size
+from tokenunify.data.source_array import Sections, SourceArray
 from tokenunify.data.sources import image_files
 from tokenunify.data.tiff import open_tiff
 from tokenunify.data.webknossos import open_wkw
-from tokenunify.errors import InputError
 
 Image.MAX_IMAGE_PIXELS = None  # sections of EM exceed what Pillow takes for an attack
 GZIP_MAGIC = b"\x1f\x8b"
@@ -63,63 +60,6 @@ def _unpacked(path: Path, scratch: Path) -> Path:
     return target
 
 
-def _hdf5(path: str, dataset: str | None, scratch: Path) -> SourceArray:
-    return open_dataset(path, h5py.File(path, "r", locking="best-effort"), dataset)
-
-
-def open_dataset(path: str, file: h5py.File, dataset: str | None) -> SourceArray:
-    """The dataset of an open HDF5 file; `path` is how messages name the file."""
-    item = file.get(dataset) if dataset else None
-    if not isinstance(item, h5py.Dataset):
-        names: list[str] = []
-        file.visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
-        raise InputError(f"{path} has no dataset {dataset!r}; it has {names}; correct dataset in the configuration")
-    size = stated_voxel_size(dict(item.attrs)) or stated_voxel_size(dict(file.attrs))
-    axes = _hdf5_axes(item)
-    if axes is None:
-        return SourceArray(path, item, size)
-    data, places = ordered(path, item, axes)
-    if size and len(axes) == 3 and not any(key.endswith("_zyx") for key in item.attrs):  # in the order of the axes
-        size = product([size[axis] for axis in places])
-    return SourceArray(path, data, size)
-
-
-def _hdf5_axes(item: h5py.Dataset) -> list[str] | None:
-    """Names by vigra's or ilastik's `axistags`, or by HDF5's dimension labels; None where z, y, x are not all named."""
-    tags = item.attrs.get("axistags")
-    if tags is not None:
-        return [axis["key"] for axis in json.loads(tags)["axes"]]
-    labels = [dimension.label.lower() for dimension in item.dims]
-    return labels if {"z", "y", "x"}.issubset(labels) else None
-
-
-class _Neuroproof:
-    """Supervoxels `stack` passed through the table `transforms` (supervoxel, body)."""
-
-    def __init__(self, file: h5py.File):
-        self.stack = file["stack"]
-        table = file["transforms"][:].astype(np.int64)
-        order = np.argsort(table[:, 0], kind="stable")
-        self.keys, self.bodies = table[order, 0], table[order, 1].astype(np.uint64)
-        self.shape, self.dtype = self.stack.shape, self.bodies.dtype
-
-    def __getitem__(self, index: Any) -> np.ndarray:
-        stack = np.asarray(self.stack[index])
-        position = np.minimum(np.searchsorted(self.keys, stack), len(self.keys) - 1)
-        unknown = self.keys[position] != stack
-        if unknown.any():
-            raise InputError(f"{self.stack.file.filename}: supervoxel {stack[unknown][0]} is not in `transforms`")
-        return self.bodies[position]
-
-
-def _neuroproof(path: str, dataset: str | None, scratch: Path) -> SourceArray:
-    file = h5py.File(path, "r", locking="best-effort")
-    missing = {"stack", "transforms"} - set(file)
-    if missing:
-        raise InputError(f"{path} is not in neuroproof's form: it has {sorted(file)} but no {sorted(missing)}")
-    return SourceArray(path, _Neuroproof(file), stated_voxel_size(dict(file.attrs)))
-
-
 def _images(path: str, dataset: str | None, scratch: Path) -> SourceArray:
     files = image_files(path)
 
@@ -135,11 +75,11 @@ def _chunked(format: str) -> Reader:
 
 
 READERS: dict[str, Reader] = {
-    "hdf5": _hdf5,
+    "hdf5": open_hdf5,
     "images": _images,
     "mrc": open_mrc,
     "n5": _chunked("n5"),
-    "neuroproof": _neuroproof,
+    "neuroproof": open_neuroproof,
     "nifti": open_nifti,
     "npy": open_npy,
     "nrrd": open_nrrd,

@@ -10,7 +10,8 @@ import numpy as np
 
 from tokenunify.config import FileSource
 from tokenunify.data import chunked, places
-from tokenunify.data.source_array import UNREADABLE, ArrayLike, Stated, naming, product, told
+from tokenunify.data.faults import UNREADABLE, naming, told
+from tokenunify.data.source_array import ArrayLike, Stated, product
 from tokenunify.data.transfer import Throttle
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, VoxelSize

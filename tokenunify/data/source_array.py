@@ -1,10 +1,7 @@
 """What every reader gives: an array (z, y, x) read in boxes, its stated voxel size, and errors that name the file."""
 
 import contextlib
-import re
-import struct
 import threading
-import zlib
 from collections.abc import Callable, Iterator
 from math import inf, prod
 from pathlib import Path
@@ -12,25 +9,20 @@ from typing import Any, Protocol
 
 import dask
 import numpy as np
-import tifffile
 
-from tokenunify.data.sources import DISK_FULL
+from tokenunify.data.faults import naming
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi, VoxelSize
 
-BAD_BYTES = (EOFError, SyntaxError, struct.error, zlib.error, tifffile.TiffFileError)
-UNREADABLE = (OSError, ValueError, KeyError, IndexError, RuntimeError, *BAD_BYTES)
-"""What the libraries raise on a bad file; Pillow raises SyntaxError."""
 NM = {"angstrom": 0.1, "nm": 1.0, "nanometer": 1.0, "um": 1e3, "\u00b5m": 1e3, "micron": 1e3, "micrometer": 1e3}
 NM |= {"\u03bcm": 1e3, "\\u00B5m": 1e3, "microns": 1e3, "mm": 1e6, "millimeter": 1e6, "meter": 1e9}
 """Units of length; ImageJ writes the micro sign as the six characters of its escape."""
+NUMBERS = "biuf"
+"""Kinds of numpy's types that voxels may have."""
 KEPT_BYTES = 2**28
 """Decoded sections that are kept may take so much memory."""
 STATED = {"voxel_size_nm": 1.0, "voxel_size_nm_zyx": 1.0, "resolution": 1.0, "element_size_um": 1e3}
 """Attributes in use for the voxel size (`resolution`: CREMI; `element_size_um`: ilastik) and their unit in nm."""
-SENT_PAGE = re.compile(r" \[http_response_body='.*?'\]", re.DOTALL)
-"""How tensorstore's errors quote it."""
-
 Stated = tuple[float | None, float, float]
 """A voxel size in nm (z, y, x) as a file states it; None where it does not say how thick sections are."""
 
@@ -66,12 +58,17 @@ class SourceArray:
             raise InputError(
                 f"{path}: expected voxels in every axis, found shape {list(data.shape)}; get the file again"
             )
+        self.dtype = np.dtype(data.dtype)
+        if self.dtype.kind not in NUMBERS:
+            raise InputError(
+                f"{path}: expected voxels that are integers, floats or booleans, found {self.dtype}; store the numbers "
+                "alone, as one of these"
+            )
         self.path, self.data, self.voxel_size_nm = path, data, voxel_size_nm
         self.sections = data if isinstance(data, Sections) else None
         z, y, x = (int(n) for n in data.shape)
         self.shape = (z, y, x)
         self.box, self.whole = Roi((0, 0, 0), self.shape), self.shape
-        self.dtype = np.dtype(data.dtype)
 
     @property
     def depth(self) -> int:
@@ -87,6 +84,12 @@ class SourceArray:
         """The voxels of a box of the source."""
         return self[box.within(self.box)]
 
+    def unwritten(self, box: Roi) -> int:
+        """Voxels of a box of the source that its file does not have; 0 also where the format does not tell."""
+        count = getattr(self.data, "unwritten", None)
+        with naming(self.path):
+            return count(box.within(self.box)) if count else 0
+
     @contextlib.contextmanager
     def keeping(self, num_sections: int, scratch: Path) -> Iterator[None]:
         """Keep that many decoded sections meanwhile: boxes of the same sections, read in turn, decode each once.
@@ -101,27 +104,6 @@ class SourceArray:
             yield
         finally:
             self.sections.keep(0)
-
-
-@contextlib.contextmanager
-def naming(path: str) -> Iterator[None]:
-    """Turn whatever a library raises on a bad file into an InputError that names the file."""
-    try:
-        yield
-    except InputError:
-        raise
-    except UNREADABLE as error:
-        if getattr(error, "errno", None) in DISK_FULL:
-            raise
-        raise InputError(
-            f"{path} cannot be read ({told(error)}); it may be incomplete or of another format than the configuration "
-            "says: get it again or correct format"
-        ) from error
-
-
-def told(error: Exception) -> str:
-    """What an error says, without the page that a server sent with it."""
-    return f"{type(error).__name__}: {SENT_PAGE.sub('', str(error))}"
 
 
 class Sections:

@@ -1,0 +1,187 @@
+"""Data sets of HDF5 files, and neuroproof's labels in them."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from tokenunify.data import references, unwritten
+from tokenunify.data.axes import ordered
+from tokenunify.data.references import Followed
+from tokenunify.data.source_array import NUMBERS, STATED, SourceArray, product, stated_voxel_size
+from tokenunify.errors import InputError
+
+FILTERS = {
+    307: "bzip2",
+    32000: "lzf",
+    32001: "blosc",
+    32004: "lz4",
+    32008: "bitshuffle",
+    32013: "zfp",
+    32015: "zstd",
+    32017: "sz",
+    32018: "fcidecomp",
+    32024: "sz3",
+    32026: "blosc2",
+    32028: "sperr",
+    32029: "htj2k",
+}
+"""Names of the filters that the package hdf5plugin has."""
+
+
+def open_hdf5(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+    """A data set, with all that it is made of in the folder of the file; one that was unpacked has no such folder."""
+    return open_dataset(path, references.opened(path), dataset, _folder(path, scratch))
+
+
+def _folder(path: str, scratch: Path) -> str | None:
+    return None if Path(path).parent == scratch else references.folder_of(path)
+
+
+def open_dataset(path: str, file: h5py.File, dataset: str | None, folder: str | None = None) -> SourceArray:
+    """The dataset of an open HDF5 file; `path` is how messages name the file, `folder` what it may refer to."""
+    followed = references.follow(path, file, dataset, folder) if dataset else None
+    if followed is None:
+        names: list[str] = []
+        file.visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
+        raise InputError(f"{path} has no dataset {dataset!r}; it has {names}; correct dataset in the configuration")
+    item = followed.dataset
+    found = Voxels(path, followed)
+    size = stated_voxel_size(_attributes(item)) or stated_voxel_size(_attributes(file))
+    axes = _axes(path, item)
+    if axes is None:
+        return SourceArray(path, found, size)
+    data, places = ordered(path, found, axes)
+    if (
+        size and len(axes) == 3 and not any(key.endswith("_zyx") for key in _attribute_names(item))
+    ):  # in the order of the axes
+        size = product([size[axis] for axis in places])
+    return SourceArray(path, data, size)
+
+
+class Voxels:
+    """A data set read when indexed. InputError tells of types that are no numbers, and of filters that are missing."""
+
+    def __init__(self, path: str, followed: Followed):
+        self.path, self.followed, self.dataset = path, followed, followed.dataset
+        self.dtype = _dtype(path, self.dataset)
+        if self.dataset.shape is None:
+            raise InputError(f"{path}: {self.dataset.name} is a data set without voxels; give another as dataset")
+        self.shape, self.chunks = self.dataset.shape, self.dataset.chunks
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        try:
+            values = self.dataset[index]
+        except OSError as error:
+            if self.followed.filters:
+                raise InputError(_no_filter(self.path, self.dataset.name, self.followed.filters)) from error
+            raise
+        references.check_there(self.path, self.followed)
+        return values
+
+    def unwritten(self, box: unwritten.Box) -> int:
+        """Voxels of a box that nobody has written, where the file has its fill value."""
+        return unwritten.voxels(self.dataset, self.followed.parts, box)
+
+
+def _dtype(path: str, dataset: h5py.Dataset) -> np.dtype:
+    """Of integers, floats and booleans, which are enumerations of HDF5; other enumerations are integers."""
+    try:
+        dtype = dataset.dtype
+    except TypeError as error:
+        raise InputError(_no_number(path, dataset.name, str(error))) from None
+    if dtype.kind in NUMBERS:
+        return dtype
+    fields = f"a compound of {list(dtype.names)}" if dtype.names else str(dtype)
+    raise InputError(_no_number(path, dataset.name, "text or references" if dtype.kind == "O" else fields))
+
+
+def _no_number(path: str, name: str, found: str) -> str:
+    return (
+        f"{path}: expected integers or floats in {name}, of a size that numpy has, found {found}; give "
+        "another dataset, or store the numbers alone as one"
+    )
+
+
+def _no_filter(path: str, name: str, filters: dict[int, str]) -> str:
+    known = ", ".join(f"{code} ({FILTERS.get(code) or told or 'not named'})" for code, told in filters.items())
+    advice = (
+        "install the package hdf5plugin, which has it, and set HDF5_PLUGIN_PATH to its folder (pip install hdf5plugin; "
+        'export HDF5_PLUGIN_PATH=$(python -c "import hdf5plugin; print(hdf5plugin.PLUGIN_PATH)"))'
+        if filters.keys() <= FILTERS.keys()
+        else "set HDF5_PLUGIN_PATH to the folder with its plugin"
+    )
+    return (
+        f"{path}: {name} is packed by the HDF5 filter {known}, which is not installed; {advice}, or run `h5repack -f "
+        "GZIP=1` on the file where it can be read"
+    )
+
+
+def _attributes(item: Any) -> dict:
+    """Those that state a voxel size; one that h5py cannot read states none."""
+    return {key: value for key in STATED if (value := _attribute(item, key)) is not None}
+
+
+def _attribute(item: Any, key: str) -> Any:
+    try:
+        return item.attrs.get(key)
+    except (OSError, TypeError, ValueError, RuntimeError):
+        return None
+
+
+def _attribute_names(item: h5py.Dataset) -> list[str]:
+    """By number: to list them by name, h5py opens the data set anew, which HDF5 refuses for some external storage."""
+    return [os.fsdecode(h5py.h5a.open(item.id, index=n).name) for n in range(h5py.h5a.get_num_attrs(item.id))]
+
+
+def _axes(path: str, item: h5py.Dataset) -> list[str] | None:
+    """Names by vigra's or ilastik's `axistags`, or by HDF5's dimension labels; None where z, y, x are not all named."""
+    tags = _attribute(item, "axistags")
+    if "axistags" not in item.attrs or isinstance(tags, h5py.Empty):
+        labels = [dimension.label.lower() for dimension in item.dims]
+        return labels if {"z", "y", "x"}.issubset(labels) else None
+    try:
+        return [str(axis["key"]) for axis in json.loads(tags)["axes"]]
+    except (KeyError, TypeError, ValueError):
+        raise InputError(
+            f"{path}: expected vigra's description of axes in the attribute axistags of {item.name}, found {tags!r}; "
+            "correct or remove the attribute"
+        ) from None
+
+
+class _Neuroproof:
+    """Supervoxels `stack` passed through the table `transforms` (supervoxel, body)."""
+
+    def __init__(self, path: str, stack: Voxels, transforms: np.ndarray):
+        table = transforms.astype(np.int64)
+        order = np.argsort(table[:, 0], kind="stable")
+        self.path, self.stack = path, stack
+        self.keys, self.bodies = table[order, 0], table[order, 1].astype(np.uint64)
+        self.shape, self.dtype, self.unwritten = stack.shape, self.bodies.dtype, stack.unwritten
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        stack = np.asarray(self.stack[index])
+        position = np.minimum(np.searchsorted(self.keys, stack), len(self.keys) - 1)
+        unknown = self.keys[position] != stack
+        if unknown.any():
+            raise InputError(f"{self.path}: supervoxel {stack[unknown][0]} is not in `transforms`")
+        return self.bodies[position]
+
+
+def open_neuroproof(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+    """Labels as neuroproof writes them."""
+    file = references.opened(path)
+    found = [references.follow(path, file, name, _folder(path, scratch)) for name in ("stack", "transforms")]
+    stack, table = (Voxels(path, followed) if followed else None for followed in found)
+    if stack is None or table is None:
+        missing = sorted({"stack", "transforms"} - set(file))
+        raise InputError(f"{path} is not in neuroproof's form: it has {sorted(file)} but no {missing}")
+    if len(table.shape) != 2 or table.shape[1] != 2 or not table.shape[0]:
+        raise InputError(
+            f"{path}: expected rows of two ids (supervoxel, body) in `transforms`, found shape {list(table.shape)}; "
+            "get the file again"
+        )
+    return SourceArray(path, _Neuroproof(path, stack, table[:]), stated_voxel_size(_attributes(file)))
