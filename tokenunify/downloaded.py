@@ -7,8 +7,11 @@ or a checksum that equals the recorded one change no voxel.
 
 import json
 import logging
+import os
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenunify import manifest
 from tokenunify.data import sources
@@ -59,10 +62,13 @@ def section(output: Path, text: str) -> str:
         return text
     before = made["run"].get("section")
     try:
-        holds = before is not None and _answers(made, before, asked) and _unchanged(output, made, before)
+        if before is None or not _answers(made, before, asked):
+            return text
+        changed = _changed(output, made, before)
     except (KeyError, IndexError, TypeError, AttributeError):
         return text  # it is not the manifest of a download: the stages that read it say so
-    return json.dumps(before, sort_keys=True) if holds else text
+    section = {**asked, "found": {**asked.get("found", {}), **changed}} if changed else before
+    return json.dumps(section, sort_keys=True)
 
 
 def _answers(made: dict, before: dict, asked: dict) -> bool:
@@ -102,28 +108,47 @@ def _recorded(file: dict, content: dict, role: str) -> str | None:
     return None if file.get("member") else (content.get(role) or {}).get("sha256")
 
 
-def _unchanged(output: Path, made: dict, before: dict) -> bool:
-    """Whether the local files that were used are as they were: by size and time, else by their checksums."""
-    index = made["run"]["source"]
+class _Local(NamedTuple):
+    """A file or folder on this machine that was used."""
+
+    key: str
+    path: str
+    format: str
+    sha256: str | None
+    """Its recorded checksum; None where there is none."""
+
+
+def _used(made: dict, before: dict) -> Iterator[_Local]:
+    """The local files of the source that was used, and those that they refer to."""
+    index, content = made["run"]["source"], made["content"]
     for role, file in files(before["sources"][index]).items():
-        if file.get("path") is None:
-            continue
-        state, key = _state(file), f"{index}.{role}"
+        if file.get("path") is not None:
+            key = f"{index}.{role}"
+            yield _Local(key, file["path"], _format(file), _recorded(file, content, role))
+            for name, sha256 in (content[role].get("refers_to") or {}).items():
+                folder = os.path.dirname(os.path.realpath(sources.expand(file["path"])))
+                yield _Local(f"{key} {name}", os.path.join(folder, name), "file", sha256)
+
+
+def _changed(output: Path, made: dict, before: dict) -> dict[str, str]:
+    """States of local files that are not what they were: by size and time, and where these differ by checksum."""
+    known, changed = before.get("found", {}), {}
+    for local in _used(made, before):
+        state = _state({"path": local.path, "format": local.format})
         if state is None:
-            logger.warning("%s (%s of %s) is not there any more; what was made of it stays", file["path"], role, output)
-        elif state not in (before.get("found", {}).get(key), _seen(output).get(key)):
-            if not _has_checksum(file, _recorded(file, made["content"], role)):
-                logger.warning(
-                    "%s (%s of %s) has changed: it and what follows is made again", file["path"], role, output
-                )
-                return False
-            _note_seen(output, key, state)
-    return True
+            logger.warning("%s (of %s) is not there any more; what was made of it stays", local.path, output)
+        elif state not in (known.get(local.key), _seen(output).get(local.key)):
+            if _has_checksum(local):
+                _note_seen(output, local.key, state)
+            else:
+                logger.warning("%s (of %s) has changed: it and what follows is made again", local.path, output)
+                changed[local.key] = state
+    return changed
 
 
-def _has_checksum(file: dict, expected: str | None) -> bool:
-    path = sources.find(file["path"], _format(file))
-    return expected is not None and sources.checksum(path, _format(file)) == expected
+def _has_checksum(local: _Local) -> bool:
+    found = sources.find(local.path, local.format)
+    return local.sha256 is not None and sources.checksum(found, local.format) == local.sha256
 
 
 def _format(file: dict) -> str:

@@ -21,7 +21,7 @@ from tokenunify.segmentation import agglomerate, lut, rag
 SHAPE = (11, 70, 150)
 SECTION = {
     **{"version": 1, "voxel_size_nm": [40, 4, 5], "roi": {"offset": [1, 2, 3], "shape": [9, 66, 140]}},
-    **{"zero": "unlabelled", "license": None, "citation": None},
+    **{"zero": "unlabelled"},
     **{"chunk_shape": [3, 16, 32], "shard_shape": [3, 32, 64]},
 }
 

@@ -23,8 +23,6 @@ SECTION = {
     "zero": "background",
     "chunk_shape": [2, 8, 16],
     "shard_shape": [4, 16, 32],
-    "license": None,
-    "citation": None,
 }
 MAKERS = {"virtual": virtual, "numbered": numbered, "external": external, "link": external_link}
 
@@ -76,7 +74,7 @@ def test_other_files_are_recorded_and_a_change_of_one_is_noticed(run, folder, vo
     data = changed.read_bytes()
     changed.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(InputError, match=rf"v\.h5 takes voxels from \['{changed.name}'\], which changed .*--forcerun"):
-        run.ingest(citation="another")
+        run.ingest(zero="unlabelled")
     assert run.download(path=str(path), dataset=dataset) != recorded
 
 
@@ -97,7 +95,7 @@ def test_the_next_source_is_taken_where_a_part_is_gone(run, folder, volume):
     sources.append({"raw": {"format": "npy", "path": str(folder / "v.npy")}})
     section, plain = stages.from_json("download", json.dumps({"version": 1, "sources": sources}))
     download.run(section, plain, downloads=folder / "downloads", output=run.fetched)
-    assert manifest.content(run.fetched)["source"] == 1
+    assert manifest.read(run.fetched)["run"]["source"] == 1
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 import json
 import os
 
+import h5py
 import numpy as np
 import pytest
 
@@ -117,7 +118,7 @@ def test_a_file_that_changed_is_told_and_asked_for_again_once(caplog):
     np.save("lab/labels.npy", RAW // 8)
     after = asked(place())
     assert after != before
-    assert "lab/labels.npy (labels of data/downloads/v.json) has changed" in caplog.text
+    assert "lab/labels.npy (of data/downloads/v.json) has changed" in caplog.text
     assert made(place()) == after == asked(place())
     assert manifest.content("data/downloads/v.json")["labels"]["sha256"] == sha256("labels")
 
@@ -145,7 +146,7 @@ def test_a_file_that_is_gone_is_told_and_no_reason_to_start_anew(caplog):
     before = made(place())
     os.unlink("lab/labels.npy")
     assert asked(place()) == before
-    assert "lab/labels.npy (labels of data/downloads/v.json) is not there any more" in caplog.text
+    assert "lab/labels.npy (of data/downloads/v.json) is not there any more" in caplog.text
 
 
 def test_a_folder_is_looked_at_as_a_whole():
@@ -155,6 +156,25 @@ def test_a_folder_is_looked_at_as_a_whole():
     before = made(images)
     os.rename("lab/1.png", "lab/7.png")
     assert asked(images) != before
+
+
+def test_a_file_that_another_one_refers_to_is_looked_at_too(caplog):
+    layout = h5py.VirtualLayout(RAW.shape, "u1")
+    for z, values in enumerate(RAW):
+        with h5py.File(f"lab/{z}.h5", "w") as file:
+            file["d"] = values
+        layout[z] = h5py.VirtualSource(f"{z}.h5", "d", values.shape)
+    with h5py.File("lab/all.h5", "w") as file:
+        file.create_virtual_dataset("raw", layout)
+    source = {"raw": {"path": "lab/all.h5", "format": "hdf5", "dataset": "raw"}}
+    before = made(source)
+    assert asked(source) == before
+    os.utime("lab/1.h5", ns=(1, 1))
+    assert asked(source) == before and "changed" not in caplog.text
+    with h5py.File("lab/1.h5", "r+") as file:
+        file["d"][0, 0] = 99
+    assert asked(source) != before and "lab/1.h5 (of data/downloads/v.json) has changed" in caplog.text
+    assert made(source) == asked(source)
 
 
 def test_a_manifest_of_an_earlier_version_or_a_damaged_one_is_made_again(caplog):
