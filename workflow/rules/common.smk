@@ -21,6 +21,9 @@ def explained(function, *arguments):
         raise WorkflowError(str(error)) from None
 
 
+# Snakemake keeps the last of a key's values without a word.
+for file in workflow.configfiles:
+    explained(text.read, file)
 plan = Plan(explained(from_dict, config, " + ".join(map(str, workflow.configfiles))))
 
 # Environments hold dependencies only, the package comes from this checkout. Jobs use the interpreter that runs
