@@ -151,7 +151,7 @@ def finished_blocks(folder: Path) -> set[int]:
 
 def _entries(folder: Path) -> Iterator[dict]:
     for ledger in sorted((folder / "ledger").glob("*.jsonl")):
-        for line in ledger.read_text().splitlines():
+        for line in ledger.read_text(encoding="utf-8").splitlines():
             try:
                 yield json.loads(line)
             except json.JSONDecodeError:
@@ -231,7 +231,7 @@ def _claim(folder: Path, path: Path, claimed: range) -> dict | None:
     with FileLock(folder / ".claim"):
         for other in sorted(folder.glob("*.json")):
             try:
-                holder, age = json.loads(other.read_text()), time.time() - other.stat().st_mtime
+                holder, age = json.loads(other.read_text(encoding="utf-8")), time.time() - other.stat().st_mtime
             except FileNotFoundError:
                 continue  # its owner has just ended
             if not _alive(holder, age):
@@ -247,7 +247,7 @@ def in_use(folder: Path) -> bool:
     """Whether a living process holds a lock in `folder`."""
     for path in folder.glob("*.json"):
         try:
-            if _alive(json.loads(path.read_text()), time.time() - path.stat().st_mtime):
+            if _alive(json.loads(path.read_text(encoding="utf-8")), time.time() - path.stat().st_mtime):
                 return True
         except FileNotFoundError:
             continue  # its owner has just ended

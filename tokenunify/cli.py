@@ -1,18 +1,20 @@
 """The command line: `python -m tokenunify <stage>` runs one stage of the workflow."""
 
 import argparse
-import errno
 import importlib
+import io
 import json
 import logging
+import os
+import signal
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenunify import config, datasets, estimate, stages
+from tokenunify import config, datasets, estimate, failures, stages
 from tokenunify.blockwise import parse_part
-from tokenunify.errors import BAD_INPUT, InputError
+from tokenunify.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +121,10 @@ COMMANDS = {
 }
 
 
+PRINTING = ("schema", "networks", "plan", "datasets")
+"""Commands whose result is what they print."""
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     top = argparse.ArgumentParser(prog="tokenunify", description=__doc__)
@@ -214,37 +220,26 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; 0 on success, 1 on bad input or a full disk (message only), a traceback on a defect."""
+    """Entry point; 0 on success, 1 when a message tells what went wrong, 141 when nobody reads what is printed."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     # When one read of a store fails, zarr drops the others unfinished: their complaints would bury the message.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter of a licence's name
     arguments = parser().parse_args(argv)
     started = time.monotonic()
     try:
         run(arguments)
-    except InputError as error:
-        logger.error("%s%s", BAD_INPUT, error)
+        sys.stdout.flush()
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and arguments.command in PRINTING:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+            return 128 + signal.SIGPIPE
+        logger.error("%s", failures.explain(error))
         return 1
-    except OSError as error:
-        if error.errno is None:
-            raise
-        logger.error("%s", _os_advice(error))
-        return 1
-    if arguments.command not in ("schema", "clean", "networks", "plan", "datasets"):
+    if arguments.command not in (*PRINTING, "clean"):
         logger.info("%s finished in %.1f s", arguments.command, time.monotonic() - started)
     return 0
-
-
-def _os_advice(error: OSError) -> str:
-    again = "free space and run snakemake again, finished blocks are kept"
-    advice = {
-        errno.ENOSPC: f"the disk is full: {again}",
-        errno.EDQUOT: f"the disk quota is used up: {again}",
-        errno.EACCES: "no permission: make it readable or, for results, writable, "
-        "or choose another folder with --directory",
-        errno.EROFS: "the file system is read-only: choose another folder with --directory",
-    }
-    return f"{error}; {advice.get(error.errno or 0, 'see the file system, then run snakemake again')}"
 
 
 if __name__ == "__main__":

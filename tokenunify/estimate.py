@@ -205,7 +205,7 @@ def run(
         raise InputError(f"plan: the target must be results/VOLUME/metrics.csv, got {target!r}; name a table")
     volume, shape_of = found[1], shapes(plan)
     plan.runs(volume)  # an unknown volume is refused
-    measured_on = c.validate(Costs, json.loads(costs.read_text()), str(costs))
+    measured_on = c.validate(Costs, json.loads(costs.read_text(encoding="utf-8")), str(costs))
     estimate = Estimate(plan, measured_on, dict(throughput))
     if not all(shape := shape_of(volume)):
         raise InputError(f"plan: volumes.{volume} has no shape yet; add a roi, or ingest it")

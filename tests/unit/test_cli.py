@@ -1,7 +1,6 @@
 """The command line: help that names the settings, errors without tracebacks."""
 
 import ast
-import errno
 import json
 import logging
 import subprocess
@@ -65,28 +64,6 @@ def test_wrong_part_is_explained(part: str, words: str, capsys: pytest.CaptureFi
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        (errno.ENOSPC, "the disk is full: free space and run snakemake again"),
-        (errno.EDQUOT, "the disk quota is used up: free space and run snakemake again"),
-        (errno.EACCES, "no permission: make it readable or, for results, writable, or choose another folder with"),
-        (errno.EROFS, "the file system is read-only: choose another folder with --directory"),
-    ],
-)
-def test_os_error_says_what_to_do(
-    number: int, words: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
-    def fail(_arguments) -> None:
-        raise OSError(number, "refused", "a.json")
-
-    monkeypatch.setattr(cli, "run", fail)
-    with caplog.at_level(logging.ERROR):
-        assert cli.main(["schema"]) == 1
-    assert "a.json" in caplog.text
-    assert words in caplog.text
-
-
 def test_siblings_never_import_each_other_and_torch_stays_in_learning(root: Path):
     siblings = {"data", "learning", "segmentation", "evaluation"}
     for path in (root / "tokenunify").rglob("*.py"):
@@ -108,3 +85,17 @@ def _imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def test_text_files_have_one_encoding_whatever_the_locale(root: Path):
+    for path in (root / "tokenunify").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and _opens_text(node):
+                assert any(word.arg == "encoding" for word in node.keywords), f"{path}:{node.lineno}: no encoding"
+
+
+def _opens_text(call: ast.Call) -> bool:
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr in ("read_text", "write_text") and ast.unparse(call.func) != "manifest.write_text"
+    mode = "".join(map(ast.unparse, call.args[1:2]))
+    return isinstance(call.func, ast.Name) and call.func.id == "open" and "b" not in mode

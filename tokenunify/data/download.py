@@ -131,7 +131,7 @@ def _obtain_hub(file: HubFile, format: str, sha256: str | None, job: Job) -> tup
     listed = target.with_name(target.name + ".files")
     if not listed.exists():
         manifest.write_text(listed, "\n".join(hub.matching(file, revision)) + "\n")
-    names = listed.read_text().split("\n")[:-1]
+    names = listed.read_text(encoding="utf-8").split("\n")[:-1]
     hub.check_names(file, names)
     addresses = ((hub.url(file, revision, name), PurePosixPath(name).stem) for name in names)
     return _sequence(target, addresses, len(names), sha256, job, hub.headers())
