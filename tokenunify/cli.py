@@ -5,10 +5,12 @@ import importlib
 import io
 import json
 import logging
+import math
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -159,7 +161,7 @@ def parser() -> argparse.ArgumentParser:
         help="of one job, in place of what was measured; of a training, the voxels of its crops",
     )
     plan.add_argument(
-        "--voxels", type=float, nargs="*", default=estimate.SIZES, help="sizes of the volume beside its own"
+        "--voxels", type=_voxels, nargs="*", default=estimate.SIZES, help="sizes of the volume beside its own"
     )
     _add(commands, "schema", "print the JSON schema of the configuration file")
     return top
@@ -176,11 +178,23 @@ def _add_arguments(sub: argparse.ArgumentParser, command: Command) -> None:
     for name in command.lists:
         sub.add_argument(f"--{name}", type=Path, nargs="*", default=[])
     for name in command.numbers:
-        sub.add_argument(f"--{name}", type=int, required=True)
+        sub.add_argument(f"--{name}", type=NUMBERS[name], required=True)
     if command.blockwise:
         sub.add_argument("--part", type=_part, default=(0, 1), help="i/n: the i-th (from 0) of n ranges of blocks")
     if command.device:
         sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if text.isdecimal() and len(text) < 20 and int(text) >= least:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"expected a whole number, {least} or more, got {text[:20]!r}")
+
+    return number
+
+
+NUMBERS = {"seed": _at_least(0), "threads": _at_least(1)}
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -188,6 +202,15 @@ def _part(text: str) -> tuple[int, int]:
         return parse_part(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None  # argparse hides the words of a ValueError
+
+
+def _voxels(text: str) -> float:
+    try:
+        if 1 <= float(text) < math.inf:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number of voxels such as 1e9, got {text[:20]!r}")
 
 
 def _throughput(text: str) -> tuple[str, float]:

@@ -198,9 +198,9 @@ def from_json(stage: str, text: str) -> tuple[Any, dict]:
     name = f"{stage} --config-json"
     try:
         plain = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{name} must be JSON, got {text!r} ({error}); paste what Snakemake prints") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} must be JSON, got {text[:80]!r} ({error}); paste what Snakemake prints") from None
     if not isinstance(plain, dict):
-        raise InputError(f"{name} must be an object of keys and values, got {text!r}; paste what Snakemake prints")
+        raise InputError(f"{name} must be an object of keys and values, got {text[:80]!r}; paste what Snakemake prints")
     value = {key: item for key, item in plain.items() if key != "version"}
     return c.validate(SECTIONS[stage], value, name), plain

@@ -47,7 +47,14 @@ def test_log_tells_bad_input_from_other_failures(section: str, expected: bool, t
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "must be JSON, got '{'"), ("[1]", "must be an object"), ("5", "'5'")]
+    ("text", "words"),
+    [
+        ("{", "must be JSON, got '{'"),
+        ("[1]", "must be an object"),
+        ("5", "'5'"),
+        ('{"sources": ' + 5000 * "9" + "}", "Exceeds the limit"),
+        (20_000 * "[", "maximum recursion depth"),
+    ],
 )
 def test_section_that_is_no_object_is_explained(text: str, words: str, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.ERROR):
@@ -62,6 +69,22 @@ def test_wrong_part_is_explained(part: str, words: str, capsys: pytest.CaptureFi
         cli.main(["rag", "--part", part])
     assert end.value.code == 2
     assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "two", "9" * 5000])
+def test_wrong_number_is_explained(text: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["rag", "--threads", text])
+    assert end.value.code == 2
+    assert "--threads: expected a whole number, 1 or more, got" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("text", ["0", "-1e9", "nan", "inf", "many"])
+def test_wrong_number_of_voxels_is_explained(text: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", "results/v/metrics.csv", f"--voxels={text}"])
+    assert end.value.code == 2
+    assert "expected a number of voxels such as 1e9, got" in capsys.readouterr().err
 
 
 def test_siblings_never_import_each_other_and_torch_stays_in_learning(root: Path):
