@@ -41,7 +41,7 @@ class Job:
 
 def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path) -> None:
     """Write the manifest of the first source that works; InputError lists why none did."""
-    permit = c.validate(stages.Permit, json.loads(os.environ.get(PERMIT, "{}")), PERMIT)
+    permit = _permit(os.environ.get(PERMIT, "{}"))
     job = Job(downloads, section, permit, transfer.Throttle(permit.max_mb_per_second))
     reasons = []
     for index, source in enumerate(section.sources):
@@ -54,6 +54,14 @@ def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path)
         manifest.write(output, {"source": index, **content}, paths)
         return
     raise InputError("none of the sources works:\n" + "\n".join(reasons))
+
+
+def _permit(text: str) -> stages.Permit:
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{PERMIT} must be JSON, got {text[:80]!r} ({error}); unset it") from None
+    return c.validate(stages.Permit, given, PERMIT)
 
 
 def obtain(source: Source | WeightsSource, job: Job) -> tuple[dict, dict]:
