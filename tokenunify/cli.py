@@ -140,7 +140,7 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument("--stage", required=True, choices=["predict", "baseline", "fragments", "relabel"])
     prepare.add_argument("--config-json", required=True)
     prepare.add_argument("--inputs", type=Path, nargs="+", required=True, help="the input that gives the shape first")
-    prepare.add_argument("--output", type=Path, required=True)
+    prepare.add_argument("--output", type=_output, required=True)
     clean = _add(commands, "clean", "remove stores and training states that no manifest refers to")
     clean.add_argument("folders", type=Path, nargs="+", help="results, models, data: searched for stale stores")
     clean.add_argument("--dry-run", action="store_true", help="only list them")
@@ -174,7 +174,7 @@ def _add(commands, name: str, help: str, epilog: str | None = None) -> argparse.
 
 def _add_arguments(sub: argparse.ArgumentParser, command: Command) -> None:
     for name in command.paths:
-        sub.add_argument(f"--{name}", type=Path, required=True)
+        sub.add_argument(f"--{name}", type=_output if name == "output" else Path, required=True)
     for name in command.lists:
         sub.add_argument(f"--{name}", type=Path, nargs="*", default=[])
     for name in command.numbers:
@@ -183,6 +183,12 @@ def _add_arguments(sub: argparse.ArgumentParser, command: Command) -> None:
         sub.add_argument("--part", type=_part, default=(0, 1), help="i/n: the i-th (from 0) of n ranges of blocks")
     if command.device:
         sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+def _output(text: str) -> Path:
+    if Path(text).name and "\0" not in text:
+        return Path(text)
+    raise argparse.ArgumentTypeError(f"expected the name of a file, got {text!r}")
 
 
 def _at_least(least: int) -> Callable[[str], int]:

@@ -50,6 +50,11 @@ class Ingest(Strict):
     intensity: c.Intensity | None = Field(None, exclude_if=lambda intensity: intensity is None)
     label_ids: c.LabelIds = Field("keep", exclude_if=lambda label_ids: label_ids == "keep")
 
+    @model_validator(mode="after")
+    def _a_shard_holds_whole_chunks(self) -> Self:
+        check_multiple("shard_shape", self.shard_shape, "chunk_shape", self.chunk_shape)
+        return self
+
 
 class Region(Strict):
     """Part of a corpus: a box of a volume, in its voxels, without those that no crop may touch."""

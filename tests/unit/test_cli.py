@@ -79,6 +79,33 @@ def test_wrong_number_is_explained(text: str, capsys: pytest.CaptureFixture):
     assert "--threads: expected a whole number, 1 or more, got" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("text", ["", ".", "/", "a\0b"])
+def test_output_that_is_no_file_is_explained(text: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["rag", "--output", text])
+    assert end.value.code == 2
+    assert "--output: expected the name of a file, got" in capsys.readouterr().err
+
+
+def test_shards_of_a_volume_hold_whole_chunks(caplog: pytest.LogCaptureFixture):
+    section = {"voxel_size_nm": [35, 8, 8], "roi": None, "zero": "background", "license": None, "citation": None}
+    section |= {"chunk_shape": [2, 12, 10], "shard_shape": [1, 24, 20]}
+    words = [
+        "ingest",
+        "--config-json",
+        json.dumps(section),
+        "--source",
+        "a.json",
+        "--threads",
+        "1",
+        "--output",
+        "b.json",
+    ]
+    with caplog.at_level(logging.ERROR):
+        assert cli.main(words) == 1
+    assert "shard_shape must be a multiple of chunk_shape [2, 12, 10] in every axis, got [1, 24, 20]" in caplog.text
+
+
 @pytest.mark.parametrize("text", ["0", "-1e9", "nan", "inf", "many"])
 def test_wrong_number_of_voxels_is_explained(text: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as end:
