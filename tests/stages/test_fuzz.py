@@ -150,12 +150,12 @@ def ask(plan: Plan) -> None:
 
 
 TARGETS: dict[str, tuple[int, Callable[[Chain, Path, random.Random], str]]] = {
-    "files": (40, partial(try_file, damage=damage_file)),
+    "files": (30, partial(try_file, damage=damage_file)),
     "manifests": (30, partial(try_file, damage=edit_manifest)),
-    "sealed manifests": (30, partial(try_file, damage=partial(edit_manifest, seal=True), strict=False)),
+    "sealed manifests": (25, partial(try_file, damage=partial(edit_manifest, seal=True), strict=False)),
     "metadata": (15, partial(try_file, damage=edit_metadata)),
-    "sections": (40, try_section),
-    "command lines": (40, try_words),
+    "sections": (30, try_section),
+    "command lines": (30, try_words),
     "configurations": (100, try_configuration),
 }
 """What is damaged, in how many ways in a run of the suite."""
