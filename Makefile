@@ -2,6 +2,8 @@
 
 PYTHON ?= python3
 CORES ?= all
+# Of each kind of damage that `make stress` tries.
+CASES ?= 500
 # What `make report` runs and describes.
 CONFIG ?= config/demo.yaml
 TARGETS ?= results/demo/metrics.csv results/report.html
@@ -30,6 +32,7 @@ test: setup
 
 stress: setup
 	$(BIN)/python -m pytest -n 0 -s tests/workflow/stress.py
+	TOKENUNIFY_CASES=$(CASES) $(BIN)/python -m pytest -n 0 -s tests/stages/test_fuzz.py
 
 lint: setup
 	$(BIN)/ruff check

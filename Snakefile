@@ -8,7 +8,7 @@ from snakemake.utils import min_version
 min_version("9.27")
 sys.path.insert(0, workflow.basedir)
 
-from tokenunify.config import BASELINE, from_dict
+from tokenunify.config import BASELINE, from_dict, text
 from tokenunify.errors import InputError
 from tokenunify.plan import Plan
 

@@ -67,7 +67,7 @@ def _is_stale_store(path: Path) -> bool:
         return False
     # A training's folder is in training/ beside its manifest, every other directly beside its own.
     beside, above = (list(parent.glob("*.json")) for parent in path.parents[:2])
-    named = any(path.name in m.read_text(errors="replace") for m in [*beside, *above])
+    named = any(path.name in m.read_text(encoding="utf-8", errors="replace") for m in [*beside, *above])
     finished = _finished_since(path, above if path.parent.name == "training" else beside)
     return finished and not named and not blockwise.in_use(path / "locks")
 

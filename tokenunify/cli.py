@@ -1,18 +1,22 @@
 """The command line: `python -m tokenunify <stage>` runs one stage of the workflow."""
 
 import argparse
-import errno
 import importlib
+import io
 import json
 import logging
+import math
+import os
+import signal
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenunify import config, datasets, estimate, stages
+from tokenunify import config, datasets, estimate, failures, stages
 from tokenunify.blockwise import parse_part
-from tokenunify.errors import BAD_INPUT, InputError
+from tokenunify.errors import InputError
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +123,10 @@ COMMANDS = {
 }
 
 
+PRINTING = ("schema", "networks", "plan", "datasets")
+"""Commands whose result is what they print."""
+
+
 def parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     top = argparse.ArgumentParser(prog="tokenunify", description=__doc__)
@@ -131,7 +139,7 @@ def parser() -> argparse.ArgumentParser:
     prepare.add_argument("--stage", required=True, choices=["predict", "baseline", "fragments", "relabel"])
     prepare.add_argument("--config-json", required=True)
     prepare.add_argument("--inputs", type=Path, nargs="+", required=True, help="the input that gives the shape first")
-    prepare.add_argument("--output", type=Path, required=True)
+    prepare.add_argument("--output", type=_output, required=True)
     clean = _add(commands, "clean", "remove stores and training states that no manifest refers to")
     clean.add_argument("folders", type=Path, nargs="+", help="results, models, data: searched for stale stores")
     clean.add_argument("--dry-run", action="store_true", help="only list them")
@@ -152,7 +160,7 @@ def parser() -> argparse.ArgumentParser:
         help="of one job, in place of what was measured; of a training, the voxels of its crops",
     )
     plan.add_argument(
-        "--voxels", type=float, nargs="*", default=estimate.SIZES, help="sizes of the volume beside its own"
+        "--voxels", type=_voxels, nargs="*", default=estimate.SIZES, help="sizes of the volume beside its own"
     )
     _add(commands, "schema", "print the JSON schema of the configuration file")
     return top
@@ -175,15 +183,33 @@ def _add(commands, name: str, help: str) -> argparse.ArgumentParser:
 
 def _add_arguments(sub: argparse.ArgumentParser, command: Command) -> None:
     for name in command.paths:
-        sub.add_argument(f"--{name}", type=Path, required=True)
+        sub.add_argument(f"--{name}", type=_output if name == "output" else Path, required=True)
     for name in command.lists:
         sub.add_argument(f"--{name}", type=Path, nargs="*", default=[])
     for name in command.numbers:
-        sub.add_argument(f"--{name}", type=int, required=True)
+        sub.add_argument(f"--{name}", type=NUMBERS[name], required=True)
     if command.blockwise:
         sub.add_argument("--part", type=_part, default=(0, 1), help="i/n: the i-th (from 0) of n ranges of blocks")
     if command.device:
         sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+
+
+def _output(text: str) -> Path:
+    if Path(text).name and "\0" not in text:
+        return Path(text)
+    raise argparse.ArgumentTypeError(f"expected the name of a file, got {text!r}")
+
+
+def _at_least(least: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if text.isdecimal() and len(text) < 20 and int(text) >= least:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"expected a whole number, {least} or more, got {text[:20]!r}")
+
+    return number
+
+
+NUMBERS = {"seed": _at_least(0), "threads": _at_least(1)}
 
 
 def _part(text: str) -> tuple[int, int]:
@@ -191,6 +217,15 @@ def _part(text: str) -> tuple[int, int]:
         return parse_part(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None  # argparse hides the words of a ValueError
+
+
+def _voxels(text: str) -> float:
+    try:
+        if 1 <= float(text) < math.inf:
+            return float(text)
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"expected a number of voxels such as 1e9, got {text[:20]!r}")
 
 
 def _throughput(text: str) -> tuple[str, float]:
@@ -223,37 +258,26 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Entry point; 0 on success, 1 on bad input or a full disk (message only), a traceback on a defect."""
+    """Entry point; 0 on success, 1 when a message tells what went wrong, 141 when nobody reads what is printed."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
     # When one read of a store fails, zarr drops the others unfinished: their complaints would bury the message.
     logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter of a licence's name
     arguments = parser().parse_args(argv)
     started = time.monotonic()
     try:
         run(arguments)
-    except InputError as error:
-        logger.error("%s%s", BAD_INPUT, error)
+        sys.stdout.flush()
+    except Exception as error:
+        if isinstance(error, BrokenPipeError) and arguments.command in PRINTING:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
+            return 128 + signal.SIGPIPE
+        logger.error("%s", failures.explain(error))
         return 1
-    except OSError as error:
-        if error.errno is None:
-            raise
-        logger.error("%s", _os_advice(error))
-        return 1
-    if arguments.command not in ("schema", "clean", "networks", "plan", "datasets"):
+    if arguments.command not in (*PRINTING, "clean"):
         logger.info("%s finished in %.1f s", arguments.command, time.monotonic() - started)
     return 0
-
-
-def _os_advice(error: OSError) -> str:
-    again = "free space and run snakemake again, finished blocks are kept"
-    advice = {
-        errno.ENOSPC: f"the disk is full: {again}",
-        errno.EDQUOT: f"the disk quota is used up: {again}",
-        errno.EACCES: "no permission: make it readable or, for results, writable, "
-        "or choose another folder with --directory",
-        errno.EROFS: "the file system is read-only: choose another folder with --directory",
-    }
-    return f"{error}; {advice.get(error.errno or 0, 'see the file system, then run snakemake again')}"
 
 
 if __name__ == "__main__":

@@ -1,14 +1,53 @@
-"""How loops over voxels and edges are compiled."""
+"""How loops over voxels and edges are compiled, and where numba keeps what it compiled."""
 
+import os
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from numba import njit
+import numba
 
-OPTIONS: dict[str, Any] = {"cache": True, "nogil": True}
+_numba: Any = numba  # untyped: options that its stubs lack are passed on
 
-loop: Any = njit(**OPTIONS)
+
+def kept(*signature: Any, **options: Any) -> Callable[[Callable], Any]:
+    """Numba's njit, whose machine code is kept on disk for later processes.
+
+    It lies beside the source, else in the user's cache folder, else (a checkout and a home that cannot be written, as
+    in containers) in a folder of the user's among the temporary files; where none can be written nothing is kept.
+    """
+
+    def decorate(function: Callable) -> Any:
+        try:
+            return _numba.njit(*signature, **options, cache=True)(function)
+        except RuntimeError:  # numba found no folder
+            _numba.config.CACHE_DIR = _temporary_folder()
+            return _numba.njit(*signature, **options, cache=bool(_numba.config.CACHE_DIR))(function)
+
+    return decorate
+
+
+def _temporary_folder() -> str:
+    """A folder that nobody else may write to, since code is run from it; empty where there is none."""
+    try:
+        folder = Path(tempfile.gettempdir(), f"tokenunify-{os.getuid()}")
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+        with tempfile.TemporaryFile(dir=folder):
+            return str(folder) if _is_private(found) else ""
+    except OSError:
+        return ""
+
+
+def _is_private(found: os.stat_result) -> bool:
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+
+
+loop: Any = kept(nogil=True)
 """For functions that Python calls; threads run them side by side."""
 
-inner: Any = njit(**OPTIONS | {"_nrt": False})
+inner: Any = kept(nogil=True, _nrt=False)
 """For functions that loops call, and that make no array. References to the arrays passed to them are not counted: done
 atomically, array by array, this took several times as long as the work itself."""

@@ -159,7 +159,7 @@ def _format(file: dict) -> str:
 def _seen(output: Path) -> dict[str, str]:
     """States at which files were found to hold the same bytes, so that each is compared once."""
     try:
-        return dict(json.loads(_place(output).read_text()))
+        return dict(json.loads(_place(output).read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 

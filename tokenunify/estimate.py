@@ -5,7 +5,6 @@ the network's maps; both are fitted to finished runs by benchmarks/costs.py, on 
 """
 
 import importlib
-import json
 import logging
 import math
 import re
@@ -20,7 +19,7 @@ from typing import Any
 from tokenunify import config as c
 from tokenunify import forms, manifest
 from tokenunify.columns import aligned
-from tokenunify.config import Strict
+from tokenunify.config import Strict, text
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
 from tokenunify.plan import Plan
@@ -211,7 +210,7 @@ def run(
         raise InputError(f"plan: the target must be results/VOLUME/metrics.csv, got {target!r}; name a table")
     volume, shape_of = found[1], shapes(plan)
     plan.runs(volume)  # an unknown volume is refused
-    measured_on = c.validate(Costs, json.loads(costs.read_text()), str(costs))
+    measured_on = c.validate(Costs, text.read(costs), str(costs))
     estimate = Estimate(plan, measured_on, dict(throughput))
     if not all(shape := shape_of(volume)):
         raise InputError(f"plan: volumes.{volume} has no shape yet; add a roi, put its source here, or ingest it")

@@ -42,14 +42,14 @@ def peak_mb() -> int:
     """Most memory, in MiB, that this process has held at once."""
     status = Path("/proc/self/status")
     if status.exists():  # what getrusage tells may be that of the process that started this one
-        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) // 2**10  # type: ignore[index]
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text(encoding="utf-8"))[1]) // 2**10  # type: ignore[index]
     unit = 2**20 if sys.platform == "darwin" else 2**10
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // unit
 
 
 def write_text(path: str | Path, text: str) -> None:
     """Replace a text file in one step."""
-    replace(path, lambda temporary: temporary.write_text(text))
+    replace(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def replace(path: str | Path, write: Callable[[Path], Any]) -> None:
@@ -57,10 +57,15 @@ def replace(path: str | Path, write: Callable[[Path], Any]) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    write(temporary)
-    with open(temporary, "rb") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        error.add_note(f"while writing {path}")
+        temporary.unlink(missing_ok=True)  # on a full disk it may be most of what is missing
+        raise
 
 
 def read(path: str | Path, form: type[BaseModel] | None = None) -> dict:

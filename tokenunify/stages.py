@@ -53,6 +53,11 @@ class Ingest(Strict):
     label_ids: c.LabelIds = Field("keep", exclude_if=lambda label_ids: label_ids == "keep")
     stated_voxel_size: c.StatedVoxelSize = Field("check", exclude_if=lambda stated: stated == "check")
 
+    @model_validator(mode="after")
+    def _a_shard_holds_whole_chunks(self) -> Self:
+        check_multiple("shard_shape", self.shard_shape, "chunk_shape", self.chunk_shape)
+        return self
+
 
 class Region(Strict):
     """Part of a corpus: a box of a volume, in its voxels, without those that no crop may touch."""
@@ -211,9 +216,9 @@ def from_json(stage: str, text: str) -> tuple[Any, dict]:
     name = f"{stage} --config-json"
     try:
         plain = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{name} must be JSON, got {text!r} ({error}); paste what Snakemake prints") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{name} must be JSON, got {text[:80]!r} ({error}); paste what Snakemake prints") from None
     if not isinstance(plain, dict):
-        raise InputError(f"{name} must be an object of keys and values, got {text!r}; paste what Snakemake prints")
+        raise InputError(f"{name} must be an object of keys and values, got {text[:80]!r}; paste what Snakemake prints")
     value = {key: item for key, item in plain.items() if key != "version"}
     return c.validate(SECTIONS[stage], value, name), plain

@@ -90,3 +90,11 @@ def test_the_terms_go_along(tmp_path, monkeypatch):
     told, _ = stages.from_json("report", planned.report())
     (shown,) = report.volumes([report.locate(output)], told.rights)
     assert (shown["terms"].text, shown["citation"]) == (TERMS["text"], "Em et al.")
+
+
+@pytest.mark.parametrize("text", ["{", "yes", "[" * 20_000, '{"max_mb_per_second": ' + "9" * 5000 + "}"])
+def test_a_permit_that_is_no_json_is_explained(text: str, monkeypatch, tmp_path):
+    monkeypatch.setenv(download.PERMIT, text)
+    section, plain = stages.from_json("download", plan({"path": "a.npy", "format": "npy"}).download("v"))
+    with pytest.raises(InputError, match=f"{download.PERMIT} must be JSON"):
+        download.run(section, plain, downloads=tmp_path, output=tmp_path / "v.json")

@@ -1,7 +1,6 @@
 """The command line: help that names the settings, errors without tracebacks."""
 
 import ast
-import errno
 import json
 import logging
 import subprocess
@@ -48,7 +47,14 @@ def test_log_tells_bad_input_from_other_failures(section: str, expected: bool, t
 
 
 @pytest.mark.parametrize(
-    ("text", "words"), [("{", "must be JSON, got '{'"), ("[1]", "must be an object"), ("5", "'5'")]
+    ("text", "words"),
+    [
+        ("{", "must be JSON, got '{'"),
+        ("[1]", "must be an object"),
+        ("5", "'5'"),
+        ('{"sources": ' + 5000 * "9" + "}", "Exceeds the limit"),
+        (20_000 * "[", "maximum recursion depth"),
+    ],
 )
 def test_section_that_is_no_object_is_explained(text: str, words: str, caplog: pytest.LogCaptureFixture):
     with caplog.at_level(logging.ERROR):
@@ -65,26 +71,47 @@ def test_wrong_part_is_explained(part: str, words: str, capsys: pytest.CaptureFi
     assert words in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(
-    ("number", "words"),
-    [
-        (errno.ENOSPC, "the disk is full: free space and run snakemake again"),
-        (errno.EDQUOT, "the disk quota is used up: free space and run snakemake again"),
-        (errno.EACCES, "no permission: make it readable or, for results, writable, or choose another folder with"),
-        (errno.EROFS, "the file system is read-only: choose another folder with --directory"),
-    ],
-)
-def test_os_error_says_what_to_do(
-    number: int, words: str, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
-):
-    def fail(_arguments) -> None:
-        raise OSError(number, "refused", "a.json")
+@pytest.mark.parametrize("text", ["0", "-1", "1.5", "two", "9" * 5000])
+def test_wrong_number_is_explained(text: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["rag", "--threads", text])
+    assert end.value.code == 2
+    assert "--threads: expected a whole number, 1 or more, got" in capsys.readouterr().err
 
-    monkeypatch.setattr(cli, "run", fail)
+
+@pytest.mark.parametrize("text", ["", ".", "/", "a\0b"])
+def test_output_that_is_no_file_is_explained(text: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["rag", "--output", text])
+    assert end.value.code == 2
+    assert "--output: expected the name of a file, got" in capsys.readouterr().err
+
+
+def test_shards_of_a_volume_hold_whole_chunks(caplog: pytest.LogCaptureFixture):
+    section = {"voxel_size_nm": [35, 8, 8], "roi": None, "zero": "background", "license": None, "citation": None}
+    section |= {"chunk_shape": [2, 12, 10], "shard_shape": [1, 24, 20]}
+    words = [
+        "ingest",
+        "--config-json",
+        json.dumps(section),
+        "--source",
+        "a.json",
+        "--threads",
+        "1",
+        "--output",
+        "b.json",
+    ]
     with caplog.at_level(logging.ERROR):
-        assert cli.main(["schema"]) == 1
-    assert "a.json" in caplog.text
-    assert words in caplog.text
+        assert cli.main(words) == 1
+    assert "shard_shape must be a multiple of chunk_shape [2, 12, 10] in every axis, got [1, 24, 20]" in caplog.text
+
+
+@pytest.mark.parametrize("text", ["0", "-1e9", "nan", "inf", "many"])
+def test_wrong_number_of_voxels_is_explained(text: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["plan", "results/v/metrics.csv", f"--voxels={text}"])
+    assert end.value.code == 2
+    assert "expected a number of voxels such as 1e9, got" in capsys.readouterr().err
 
 
 def test_siblings_never_import_each_other_and_torch_stays_in_learning(root: Path):
@@ -108,3 +135,17 @@ def _imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module:
             names |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
     return names
+
+
+def test_text_files_have_one_encoding_whatever_the_locale(root: Path):
+    for path in (root / "tokenunify").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Call) and _opens_text(node):
+                assert any(word.arg == "encoding" for word in node.keywords), f"{path}:{node.lineno}: no encoding"
+
+
+def _opens_text(call: ast.Call) -> bool:
+    if isinstance(call.func, ast.Attribute):
+        return call.func.attr in ("read_text", "write_text") and ast.unparse(call.func) != "manifest.write_text"
+    mode = "".join(map(ast.unparse, call.args[1:2]))
+    return isinstance(call.func, ast.Name) and call.func.id == "open" and "b" not in mode

@@ -55,7 +55,7 @@ def rule_environments() -> dict[str, set[str]]:
         for block in re.split(r"^(?=(?:use )?rule )", path.read_text(), flags=re.MULTILINE):
             command = re.search(r"python -m tokenunify (\w+)", block)
             if command:
-                found.setdefault(command[1], set()).add(re.search(r"envs/(\w+)\.yaml", block)[1])
+                found.setdefault(command[1], set()).add(re.search(r'environment\("(\w+)"\)', block)[1])
     return found
 
 

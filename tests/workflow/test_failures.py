@@ -1,5 +1,6 @@
 """What a user sees when a folder is read-only, the disk is full or a store is damaged; and that the mend works."""
 
+import json
 import os
 import re
 import shutil
@@ -36,11 +37,16 @@ def mounted(path: Path, *options: str) -> Iterator[None]:
         subprocess.run(["umount", path], check=True)
 
 
-def shown(checkout: Checkout, *words) -> str:
-    """What the user sees of a failing run: Snakemake's output and the logs it points to."""
+def on_terminal(checkout: Checkout, *words) -> str:
+    """What Snakemake and the jobs print; the logs are not looked into."""
     done = checkout.snakemake(*words, check=False)
     assert done.returncode != 0
-    return done.stdout + done.stderr + checkout.logs()
+    return done.stdout + done.stderr
+
+
+def shown(checkout: Checkout, *words) -> str:
+    """What the user sees of a failing run: Snakemake's output and the logs it points to."""
+    return on_terminal(checkout, *words) + checkout.logs()
 
 
 @needs_root
@@ -170,3 +176,40 @@ def test_bad_input_is_not_tried_again(clone: Checkout, tmp_path: Path):
     (checkout.path / "sitecustomize.py").write_text("import os, sys\nif 'ingest' in sys.orig_argv: os.abort()")
     text = shown(checkout, "data/volumes/tiny.json", "--retries", "1")
     assert text.count("Trying to restart") == 1
+
+
+@pytest.mark.parametrize("words", [(), ("--show-failed-logs",)], ids=["plain", "with failed logs"])
+def test_bad_input_is_told_on_the_terminal_once(clone: Checkout, tmp_path: Path, words: tuple[str, ...]):
+    checkout = clone.copy(tmp_path / "tokenunify")
+    checkout.edit(lambda config: config["volumes"]["tiny"].update(voxel_size_nm=[35, 8, 9]))
+    text = on_terminal(checkout, "data/volumes/tiny.json", *words)
+    assert text.count("bad input: voxel_size_nm is [35.0, 8.0, 9.0] in the configuration") == 1
+
+
+@pytest.mark.parametrize(
+    ("defect", "words"),
+    [
+        ("raise ArithmeticError('a defect of ours')", ["exit status 1:", "ArithmeticError: a defect of ours"]),
+        ("print('the last words', file=sys.stderr, flush=True); os.abort()", ["exit status 134:", "the last words"]),
+        ("os._exit(7)", ["logs/download/tiny.log, exit status 7:"]),
+    ],
+    ids=["traceback", "aborted", "nothing in the log"],
+)
+def test_the_end_of_a_log_is_shown_on_the_terminal(clone: Checkout, tmp_path: Path, defect: str, words: list[str]):
+    checkout = clone.copy(tmp_path / "tokenunify")
+    with open(checkout.path / "tokenunify/data/download.py", "a") as file:
+        file.write(f"\nimport os, sys\n{defect}\n")
+    text = on_terminal(checkout, "data/downloads/tiny.json")
+    assert all(word in text for word in words), text
+
+
+@pytest.mark.parametrize("name", ["it's 100% {a}", 'Größe "q" $HOME {x}{{y}}'])
+def test_checkout_whose_path_has_odd_characters(clone: Checkout, tmp_path: Path, name: str):
+    checkout = clone.copy(tmp_path / name / "tokenunify")
+    checkout.snakemake("data/volumes/tiny.json", "--directory", tmp_path / f"run {name}")
+    assert json.loads((tmp_path / f"run {name}" / "data/volumes/tiny.json").read_text())["content"]["raw"]
+
+
+def test_checkout_whose_path_ends_pythonpath(clone: Checkout, tmp_path: Path):
+    checkout = clone.copy(tmp_path / "a:b" / "tokenunify")
+    assert "has a :, at which PYTHONPATH ends" in on_terminal(checkout, "data/volumes/tiny.json")

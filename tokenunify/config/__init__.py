@@ -5,10 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-import yaml
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from tokenunify.config import checks
+from tokenunify.config import checks, text
 from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict, VoxelSize, validate
 from tokenunify.config.data import (
     Dataset,
@@ -67,7 +66,6 @@ from tokenunify.config.segmentation import (
     Waterz,
     is_tuned,
 )
-from tokenunify.errors import InputError
 
 __all__ = [
     "BASELINE",
@@ -351,15 +349,7 @@ def load(path: str | Path) -> Config:
 
     Raises InputError naming every wrong key, what was expected and what was found.
     """
-    try:
-        text = Path(path).read_text()
-    except OSError as error:
-        raise InputError(f"{path} cannot be read ({error.strerror}): give an existing configuration file") from None
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{path} is not valid YAML: {error}") from None
-    return from_dict(value, str(path))
+    return from_dict(text.read(path), str(path))
 
 
 def from_dict(value: Any, name: str = "config") -> Config:

@@ -72,7 +72,7 @@ def _check_same(record: Path, source: Remote, partial: Path) -> None:
     told = {"identity": source.identity, "shape": list(source.shape), "dtype": str(source.dtype)}
     if not record.exists():
         manifest.write_text(record, json.dumps(told))
-    elif json.loads(record.read_text()) != told:
+    elif json.loads(record.read_text(encoding="utf-8")) != told:
         raise InputError(
             f"{source.address} changed since its download began; delete {partial} and {record.parent} to begin anew"
         )

@@ -54,7 +54,7 @@ class Job:
 
 def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path) -> None:
     """Write the manifest of the first source that works; InputError lists why none did."""
-    permit = c.validate(stages.Permit, json.loads(os.environ.get(PERMIT, "{}")), PERMIT)
+    permit = _permit(os.environ.get(PERMIT, "{}"))
     job = Job(downloads, section, permit, transfer.Throttle(permit.max_mb_per_second))
     reasons = []
     for index, source in enumerate(section.sources):
@@ -67,6 +67,14 @@ def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path)
         manifest.write(output, content, {**paths, "source": index, "section": plain})
         return
     raise InputError("none of the sources works:\n" + "\n".join(reasons))
+
+
+def _permit(text: str) -> stages.Permit:
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{PERMIT} must be JSON, got {text[:80]!r} ({error}); unset it") from None
+    return c.validate(stages.Permit, given, PERMIT)
 
 
 def obtain(source: Source | WeightsSource, job: Job) -> tuple[dict, dict]:
@@ -147,7 +155,7 @@ def _obtain_hub(file: HubFile, format: str, sha256: str | None, job: Job) -> tup
     listed = target.with_name(target.name + ".files")
     if not listed.exists():
         manifest.write_text(listed, "\n".join(hub.matching(file, revision)) + "\n")
-    names = listed.read_text().split("\n")[:-1]
+    names = listed.read_text(encoding="utf-8").split("\n")[:-1]
     hub.check_names(file, names)
     addresses = ((hub.url(file, revision, name), PurePosixPath(name).stem) for name in names)
     return _sequence(target, addresses, len(names), sha256, job, hub.headers())

@@ -33,7 +33,7 @@ def revision(file: HubFile, record: Path) -> str:
         return file.revision
     if not record.exists():
         manifest.write_text(record, _newest(file) + "\n")
-    return record.read_text().strip()
+    return record.read_text(encoding="utf-8").strip()
 
 
 def _newest(file: HubFile) -> str:

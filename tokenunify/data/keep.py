@@ -25,7 +25,7 @@ def once(
     record = target.with_name(target.name + ".sha256")
     aside = target.with_name(target.name + ".wrong-sha256")
     with locks.alone(target.with_name(f".{target.name}.lock")):
-        expected = sha256 or (record.read_text().split()[0] if record.exists() else None)
+        expected = sha256 or (record.read_text(encoding="utf-8").split()[0] if record.exists() else None)
         if not target.exists() and aside.exists() and checksum(aside) == expected:
             os.replace(aside, target)
         if not target.exists():

@@ -52,7 +52,7 @@ def choose(
     preview = cache(open_preview)
     record.parent.mkdir(parents=True, exist_ok=True)
     with locks.alone(record.with_name(f".{record.name}.lock")):
-        judged = json.loads(record.read_text()) if record.exists() else []
+        judged = json.loads(record.read_text(encoding="utf-8")) if record.exists() else []
         for number, offset in enumerate(sample.places):
             roi = RoiConfig(offset=offset, shape=sample.shape)
             if number == len(judged):

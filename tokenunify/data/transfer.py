@@ -142,7 +142,7 @@ def pause(response: requests.Response | None, attempt: int) -> float:
 def _transfer(url: str, part: Path, verified: bool, progress: bool, throttle: Throttle, headers: dict) -> None:
     """Append what is missing to `part`; start anew where the server cannot continue the same file."""
     validator = part.with_name(part.name + ".validator")
-    known = validator.read_text() if validator.exists() else ""
+    known = validator.read_text(encoding="utf-8") if validator.exists() else ""
     start = part.stat().st_size if part.exists() and (known or verified) else 0
     headers |= {"Accept-Encoding": "identity"}
     if start:
@@ -164,7 +164,7 @@ def _transfer(url: str, part: Path, verified: bool, progress: bool, throttle: Th
                 return
             file.seek(0)
             file.truncate()
-            validator.write_text(_mark(response))
+            validator.write_text(_mark(response), encoding="utf-8")
             length = response.headers.get("Content-Length")
             expected = None if length is None else int(length)
 

@@ -42,7 +42,7 @@ def open_wkw(path: str, dataset: str | None, scratch: Path) -> SourceArray:
 
 def _properties(path: str) -> dict:
     try:
-        return json.loads(Path(path, PROPERTIES).read_text())
+        return json.loads(Path(path, PROPERTIES).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise InputError(f"{path} has no {PROPERTIES}; give the dataset's folder, which has it") from None
 

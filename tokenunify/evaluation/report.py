@@ -140,7 +140,7 @@ def template() -> jinja2.Template:
         "png": lambda data: _uri(data, "image/png"),
     }
     environment.filters["svg"] = lambda data: _uri(data, "image/svg+xml")
-    return environment.from_string(TEMPLATE.read_text())
+    return environment.from_string(TEMPLATE.read_text(encoding="utf-8"))
 
 
 def _uri(data: bytes, kind: str) -> str:

@@ -137,7 +137,7 @@ def write(
     weights = output.with_name(checkpoint.WEIGHTS)
     checkpoint.save_weights(weights, training.weights())
     for name in (TRANSFER, "log.csv"):
-        manifest.write_text(output.with_name(name), (training.folder / name).read_text())
+        manifest.write_text(output.with_name(name), (training.folder / name).read_text(encoding="utf-8"))
     progress, network = training.progress, training.task.network
     content = {
         "weights": manifest.file_sha256(weights),

@@ -120,7 +120,7 @@ def write(section: Pretrain, training: loop.Training, output: Path, *, seed: int
     """Hand on weights, log and picture; the manifest last."""
     weights = output.with_name(checkpoint.WEIGHTS)
     checkpoint.save_weights(weights, training.weights())
-    manifest.write_text(output.with_name("log.csv"), (training.folder / "log.csv").read_text())
+    manifest.write_text(output.with_name("log.csv"), (training.folder / "log.csv").read_text(encoding="utf-8"))
     last = training.folder / "pictures" / f"step{section.steps:08d}.png"
     manifest.replace(output.with_name("reconstructions.png"), lambda path: path.write_bytes(last.read_bytes()))
     content = {

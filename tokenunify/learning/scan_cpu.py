@@ -21,6 +21,8 @@ from numba.extending import intrinsic, overload
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from tokenunify.compiled import kept
+
 LANES = 32
 """Channels of a group."""
 CHUNK = 64
@@ -253,7 +255,8 @@ def _kernel(function: Callable, dtype: torch.dtype) -> Callable:
     inputs = (channels, channels, number[:, ::1], channels, channels, lanes, lanes)
     gradients = (channels, channels, channels, channels, number[:, ::1])
     rest = (channels, states) if function is _forward else (states, channels, *gradients)
-    return njit(types.void(boolean, *inputs, *rest), **OPTIONS, cache=dtype == torch.float32)(function)
+    compiled = kept if dtype == torch.float32 else njit
+    return compiled(types.void(boolean, *inputs, *rest), **OPTIONS)(function)
 
 
 @functools.cache

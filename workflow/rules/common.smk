@@ -1,4 +1,4 @@
-"""The validated configuration as `plan`, the interpreter that jobs use, retries, GPUs of this machine, lists of files.
+"""The validated configuration as `plan`, what stands in front of every command, retries, GPUs, lists of files.
 
 Nothing here decides what a stage does: that is in the configuration and in the package.
 """
@@ -8,7 +8,7 @@ import shlex
 
 from snakemake.exceptions import WorkflowError
 from snakemake.jobs import Job
-from snakemake.settings.types import DeploymentMethod
+from snakemake.settings.types import DeploymentMethod, ExecMode
 
 from tokenunify.errors import tells_bad_input
 
@@ -21,6 +21,22 @@ def explained(function, *arguments):
         raise WorkflowError(str(error)) from None
 
 
+def braced(text):
+    """The text, as it is written where Snakemake fills in what stands in braces."""
+    return str(text).replace("{", "{{").replace("}", "}}")
+
+
+def environment(name):
+    """The environment of a kind of rules; the path of a checkout may have braces."""
+    return braced(Path(workflow.basedir, "envs", f"{name}.yaml"))
+
+
+if os.pathsep in str(workflow.basedir):
+    raise WorkflowError(f"{workflow.basedir} has a {os.pathsep}, at which PYTHONPATH ends: move the checkout elsewhere")
+
+# Snakemake keeps the last of a key's values without a word.
+for file in workflow.configfiles:
+    explained(text.read, file)
 plan = Plan(explained(from_dict, config, " + ".join(map(str, workflow.configfiles))))
 
 # Environments hold dependencies only, the package comes from this checkout. Jobs use the interpreter that runs
@@ -28,9 +44,12 @@ plan = Plan(explained(from_dict, config, " + ".join(map(str, workflow.configfile
 PYTHONPATH = f"export PYTHONPATH={shlex.quote(str(workflow.basedir))}; "
 INTERPRETER = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; '
 # What downloads may do decides no result: it is no parameter of the rule, so that nothing reruns.
-PERMIT = f"export TOKENUNIFY_DOWNLOAD={shlex.quote(plan.download_permit)}; ".replace("{", "{{").replace("}", "}}")
+PERMIT = f"export TOKENUNIFY_DOWNLOAD={shlex.quote(plan.download_permit)}; "
+# A failed job's own message is shown, but not beside the whole log, which --show-failed-logs prints.
+TELL = f"source {shlex.quote(str(Path(workflow.basedir, 'workflow/scripts/tell.sh')))}; "
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
-shell.prefix(PERMIT + (PYTHONPATH if CONDA else PYTHONPATH + INTERPRETER))
+SHOWN = workflow.output_settings.show_failed_logs or workflow.exec_mode == ExecMode.REMOTE
+shell.prefix(braced(("" if SHOWN else TELL) + PERMIT + PYTHONPATH + ("" if CONDA else INTERPRETER)))
 
 # Bad input stays bad, however often a job is retried. Snakemake retries every failure and has no option for this; an
 # error raised where it asks for the next attempt's memory would cancel all other jobs.

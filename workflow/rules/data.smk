@@ -15,7 +15,7 @@ rule download:
     benchmark:
         "logs/download/{volume}.tsv"
     conda:
-        "../../envs/data.yaml"
+        environment("data")
     threads: need("download").threads
     resources:
         mem_mb=memory("download"),
@@ -51,7 +51,7 @@ rule ingest:
     benchmark:
         "logs/ingest/{volume}.tsv"
     conda:
-        "../../envs/data.yaml"
+        environment("data")
     threads: need("ingest").threads
     resources:
         mem_mb=memory("ingest"),

@@ -20,7 +20,7 @@ rule evaluate:
     benchmark:
         "logs/evaluate/{volume}.{model}.seed{seed}.{segmentation}.tsv"
     conda:
-        "../../envs/evaluation.yaml"
+        environment("evaluation")
     threads: need("evaluate").threads
     resources:
         mem_mb=memory("evaluate"),
@@ -49,7 +49,7 @@ rule blockings:
     benchmark:
         "logs/blockings/{volume}.{model}.seed{seed}.{segmentation}.tsv"
     conda:
-        "../../envs/segmentation.yaml"
+        environment("segmentation")
     threads: need("blockings").threads
     resources:
         mem_mb=memory("blockings"),
@@ -83,7 +83,7 @@ rule metrics:
         "logs/metrics/{volume}.log",
     localrule: True
     conda:
-        "../../envs/evaluation.yaml"
+        environment("evaluation")
     params:
         config=lambda w: explained(plan.metrics, w.volume),
     shell:
@@ -107,7 +107,7 @@ rule report:
         "logs/report/report.log",
     localrule: True
     conda:
-        "../../envs/evaluation.yaml"
+        environment("evaluation")
     params:
         config=plan.report(),
         manifests=without_parts,

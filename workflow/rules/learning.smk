@@ -24,7 +24,7 @@ rule pretrain:
     benchmark:
         "logs/pretrain/{pretraining}.seed{seed}.tsv"
     conda:
-        "../../envs/learning.yaml"
+        environment("learning")
     threads: need("pretrain").threads
     resources:
         **devices("pretrain"),
@@ -61,7 +61,7 @@ rule finetune:
     benchmark:
         "logs/finetune/{model}.seed{seed}.tsv"
     conda:
-        "../../envs/learning.yaml"
+        environment("learning")
     threads: need("finetune").threads
     resources:
         **devices("finetune"),
@@ -97,7 +97,7 @@ rule prepare_predict:
         model=f"(?!{BASELINE}/)[^/]+",
     localrule: True
     conda:
-        "../../envs/segmentation.yaml"
+        environment("segmentation")
     params:
         stage="predict",
         config=lambda w: plan.predict(w.model),
@@ -124,7 +124,7 @@ rule predict:
     wildcard_constraints:
         model=f"(?!{BASELINE}/)[^/]+",
     conda:
-        "../../envs/learning.yaml"
+        environment("learning")
     threads: need("predict").threads
     resources:
         torch_threads=need("predict").threads,

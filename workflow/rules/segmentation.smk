@@ -41,7 +41,7 @@ rule baseline:
     benchmark:
         "logs/baseline/{volume}.part{part}of{parts}.tsv"
     conda:
-        "../../envs/segmentation.yaml"
+        environment("segmentation")
     threads: need("baseline").threads
     resources:
         mem_mb=memory("baseline"),
@@ -86,7 +86,7 @@ rule fragments:
     benchmark:
         "logs/fragments/{volume}.{model}.seed{seed}.{fragments}.part{part}of{parts}.tsv"
     conda:
-        "../../envs/segmentation.yaml"
+        environment("segmentation")
     threads: need("fragments").threads
     resources:
         mem_mb=memory("fragments"),
@@ -117,7 +117,7 @@ rule rag:
     benchmark:
         "logs/rag/{volume}.{model}.seed{seed}.{fragments}.part{part}of{parts}.tsv"
     conda:
-        "../../envs/segmentation.yaml"
+        environment("segmentation")
     threads: need("rag").threads
     resources:
         mem_mb=memory("rag"),
@@ -148,7 +148,7 @@ rule tune:
     benchmark:
         "logs/tune/{model}.seed{seed}.{segmentation}.tsv"
     conda:
-        "../../envs/segmentation.yaml"
+        environment("segmentation")
     threads: need("tune").threads
     resources:
         mem_mb=memory("tune"),
@@ -178,7 +178,7 @@ rule agglomerate:
     benchmark:
         "logs/agglomerate/{volume}.{model}.seed{seed}.{segmentation}.tsv"
     conda:
-        "../../envs/segmentation.yaml"
+        environment("segmentation")
     threads: need("agglomerate").threads
     resources:
         mem_mb=memory("agglomerate"),
@@ -223,7 +223,7 @@ rule relabel:
     benchmark:
         "logs/relabel/{volume}.{model}.seed{seed}.{segmentation}.part{part}of{parts}.tsv"
     conda:
-        "../../envs/segmentation.yaml"
+        environment("segmentation")
     threads: need("relabel").threads
     resources:
         mem_mb=memory("relabel"),

@@ -1,0 +1,75 @@
+"""What the command line says when a command ends with an error: one line that names the file and what to do."""
+
+import errno
+import re
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+
+from tokenunify.errors import BAD_INPUT, InputError
+
+AGAIN = "free space and run snakemake again, finished blocks are kept"
+ADVICE = {
+    errno.ENOSPC: f"the disk is full: {AGAIN}",
+    errno.EDQUOT: f"the disk quota is used up: {AGAIN}",
+    errno.EACCES: "no permission: make it readable or, for results, writable, "
+    "or choose another folder with --directory",
+    errno.EROFS: "the file system is read-only: choose another folder with --directory",
+}
+WORDS_OF_A_FULL_DISK = re.compile(
+    r"PytorchStreamWriter failed writing|unexpected pos \d+ vs \d+|\d+ requested and \d+ written"
+    r"|No space left on device|os error 28\b",
+    re.IGNORECASE,
+)
+"""Of libraries that keep the system's error to themselves: torch, numpy, safetensors, tensorstore."""
+SMALLER = (
+    "choose smaller blocks or crops, or fewer threads, or give the job more memory (resources in the configuration)"
+)
+PACKAGE = Path(__file__).parent
+
+
+def explain(error: Exception) -> str:
+    """The message of an error that ends a command."""
+    if isinstance(error, InputError):
+        return f"{BAD_INPUT}{error}"
+    if full := _full_disk(error):
+        return f"{_words(full)}; {ADVICE[full.errno if isinstance(full, OSError) and full.errno else errno.ENOSPC]}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return f"{_words(error)}; {ADVICE.get(error.errno, 'see the file system, then run snakemake again')}"
+    if isinstance(error, MemoryError):
+        return f"not enough memory ({_words(error)}): {SMALLER}"
+    places = " > ".join(_places(error))
+    return (
+        f"unexpected {type(error).__name__}: {_words(error)} ({places}). A file that is damaged, or of another "
+        "program, may be the reason: delete it and make it again; else please report this line"
+    )
+
+
+def _full_disk(error: BaseException) -> BaseException | None:
+    """What tells of a full disk: the error, or one that it hides, as when an archive cannot be closed then."""
+    for one in _chain(error):
+        if isinstance(one, OSError) and one.errno is not None:
+            if one.errno in (errno.ENOSPC, errno.EDQUOT):
+                return one
+        elif not isinstance(one, InputError) and WORDS_OF_A_FULL_DISK.search(str(one)):
+            return one
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _words(error: BaseException) -> str:
+    """What the error says, and the files that were being worked on, in one line."""
+    return ", ".join(" ".join(str(part).split()) for part in (error, *getattr(error, "__notes__", ())))
+
+
+def _places(error: Exception) -> list[str]:
+    """Where our code was, from the command to the error; and the last place of a library's."""
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    last = frames[-1:] if frames and frames[-1] not in ours else []
+    return [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in [*ours, *last]]
