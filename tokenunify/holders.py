@@ -80,7 +80,7 @@ class Watch:
 def _machine() -> str:
     """The running kernel and the part of its processes that are seen: containers may share a host's name."""
     try:
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()

@@ -159,11 +159,9 @@ TARGETS: dict[str, tuple[int, Callable[[Chain, Path, random.Random], str]]] = {
     "configurations": (100, try_configuration),
 }
 """What is damaged, in how many ways in a run of the suite."""
-LATER = {"files", "manifests", "sealed manifests", "metadata", "command lines"}
-"""Targets that wait for manifests with forms and checksums, and for shards bound to their places."""
 
 
-@pytest.mark.parametrize("target", [name for name in TARGETS if name not in LATER])
+@pytest.mark.parametrize("target", TARGETS)
 def test_a_message_or_the_same_result(chain: Chain, tmp_path: Path, target: str):
     number, attempt = TARGETS[target]
     wrong = [attempt(chain, tmp_path, rng) for rng in cases(target, number)]

@@ -88,7 +88,7 @@ def test_output_that_is_no_file_is_explained(text: str, capsys: pytest.CaptureFi
 
 
 def test_shards_of_a_volume_hold_whole_chunks(caplog: pytest.LogCaptureFixture):
-    section = {"voxel_size_nm": [35, 8, 8], "roi": None, "zero": "background", "license": None, "citation": None}
+    section = {"voxel_size_nm": [35, 8, 8], "roi": None, "zero": "background"}
     section |= {"chunk_shape": [2, 12, 10], "shard_shape": [1, 24, 20]}
     words = [
         "ingest",
