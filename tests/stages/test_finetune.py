@@ -259,7 +259,7 @@ def test_low_precision_is_used_in_training(volumes, tmp_path, monkeypatch):
 
     monkeypatch.setattr(finetune.objectives, "affinity_loss", watched)
     train(volumes, tmp_path / "weights.json", section(steps=1, precision="bf16-mixed"), validation=())
-    assert set(seen) == {torch.bfloat16}
+    assert seen == [torch.bfloat16]
 
 
 def test_without_validation_the_last_weights_are_kept(volumes, tmp_path):
@@ -359,64 +359,6 @@ def test_a_damaged_training_state_is_named(volumes, tmp_path):
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(InputError, match=r"last.ckpt is damaged .*delete .*train again"):
         train(volumes, tmp_path / "weights.json", section(steps=3))
-
-
-def test_a_flipped_bit_of_a_training_state_is_never_another_state(volumes, tmp_path):
-    output = train(volumes, tmp_path / "weights.json", validation=())
-    (path,) = tmp_path.glob("training/*/last.ckpt")
-    whole, state = path.read_bytes(), checkpoint.load_state(path)
-    rng, noticed = random.Random(0), 0
-    for _ in range(60):
-        place = rng.randrange(len(whole))
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << rng.randrange(8)]) + whole[place + 1 :])
-        try:
-            assert str(checkpoint.load_state(path)) == str(state)
-        except InputError as error:
-            assert "last.ckpt is damaged" in str(error) and "train" in str(error)
-            noticed += 1
-    assert noticed > 20 and output.exists()
-
-
-def test_a_training_state_of_something_else_is_named(volumes, tmp_path):
-    train(volumes, tmp_path / "weights.json", validation=())
-    (path,) = tmp_path.glob("training/*/last.ckpt")
-    for value in ({"a": 1}, [3], {**torch.load(path), "progress": {"step": "three", "other": 4}}):
-        torch.save(value, path)
-        with pytest.raises(InputError, match=r"last\.ckpt is damaged .*delete .*training/"):
-            train(volumes, tmp_path / "weights.json", validation=())
-
-
-def test_best_weights_that_changed_are_not_handed_on(volumes, tmp_path):
-    train(volumes, tmp_path / "weights.json")
-    (best,) = tmp_path.glob("training/*/best-*.safetensors")
-    best.write_bytes(best.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(InputError, match=r"best-\d+\.safetensors is damaged \(expected SHA-256 .*delete"):
-        train(volumes, tmp_path / "weights.json")
-    best.unlink()
-    with pytest.raises(InputError, match=r"best-\d+\.safetensors is damaged \(it does not exist"):
-        train(volumes, tmp_path / "weights.json")
-
-
-def test_a_short_training_with_a_small_momentum_fits_its_data(volumes, tmp_path):
-    def losses(momentum):
-        network = c.Superhuman(filters=(6, 8), norm_momentum=momentum)
-        output = tmp_path / str(momentum) / "weights.json"
-        train(volumes, output, section(steps=40, network=network, loss="bce", validate_every=10))
-        return [float(row["validation_loss"]) for row in log_of(output)], manifest.read(output)["run"]
-
-    (small, run), (usual, _) = losses(0.001), losses(0.1)
-    assert max(small) < 1.2 * max(usual) and small[-1] < 0.5
-    assert run["losses_parted_at"] == []
-
-
-def test_losses_that_part_are_warned_of(volumes, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(loop, "FAR_APART", 1.0)
-    output = train(volumes, tmp_path / "weights.json")
-    assert manifest.read(output)["run"]["losses_parted_at"] == [4, 8, 11]
-    rows = {int(row["step"]): row for row in log_of(output)}
-    for step in (4, 8, 11):
-        loss, validation_loss = (float(rows[step][name]) for name in ("loss", "validation_loss"))
-        assert f"step {step}: the validation loss is {validation_loss:.4g}, the training loss {loss:.4g}" in caplog.text
 
 
 def test_a_pretrained_body_is_what_training_starts_from(volumes, tmp_path):

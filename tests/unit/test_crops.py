@@ -1,7 +1,6 @@
 """Training samples and the tiling of a volume into crops."""
 
 import json
-from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -46,62 +45,6 @@ def test_sample_shapes_and_targets_without_augmentation():
     targets, mask = affinities.from_labels(labels, NEAREST)
     np.testing.assert_array_equal(sample["targets"], targets)
     np.testing.assert_array_equal(sample["mask"], mask)
-
-
-@pytest.mark.parametrize("erode", [False, True, "3d"])
-@pytest.mark.parametrize("zero", ["background", "unlabelled"])
-@pytest.mark.parametrize("cached", [False, True])
-def test_labels_outside_the_mask_are_unknown(erode, zero, cached):
-    augmented = Augment(**dict.fromkeys(Augment().model_dump(), 0.5))
-    rng = np.random.default_rng(1)
-    mask = (rng.random((9, *SHAPE[1:])) < 0.6).astype(np.uint8)
-    known = replace(labelled(first=2, zero=zero), mask=mask)
-    garbage = replace(known, labels=np.where(mask, known.labels, rng.integers(0, 9, mask.shape)).astype(np.uint16))
-    marked = replace(known, labels=np.where(mask, known.labels, np.uint64(affinities.IGNORE)), mask=None)
-    found = [crops.cached([v]) if cached else [v] for v in (known, garbage, marked)]
-    for index in range(3):
-        first, *others = (source(v, augment=augmented, erode=erode)[index] for v in found)
-        assert first["mask"].any() and not first["mask"].all()
-        for other in others:
-            for name in ("raw", "targets", "mask"):
-                np.testing.assert_array_equal(first[name], other[name])
-
-
-def striped(labels, zero="background"):
-    return [replace(labelled(zero=zero), labels=labels)]
-
-
-def test_share_of_negatives_is_that_of_the_labels(caplog):
-    stripes = (1 + np.indices(SHAPE)[2] // 5).astype(np.uint8)  # borders across x alone, every fifth voxel
-    with caplog.at_level("INFO"):
-        share = crops.share_of_negatives(source(striped(stripes), crop=(4, 12, 15)))
-    pairs = np.array([3 * 12 * 15, 4 * 11 * 15, 4 * 12 * 14])
-    assert share == pytest.approx(4 * 12 * np.mean([2, 3, 3, 3, 3]) / pairs.sum(), abs=0.003)
-    assert f"{100 * share:.2f} % of known pairs are negative" in caplog.text
-
-
-def test_hardly_any_negative_pair_is_warned_of(caplog):
-    halves = (1 + (np.indices((7, 400, 41))[1] >= 200)).astype(np.uint8)
-    crops.share_of_negatives(source([replace(labelled(shape=halves.shape), labels=halves)], crop=(7, 390, 40)))
-    assert [record.levelname for record in caplog.records] == ["WARNING"] and "will merge" in caplog.text
-
-
-ONE, NONE = np.ones(SHAPE, np.uint16), np.zeros(SHAPE, np.uint16)
-
-
-@pytest.mark.parametrize(
-    ("labels", "zero", "words"),
-    [
-        (ONE, "background", "lies between two neurons"),
-        (np.where(np.indices(SHAPE)[2] % 8 < 2, 0, 1 + np.indices(SHAPE)[2] // 8), "unlabelled", "between two neurons"),
-        (NONE, "background", "lies within a neuron"),
-        (NONE, "unlabelled", "is known"),
-        (np.full(SHAPE, affinities.IGNORE, np.uint64), "background", "is known"),
-    ],
-)
-def test_labels_with_one_answer_are_refused(labels, zero, words):
-    with pytest.raises(InputError, match=rf"training volumes a: no pair of voxels in 64 crops .*{words}.*2\^64-1"):
-        crops.share_of_negatives(source(striped(labels, zero)))
 
 
 def test_targets_of_a_smaller_output_are_those_of_the_middle():

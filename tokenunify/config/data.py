@@ -286,10 +286,7 @@ class Volume(Strict):
     roi: RoiConfig | None = None
     """Part of the source to ingest, in the source's voxels; null takes all."""
     zero: Literal["background", "unlabelled"] = "background"
-    """Meaning of label 0 in training: background (affinity 0) or unlabelled (masked out).
-
-    Label 2^64-1 is unlabelled whatever 0 means, and so is what a mask excludes; neither is trained on or scored.
-    """
+    """Meaning of label 0 in training: background (affinity 0) or unlabelled (masked out)."""
     intensity: Intensity | None = Field(None, exclude_if=lambda intensity: intensity is None)
     """How raw becomes 0..255: clip, {rescale: [low, high]} or {percentile: [low, high]}.
 

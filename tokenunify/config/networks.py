@@ -80,9 +80,8 @@ class SymmetricUNet(Architecture):
     merge: Literal["add", "cat"] = "add"
     upsampling: Literal["trilinear", "transpose"] = "trilinear"
     normalisation: Literal["batch", "instance"] = "batch"
-    norm_momentum: Fraction = 0.1
-    """Weight of each step in the batch normalisation's running statistics; the published networks have 0.001, which
-    suits trainings of many thousand steps."""
+    norm_momentum: Fraction = 0.001
+    """Momentum of the batch normalisation's running statistics."""
 
     @property
     def unit(self) -> Coordinate:

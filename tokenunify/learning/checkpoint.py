@@ -1,6 +1,5 @@
 """Weights and training states on disk: written in one step, and enough to rebuild the network."""
 
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,24 +28,11 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """A training state on the CPU; nothing but tensors, numbers, strings and containers is accepted.
-
-    Its checksums are compared first, as torch does not look at them: those of the zip archive that torch.save writes.
-    """
+    """A training state on the CPU; nothing but tensors, numbers, strings and containers is accepted."""
     try:
-        with zipfile.ZipFile(path) as archive:
-            if damaged := archive.testzip():
-                raise zipfile.BadZipFile(f"{damaged} has another checksum")
         return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a damaged archive or pickle can fail in any way
-        raise damaged_state(path, error) from None
-
-
-def damaged_state(path: Path, reason: object) -> InputError:
-    """What to say of a file of a training that is not what was written."""
-    return InputError(f"{path} is damaged ({reason}): delete {path.parent} and train again with the same command")
+    except (RuntimeError, EOFError, ValueError) as error:
+        raise InputError(f"{path} is damaged ({error}): delete {path.parent} and train again") from None
 
 
 def read_weights(weights: Path, form: type[forms.Form] = forms.Weights) -> tuple[dict[str, Tensor], dict]:

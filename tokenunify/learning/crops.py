@@ -1,8 +1,7 @@
 """Training samples: sample i is a function of (seed, i) alone, whatever was drawn before it and on which machine."""
 
-import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from math import prod
 
 import numpy as np
@@ -13,11 +12,7 @@ from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, centre
 from tokenunify.learning import augment
 
-logger = logging.getLogger(__name__)
-
 CACHE_BYTES = 2**31  # volumes are held in memory up to this size together, larger ones are read crop by crop
-SOME_CROPS, MANY_CROPS = 16, 64  # looked at for the share of negative pairs; many only where some show one kind
-FEW_NEGATIVES = 0.005
 ATTEMPTS = 10  # draws of a position before a crop without any known affinity is accepted
 
 
@@ -34,8 +29,6 @@ class Labelled:
     """Extent of the part that is used."""
     voxel_size_nm: tuple[float, float, float]
     zero: str
-    mask: arrays.Store | np.ndarray | None = None
-    """0 where the labels are not to be used; None: they are used everywhere."""
 
 
 def open_labelled(volume: arrays.Volume, sections: tuple[int, int] | None = None) -> Labelled:
@@ -52,21 +45,18 @@ def open_labelled(volume: arrays.Volume, sections: tuple[int, int] | None = None
             f"got {list(sections or ())}; correct datasets.*.train"
         )
     shape = (min(last, depth) - first, height, width)
-    known = (volume.voxel_size_nm, volume.zero, volume.mask)
-    return Labelled(volume.name, volume.raw, volume.labels, first, shape, *known)
+    return Labelled(volume.name, volume.raw, volume.labels, first, shape, volume.voxel_size_nm, volume.zero)
 
 
 def cached(volumes: Sequence[Labelled]) -> list[Labelled]:
     """The volumes, those that fit into the cache held in memory."""
     result, room = [], CACHE_BYTES
     for v in volumes:
-        held = [array for array in (v.raw, v.labels, v.mask) if array is not None]
-        size = prod(v.shape) * sum(array.dtype.itemsize for array in held)
+        size = prod(v.shape) * (v.raw.dtype.itemsize + v.labels.dtype.itemsize)
         if size <= room:
             room -= size
-            used = slice(v.first, v.first + v.shape[0])
-            mask = None if v.mask is None else v.mask[used]
-            v = replace(v, raw=v.raw[used], labels=v.labels[used], mask=mask, first=0)
+            sections = slice(v.first, v.first + v.shape[0])
+            v = Labelled(v.name, v.raw[sections], v.labels[sections], 0, v.shape, v.voxel_size_nm, v.zero)
         result.append(v)
     return result
 
@@ -129,45 +119,15 @@ class Crops:
         return {"raw": np.ascontiguousarray(raw, np.float32)[None], "targets": targets[middle], "mask": mask[middle]}
 
 
-def share_of_negatives(samples: Crops) -> float:
-    """Share of known pairs of voxels that are not in one neuron, in some of the crops.
-
-    Raises InputError where the crops have no known pair, or all pairs are alike: a network would learn one answer.
-    """
-    known = positive = 0
-    for index in range(MANY_CROPS):
-        sample = samples[index]
-        known += int(sample["mask"].sum())
-        positive += int(sample["targets"][sample["mask"]].sum())
-        if index + 1 >= SOME_CROPS and 0 < positive < known:
-            break
-    if not 0 < positive < known:
-        kind = "is known" if known == 0 else "lies within a neuron" if positive == 0 else "lies between two neurons"
-        raise InputError(
-            f"training volumes {', '.join(v.name for v in samples.volumes)}: no pair of voxels in {MANY_CROPS} crops "
-            f"{kind}, so there is one answer to learn: label both sides of borders, give membranes label 0 with "
-            "zero: background, or set finetune.erode_labels; voxels that nobody labelled have label 2^64-1, or mask 0"
-        )
-    share = 1 - positive / known
-    few = ": borders are hardly seen, and segments will merge" if share < FEW_NEGATIVES else ""
-    logger.log(logging.WARNING if few else logging.INFO, "%.2f %% of known pairs are negative%s", 100 * share, few)
-    return share
-
-
 NO_AUGMENTATION = Augment(**dict.fromkeys(Augment.model_fields, 0.0))
 
 
 def read(v: Labelled, start: Sequence[int], extent: Coordinate) -> tuple[np.ndarray, np.ndarray]:
-    """Raw and labels of a box of the used part; what the part lacks at its far faces is mirrored.
-
-    Labels outside the volume's mask are unknown: 2^64-1.
-    """
+    """Raw and labels of a box of the used part; what the part lacks at its far faces is mirrored."""
     z, y, x = (slice(s, min(s + e, n)) for s, e, n in zip(start, extent, v.shape, strict=True))
     box = (slice(z.start + v.first, z.stop + v.first), y, x)
     lacking = [(0, s + e - min(s + e, n)) for s, e, n in zip(start, extent, v.shape, strict=True)]
     raw, labels = v.raw[box], v.labels[box]
-    if v.mask is not None:
-        labels = np.where(v.mask[box] != 0, labels, np.uint64(affinities.IGNORE))
     if any(after for _, after in lacking):
         raw, labels = np.pad(raw, lacking, mode="reflect"), np.pad(labels, lacking, mode="reflect")
     return raw, labels

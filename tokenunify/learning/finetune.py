@@ -46,7 +46,6 @@ def run(
     """
     check_start(section, pretrained, published)
     samples = training_samples(section, train, seed)
-    negative = crops.share_of_negatives(samples)
     fixed = validation_samples(section, validation)
     fabric = loop.make_fabric(device, section.precision, batch_size=section.batch_size, threads=threads)
     fabric.launch()
@@ -61,7 +60,7 @@ def run(
         workers = 1 if fabric.device.type == "cpu" else threads
         loop.fit(training, samples, fixed, seed=seed, threads=workers, columns=COLUMNS)
         if fabric.is_global_zero:
-            write(section, training, output, seed=seed, inputs=inputs, negative=negative)
+            write(section, training, output, seed=seed, inputs=inputs)
 
 
 def training_samples(section: Finetune, train: list[Path], seed: int) -> crops.Crops:
@@ -130,9 +129,7 @@ def start(
     return transfer.from_scratch(network)
 
 
-def write(
-    section: Finetune, training: loop.Training, output: Path, *, seed: int, inputs: dict[str, str], negative: float
-) -> None:
+def write(section: Finetune, training: loop.Training, output: Path, *, seed: int, inputs: dict[str, str]) -> None:
     """Hand on weights, transfer table and log; the manifest last."""
     weights = output.with_name(checkpoint.WEIGHTS)
     checkpoint.save_weights(weights, training.weights())
@@ -150,7 +147,6 @@ def write(
     }
     run = {
         "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
-        "share_of_negative_pairs": round(negative, 6),
         "best_step": progress.best_step,
         "best_validation_loss": progress.best if progress.best_step else None,
     }

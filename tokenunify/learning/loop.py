@@ -22,9 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tokenunify import config as c
-from tokenunify import manifest
 from tokenunify.errors import InputError
-from tokenunify.learning import checkpoint, parts, statistics
+from tokenunify.learning import checkpoint, parts
 from tokenunify.learning.log import Log
 from tokenunify.learning.muon import Muon
 from tokenunify.learning.networks.base import Network
@@ -33,8 +32,6 @@ from tokenunify.learning.networks.stages import recompute
 logger = logging.getLogger(__name__)
 
 LOG_EVERY = 10
-FAR_APART = 10
-"""Ratio of validation and training loss that is told."""
 
 Batch = dict[str, Any]
 """Samples stacked by name: tensors (b, ...), and what all samples of a batch share as it is."""
@@ -76,10 +73,6 @@ class Progress:
     attempts: int = 0
     logged: dict[str, list[float]] = field(default_factory=dict)
     """Losses of the steps since the last row of the log."""
-    best_sha256: str = ""
-    """Of the file with the best weights."""
-    parted: list[int] = field(default_factory=list)
-    """Steps at which validation and training loss differed by an order of magnitude."""
 
 
 def make_fabric(device: str, precision: str, *, batch_size: int, threads: int, all_used: bool = True) -> Fabric:
@@ -204,12 +197,8 @@ class Training:
         self.wrapped, *self.optimizers = fabric.setup(task, *make_optimizers(task, config))
         self.average = copy.deepcopy(task) if config.ema else None
         self.progress = Progress()
-        if (last := folder / "last.ckpt").exists():
-            state = checkpoint.load_state(last)
-            try:
-                self._restore(state)
-            except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
-                raise checkpoint.damaged_state(last, error) from None
+        if (folder / "last.ckpt").exists():
+            self._restore(checkpoint.load_state(folder / "last.ckpt"))
         self.progress.attempts += 1
         self.started = time.monotonic() - self.progress.seconds
 
@@ -271,27 +260,6 @@ class Training:
         for name, value in means.items():
             self.progress.logged.setdefault(name, []).append(value)
 
-    def settle(self, samples: Samples) -> None:
-        """Estimate running statistics anew where they still depend on their start."""
-        if statistics.remember_start(self.current, self.progress.step):
-            crops = (collate([samples[index]]) for index in range(statistics.CROPS))
-            with self.fabric.autocast():
-                statistics.estimate(self.current, map(self.fabric.to_device, crops))
-
-    def compare(self, loss: float, validation_loss: float) -> None:
-        """Warn where the two losses differ by an order of magnitude: they are of the same kind."""
-        low, high = sorted((loss, validation_loss))
-        if high > FAR_APART * low:
-            self.progress.parted.append(self.progress.step)
-            logger.warning(
-                "step %d: the validation loss is %.4g, the training loss %.4g: see whether the validation volumes look "
-                "like the training volumes, whether running statistics lag behind (norm_momentum), and whether the "
-                "network has learnt its few labels by heart",
-                self.progress.step,
-                validation_loss,
-                loss,
-            )
-
     @torch.no_grad()
     def validate(self, samples: Sequence[Mapping[str, Any]]) -> float:
         """Mean loss over fixed samples; the weights are kept if they are the best so far."""
@@ -304,7 +272,6 @@ class Training:
             self.progress.best, self.progress.best_step = mean, self.progress.step
             if self.fabric.is_global_zero:
                 checkpoint.save_weights(self._best(), parts.merged(self.current.network).state_dict())
-                self.progress.best_sha256 = manifest.file_sha256(self._best())
         return mean
 
     def _best(self) -> Path:
@@ -350,7 +317,6 @@ class Training:
             "steps": progress.step,
             "attempts": progress.attempts,
             "seconds": round(progress.seconds, 3),
-            "losses_parted_at": progress.parted,
             "voxels": voxels,
             "voxels_per_second": round(voxels / progress.seconds) if progress.seconds else None,
             "torch": torch.__version__,
@@ -359,16 +325,8 @@ class Training:
     def weights(self) -> dict[str, Tensor]:
         """The network's weights to hand on: the best where validation chose some and the config wants them."""
         if math.isfinite(self.progress.best) and self.config.checkpoint == "best":
-            return self._best_weights()
+            return load_file(self._best())
         return parts.merged(self.current.network).state_dict()
-
-    def _best_weights(self) -> dict[str, Tensor]:
-        path, expected = self._best(), self.progress.best_sha256
-        if not path.exists():
-            raise checkpoint.damaged_state(path, "it does not exist")
-        if expected and (found := manifest.file_sha256(path)) != expected:
-            raise checkpoint.damaged_state(path, f"expected SHA-256 {expected}, found {found}")
-        return load_file(path)
 
 
 def fit(
@@ -391,13 +349,9 @@ def fit(
         training.step(batches, seed)
         last = progress.step == config.steps
         due = bool(validation) and (last or progress.step % config.validate_every == 0)
-        if due or last:
-            training.settle(samples)
         loss = training.validate(validation) if due else ""
         if last or due or progress.step % LOG_EVERY == 0:
             row = _row(training, batches[0], loss)
-            if due:
-                training.compare(row["loss"], row["validation_loss"])
             bar.set_postfix(loss=row["loss"], refresh=False)
             if log is not None:
                 log.write(row)

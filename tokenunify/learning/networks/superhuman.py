@@ -163,7 +163,6 @@ def from_released(keys: dict) -> UNet:
 def released_options(keys: dict) -> dict:
     """Our names and values of the published constructor's keys."""
     return {
-        "norm_momentum": 0.001,
         "filters": keys.get("filters", Superhuman().filters),
         "merge": keys.get("merge_mode", "cat"),
         "upsampling": "transpose" if keys.get("upsample_mode") == "transposeS" else "trilinear",
