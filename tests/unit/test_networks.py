@@ -256,6 +256,22 @@ def test_published_names_and_shapes(golden_folder, file, config):
         assert {name: list(tensor.shape) for name, tensor in build(config).state_dict().items()} == published
 
 
+@pytest.mark.parametrize(
+    ("name", "number", "axes"),
+    [
+        ("unetr-released", {"kernel_size": 3}, {"kernel_size": (3, 3, 3)}),
+        ("unetr-released", {"patch_size": 8, "img_size": 32}, {"patch_size": [8, 8, 8], "img_size": [32, 32, 32]}),
+        ("emmamba-released", {"kernel_size": 5}, {"kernel_size": (5, 5, 5)}),
+    ],
+)
+def test_one_number_stands_for_all_axes(name, number, axes):
+    def shapes(keys):
+        with torch.device("meta"):
+            return {key: tensor.shape for key, tensor in build({"name": name, **keys}).state_dict().items()}
+
+    assert shapes(number) == shapes(axes) != shapes({})
+
+
 def test_unused_published_parameters_are_all_that_the_live_network_lacks():
     with torch.device("meta"):
         live, published = (build({"name": name}) for name in ("unetr", "unetr-released"))

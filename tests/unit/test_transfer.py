@@ -4,7 +4,9 @@ import argparse
 import csv
 import io
 import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -13,6 +15,7 @@ from tokenunify import config as c
 from tokenunify import manifest
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint, networks, parts, transfer
+from tokenunify.learning.published import own_name
 
 SMALL = {"name": "superhuman", "filters": [3, 4, 5]}
 TREES = [SMALL, {**SMALL, "upsampling": "transpose", "merge": "cat"}, {"name": "superhuman", "filters": [2, 3]}]
@@ -113,13 +116,48 @@ def test_another_network_is_refused_with_the_keys_that_differ(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("wrap", [lambda s: s, lambda s: {"model": s, "epoch": 3, "args": {"lr": 0.1}}])
-def test_published_files_may_be_wrapped(tmp_path, wrap):
-    state = {f"module.{name}": tensor for name, tensor in build(seed=1).state_dict().items()}
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.", "_orig_mod.module.", "model.", "model._orig_mod."])
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda s: s,
+        lambda s: {"model": s, "epoch": 3, "args": {"lr": 0.1}},
+        lambda s: {"state_dict": s, "iteration": 5},
+        lambda s: {"model_state_dict": s, "best": np.float64(0.3), "losses": np.ones(3, np.float32), "n": np.int64(7)},
+    ],
+)
+def test_published_files_may_be_wrapped(tmp_path, wrap, prefix):
+    state = {f"{prefix}{name}": tensor for name, tensor in build(seed=1).state_dict().items()}
     read = transfer.read_published(published(tmp_path, wrap(state)))
     network = build()
     assert set(statuses(load(network, read, with_head=True)).values()) == {"loaded"}
-    assert torch.equal(network.out_put[0].weight, state["module.out_put.0.weight"])
+    assert torch.equal(network.out_put[0].weight, state[f"{prefix}out_put.0.weight"])
+
+
+def test_no_network_of_ours_has_a_name_that_looks_wrapped():
+    for description in [*TREES, {"name": "emmamba"}, {"name": "unetr"}, {"name": "mala"}, {"name": "pea"}]:
+        with torch.device("meta"):
+            names = networks.build(description).state_dict()
+        assert {name: own for name in names if (own := own_name(name)) != name} == {}
+
+
+def test_two_tensors_of_one_name_are_refused():
+    state = {"module.a": torch.ones(2), "a": torch.zeros(2)}
+    with pytest.raises(InputError, match=r"both module\.a and a for the tensor a"):
+        checkpoint.load_released(build(), state)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello, text\n", b"PK\x03\x04 no archive", bytes(range(256))])
+@pytest.mark.parametrize("name", ["net.pt", "net.safetensors"])
+def test_files_that_hold_no_weights_are_refused(tmp_path, content, name):
+    made = published(tmp_path, {"a": torch.ones(2)}, name)
+    (tmp_path / name).write_bytes(content)
+    manifest.write(
+        made, {"weights": {"sha256": manifest.file_sha256(tmp_path / name)}}, {"weights": str(tmp_path / name)}
+    )
+    with pytest.raises(InputError, match=r"net\.\w+ cannot be read: expected tensors by name") as error:
+        transfer.read_published(made)
+    assert "\x1b" not in str(error.value)
 
 
 def test_published_safetensors(tmp_path):
@@ -134,7 +172,11 @@ def test_published_safetensors(tmp_path):
         ({"weights": {"a": torch.ones(2)}}, r"found \['weights'\]"),
         ({"model": {"a": 3}}, r"found \['model'\]"),
         ([torch.ones(2)], "found list"),
-        ({"model": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=1)}, "cannot be read .Weights only load failed"),
+        (
+            {"model": {"a": torch.ones(2)}, "args": argparse.Namespace(lr=1)},
+            r"holds an object of argparse\.Namespace, .* save",
+        ),
+        ({"state_dict": {"a": torch.ones(2)}, "at": Path("/x")}, r"holds an object of pathlib\.PosixPath"),
     ],
 )
 def test_other_files_are_refused(tmp_path, value, words):

@@ -162,7 +162,7 @@ def check_one_place(source: Strict, *places: str) -> None:
 
 
 class WeightsSource(Strict):
-    """Published weights: a state dict that torch.save (by itself or under the key `model`) or safetensors wrote."""
+    """Published weights: a state dict of safetensors or of torch.save, there also under `model` or `state_dict`."""
 
     path: str | None = None
     """Local file; `${VARIABLE}` is expanded when used and never hashed."""

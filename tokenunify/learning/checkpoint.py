@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from tokenunify import manifest
 from tokenunify.errors import InputError
-from tokenunify.learning import networks
+from tokenunify.learning import networks, published
 
 WEIGHTS = "weights.safetensors"
 
@@ -77,17 +77,12 @@ class Report:
     unexpected: list[str] = field(default_factory=list)
 
 
-def own_name(released: str) -> str:
-    """Our name of a published tensor: without the prefix of a network that was wrapped when it was saved."""
-    return released.removeprefix("module.")
-
-
 def load_released(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Report:
-    """Load published weights by name, also from a wrapped (`module.`) network; the report tells what did not load.
+    """Load published weights by name, also from a wrapped network; the report tells what did not load.
 
     What no output depends on may be absent.
     """
-    given = {own_name(name): tensor for name, tensor in state_dict.items()}
+    given = {name: tensor for name, (_, tensor) in published.own_names(state_dict).items()}
     own = module.state_dict()
     fits = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
     module.load_state_dict(fits, strict=False)

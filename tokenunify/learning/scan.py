@@ -40,14 +40,17 @@ def selective_scan(
 ) -> Tensor | tuple[Tensor, Tensor]:
     """The scan's output (b, d, l), and with `return_last_state` the last states (b, d, n), which have no gradient.
 
-    Means what mamba_ssm's `selective_scan_fn` means. u, delta, z (b, d, l); A (d, n), real; B, C (b, n, l), or (d, n)
-    where they are the same for all tokens; D, delta_bias (d). `delta_softplus` takes the step to be
+    Means what mamba_ssm's `selective_scan_fn` means, for real tensors. u, delta, z (b, d, l); A (d, n); B, C (b, n, l),
+    or (d, n) where they are the same for all tokens; D, delta_bias (d). `delta_softplus` takes the step to be
     softplus(delta + delta_bias). Computed in float32, or in float64 if u is; the output is of u's type.
 
     `backend`: "loop" (plain torch, the reference), "cpu" (compiled, with memory proportional to b d l), "cuda" (the
     kernel of mamba-ssm), or "auto": what the environment's TOKENUNIFY_SCAN says, else the fastest for the device.
     """
-    _check_shapes(u, delta, A, B, C, D, z, delta_bias)
+    tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
+    given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    _check_real(given)
+    _check_shapes(given)
     backend = _choose(backend, os.environ.get(VARIABLE, "auto"), u.device.type)
     if backend == "cuda":
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
@@ -94,27 +97,37 @@ def _choose(backend: str, variable: str, device: str) -> str:
     return asked
 
 
-def _check_shapes(u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, *optional: Tensor | None) -> None:
+def _check_real(tensors: dict[str, Tensor]) -> None:
+    """Refuse complex numbers and integers: computing in floats would drop a part of them."""
+    for name, tensor in tensors.items():
+        if not tensor.is_floating_point():
+            raise InputError(
+                f"selective_scan: {name} must hold real floating-point numbers, got {tensor.dtype}; convert it"
+            )
+
+
+def _check_shapes(tensors: dict[str, Tensor]) -> None:
     """Refuse shapes that do not belong together."""
-    if u.dim() != 3 or A.dim() != 2 or A.is_complex():
+    u, A = tensors["u"], tensors["A"]
+    if u.dim() != 3 or A.dim() != 2:
         raise InputError(
-            f"selective_scan: expected u (b, d, l) and a real A (d, n), found {tuple(u.shape)} and {A.dtype} "
-            f"{tuple(A.shape)}; reshape them"
+            f"selective_scan: expected u (b, d, l) and A (d, n), found {tuple(u.shape)} and {tuple(A.shape)}; "
+            "reshape them"
         )
     (b, d, length), n = u.shape, A.shape[1]
-    D, z, bias = optional
     legal = {
-        "delta": (delta, [(b, d, length)]),
-        "A": (A, [(d, n)]),
-        "B": (B, [(b, n, length), (d, n)]),
-        "C": (C, [(b, n, length), (d, n)]),
-        "D": (D, [(d,)]),
-        "z": (z, [(b, d, length)]),
-        "delta_bias": (bias, [(d,)]),
+        "u": [(b, d, length)],
+        "delta": [(b, d, length)],
+        "A": [(d, n)],
+        "B": [(b, n, length), (d, n)],
+        "C": [(b, n, length), (d, n)],
+        "D": [(d,)],
+        "z": [(b, d, length)],
+        "delta_bias": [(d,)],
     }
-    for name, (tensor, shapes) in legal.items():
-        if tensor is not None and tuple(tensor.shape) not in shapes:
-            expected = " or ".join(map(str, shapes))
+    for name, tensor in tensors.items():
+        if tuple(tensor.shape) not in legal[name]:
+            expected = " or ".join(map(str, legal[name]))
             raise InputError(
                 f"selective_scan: {name} must be {expected} to go with u {tuple(u.shape)} and A {tuple(A.shape)}, "
                 f"got {tuple(tensor.shape)}; reshape it"

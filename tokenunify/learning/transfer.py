@@ -4,16 +4,12 @@ import csv
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from tokenunify import manifest
 from tokenunify.errors import InputError
-from tokenunify.learning import checkpoint
+from tokenunify.learning import checkpoint, published
 from tokenunify.learning.networks.base import Network
 
 COLUMNS = ("name", "shape", "status", "source_name", "source_shape", "reason")
@@ -38,8 +34,7 @@ def check_network(pretrained: Path, network: dict) -> None:
 def read_published(path: Path) -> dict[str, Tensor]:
     """Tensors by published name, from the file that a download's manifest names.
 
-    torch.save may have written them by themselves or under the key `model`; only tensors, numbers, strings and
-    containers of them are accepted.
+    Raises InputError for a file that is not the recorded one, or that `published.read` refuses.
     """
     found = manifest.read(path)
     file = Path(found["run"]["weights"])
@@ -49,21 +44,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
     expected, sha256 = found["content"]["weights"]["sha256"], manifest.file_sha256(file)
     if sha256 != expected:
         raise InputError(f"{file} has changed: expected sha256 {expected} as in {path}, found {sha256}: {again}")
-    try:
-        value = load_file(file) if file.suffix == ".safetensors" else torch.load(file, "cpu", weights_only=True)
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError) as error:
-        reason = str(error).partition("\n")[0]  # torch goes on with advice to trust the file
-        raise InputError(
-            f"{file} cannot be read ({reason}): expected tensors by name, written by torch.save, or by safetensors "
-            "under a name that ends in .safetensors"
-        ) from None
-    state = value.get("model", value) if isinstance(value, dict) else value
-    if not (isinstance(state, dict) and state and all(isinstance(item, Tensor) for item in state.values())):
-        keys = list(value) if isinstance(value, dict) else type(value).__name__
-        raise InputError(
-            f"{file}: expected a state dict, tensors by name, by itself or under the key model, found {keys}"
-        )
-    return state
+    return published.read(file)
 
 
 def load(network: Network, tensors: Mapping[str, Tensor], *, source: Path, with_head: bool, mode: str) -> list[Row]:
@@ -102,7 +83,7 @@ def table(rows: list[Row]) -> str:
 
 def _rows(network: Network, tensors: Mapping[str, Tensor], loaded: set[str]) -> list[Row]:
     own = network.state_dict()
-    given = {checkpoint.own_name(name): (name, tensor) for name, tensor in tensors.items()}
+    given = published.own_names(tensors)
     rows = []
     for name, tensor in own.items():
         source = given.get(name)
@@ -133,4 +114,4 @@ def _shape(tensor: Tensor | None) -> str:
 
 
 def _in_head(network: Network, name: str) -> bool:
-    return checkpoint.own_name(name).startswith(network.HEAD)
+    return published.own_name(name).startswith(network.HEAD)

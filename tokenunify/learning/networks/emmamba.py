@@ -23,7 +23,7 @@ from tokenunify.geometry import Coordinate
 from tokenunify.learning.mamba import Mamba
 from tokenunify.learning.networks.base import Network
 from tokenunify.learning.networks.blocks import ResBlock, UpBlock, convolution, instance_norm, named
-from tokenunify.learning.networks.released import check_keys
+from tokenunify.learning.networks.released import check_keys, per_axis
 from tokenunify.learning.networks.stages import Stage
 
 
@@ -146,6 +146,7 @@ KEYS = {"feat_size": "features", "hidden_size": "hidden", "depths": "depths", "k
 
 def from_released(keys: dict) -> EMmamba:
     """The network that the published class builds from these constructor keys; its weights load by name."""
+    keys = per_axis(keys)
     check_keys(keys, {"cls": ("SegMamba",)}, free=("in_chans", "out_chans", *KEYS))
     config = validate(Config, {KEYS[key]: value for key, value in keys.items() if key in KEYS}, "network")
     return EMmamba(config, keys.get("out_chans", 3), keys.get("in_chans", 1))

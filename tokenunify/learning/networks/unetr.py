@@ -20,7 +20,7 @@ from tokenunify.config import Unetr, validate
 from tokenunify.geometry import Coordinate
 from tokenunify.learning.networks.base import Network
 from tokenunify.learning.networks.blocks import ResBlock, UpBlock, convolution, named, upsampling
-from tokenunify.learning.networks.released import check_keys
+from tokenunify.learning.networks.released import check_keys, per_axis
 from tokenunify.learning.networks.stages import Stage
 from tokenunify.learning.networks.transformer import Transformer, to_patches
 
@@ -145,6 +145,7 @@ def from_released(keys: dict) -> Released:
         "res_block": (True,),
         "show_feature": (False,),
     }
+    keys = per_axis(keys)
     check_keys(keys, covered, free=(*NAMES, *WITHOUT_EFFECT, "out_channels", "img_size"))
     config = validate(Unetr, {own: keys[key] for key, own in NAMES.items() if key in keys}, "network")
     z, y, x = keys.get("img_size", config.CROP)
