@@ -4,7 +4,7 @@ STAGES = {
     "download": 1,
     "ingest": 1,
     "pretrain": 2,
-    "finetune": 2,
+    "finetune": 3,
     "predict": 1,
     "baseline": 1,
     "fragments": 4,

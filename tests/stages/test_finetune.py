@@ -23,8 +23,18 @@ NETWORK = c.Superhuman(filters=(2, 3), norm_momentum=0.1)
 EMMAMBA = c.EMmamba(features=(3, 4), hidden=5, depths=(1, 1), kernel=(1, 3, 3), strides=((1, 2, 2),) * 2)
 
 
-def write_volume(folder, name, *, shape=(9, 40, 52), labelled=True, seed=0):
-    """Cells in a brick pattern with dark membranes, (z, y, x) at 40 x 8 x 8 nm."""
+def write_volume(
+    folder,
+    name,
+    *,
+    shape=(9, 40, 52),
+    labelled=True,
+    seed=0,
+    relabel=lambda labels: labels,
+    mask=None,
+    zero="background",
+):
+    """Cells in a brick pattern with dark membranes, (z, y, x) at 40 x 8 x 8 nm; their labels may be changed."""
     rng = np.random.default_rng(seed)
     z, y, x = np.indices(shape)
     labels = (1 + (y + 3 * (z // 3)) // 10 + 100 * (x // 13) + 10_000 * (z // 6)).astype(np.uint64)
@@ -34,13 +44,16 @@ def write_volume(folder, name, *, shape=(9, 40, 52), labelled=True, seed=0):
         "raw": {"shape": shape, "dtype": "uint8"},
         "labels": None,
         "voxel_size_nm": [40, 8, 8],
-        "zero": "background",
+        "zero": zero,
     }
     grid = {"shape": shape, "chunk_shape": (4, 16, 16), "shard_shape": (8, 32, 32), "attributes": {}}
     arrays.create(folder / f"{name}.zarr/raw/0", dtype="uint8", **grid)[:] = raw.clip(0, 255).astype(np.uint8)
     if labelled:
-        arrays.create(folder / f"{name}.zarr/labels/0", dtype="uint64", **grid)[:] = labels
+        arrays.create(folder / f"{name}.zarr/labels/0", dtype="uint64", **grid)[:] = relabel(labels)
         content["labels"] = {"shape": shape, "dtype": "uint64"}
+    if mask is not None:
+        arrays.create(folder / f"{name}.zarr/mask/0", dtype="uint8", **grid)[:] = mask
+        content["mask"] = {"shape": shape, "dtype": "uint8"}
     manifest.write(folder / f"{name}.json", {**content, "offset_nm": [0, 0, 0]})
     return folder / f"{name}.json"
 
@@ -208,6 +221,32 @@ def test_seed_decides_the_weights(volumes, tmp_path):
     outputs = [train(volumes, tmp_path / f"{i}/weights.json", text, seed=seed) for i, seed in enumerate((0, 0, 1))]
     first, same, other = (manifest.content(output)["weights"] for output in outputs)
     assert first == same != other
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"erode_labels": True, "balance": "channel"},
+        {"loss": "bce", "erode_labels": "3d", "augment": c.Augment(elastic=1)},
+    ],
+)
+def test_labels_outside_the_mask_train_and_validate_nothing(tmp_path, options):
+    mask = np.ones((9, 40, 52), np.uint8)
+    mask[:2], mask[:, 9:], mask[3, 4, ::3] = 0, 0, 0
+    changes = {
+        "plain": lambda labels: labels,
+        "garbage": lambda labels: np.where(mask, labels, np.random.default_rng(1).integers(0, 99, labels.shape)),
+        "absent": lambda labels: labels * mask,
+    }
+    made = []
+    for name, change in changes.items():
+        volumes = {"train": write_volume(tmp_path / name, "train", relabel=change, mask=mask)}
+        output = train(volumes, tmp_path / name / "weights.json", section(**options), validation=("train",))
+        made.append((output.with_name("weights.safetensors").read_bytes(), log_of(output)))
+    for weights, log in made[1:]:
+        assert weights == made[0][0]
+        assert [{**row, "seconds": 0} for row in log] == [{**row, "seconds": 0} for row in made[0][1]]
 
 
 @pytest.mark.parametrize(
