@@ -3,7 +3,7 @@
 STAGES = {
     "download": 1,
     "ingest": 1,
-    "pretrain": 2,
+    "pretrain": 3,
     "finetune": 3,
     "predict": 1,
     "baseline": 1,

@@ -216,6 +216,24 @@ def test_learning_lowers_the_loss(volumes, tmp_path):
     assert losses[-1] < 0.5 * constant
 
 
+@pytest.mark.parametrize("options", [{"ema": 0.9}, {"batch_size": 3, "accumulate": 2}, {"checkpoint": "last"}])
+def test_slow_statistics_do_not_spoil_a_short_training(volumes, tmp_path, options):
+    """Momentum plays no part in training itself: what differs is what validation and prediction are given."""
+    fast, slow = (
+        train(
+            volumes,
+            tmp_path / f"{m}/weights.json",
+            section(network=c.Superhuman(filters=(2, 3), norm_momentum=m), **options),
+        )
+        for m in (0.1, 0.0001)
+    )
+    for a, b in zip(log_of(fast), log_of(slow), strict=True):
+        assert a["loss"] == b["loss"]
+        assert a["validation_loss"] == b["validation_loss"]
+    assert all(torch.equal(a, tensors_of(slow)[name]) for name, a in tensors_of(fast).items())
+    assert manifest.read(slow)["run"]["losses_part_at_steps"] == []
+
+
 def test_seed_decides_the_weights(volumes, tmp_path):
     text = section(steps=2)
     outputs = [train(volumes, tmp_path / f"{i}/weights.json", text, seed=seed) for i, seed in enumerate((0, 0, 1))]
@@ -298,7 +316,7 @@ def test_low_precision_is_used_in_training(volumes, tmp_path, monkeypatch):
 
     monkeypatch.setattr(finetune.objectives, "affinity_loss", watched)
     train(volumes, tmp_path / "weights.json", section(steps=1, precision="bf16-mixed"), validation=())
-    assert seen == [torch.bfloat16]
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_without_validation_the_last_weights_are_kept(volumes, tmp_path):
@@ -380,6 +398,40 @@ def test_a_diverging_loss_stops_with_advice(volumes, tmp_path, monkeypatch):
     monkeypatch.setattr(finetune.objectives, "affinity_loss", lambda logits, *_: logits.sum() * float("nan"))
     with pytest.raises(InputError, match=r"became nan at step 1: lower finetune\.learning_rate"):
         train(volumes, tmp_path / "weights.json")
+
+
+def test_a_gradient_that_is_not_finite_stops_with_advice(volumes, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune.objectives, "affinity_loss", lambda logits, *_: (logits.sum() * 0).sqrt())
+    with pytest.raises(InputError, match=r"a gradient became infinite or nan at step 1: lower finetune\.learning_rate"):
+        train(volumes, tmp_path / "weights.json")
+
+
+def test_a_validation_loss_that_is_not_finite_stops_with_advice(volumes, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Training, "_loss", lambda *_: float("inf"))
+    with pytest.raises(InputError, match=r"the validation loss became inf at step 4: lower finetune\.learning_rate"):
+        train(volumes, tmp_path / "weights.json")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_handed_on(volumes, tmp_path, monkeypatch, value):
+    step = loop.Training.step
+
+    def spoiling(self, *arguments):
+        step(self, *arguments)
+        with torch.no_grad():
+            self.task.network.out_put[0].bias[1] = value
+
+    monkeypatch.setattr(loop.Training, "step", spoiling)
+    with pytest.raises(InputError, match="weights became infinite or nan in the last step"):
+        train(volumes, tmp_path / "weights.json", section(steps=1), validation=())
+    assert not (tmp_path / "weights.json").exists()
+
+
+def test_losses_that_part_are_told_in_log_and_manifest(volumes, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(loop.Training, "_loss", lambda *_: 536.0)
+    output = train(volumes, tmp_path / "weights.json")
+    assert manifest.read(output)["run"]["losses_part_at_steps"] == [4, 8, 11]
+    assert "step 8: validation loss 536 and training loss" in caplog.text
 
 
 def test_damaged_weights_are_named(volumes, tmp_path):

@@ -11,6 +11,7 @@ from lightning_fabric import Fabric
 from tokenunify import arrays, blockwise, manifest
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint, crops, loop, networks, objectives, parts, transfer
+from tokenunify.learning.log import parted_steps
 from tokenunify.learning.networks.base import Network, output_extent
 from tokenunify.stages import Finetune
 
@@ -149,5 +150,6 @@ def write(section: Finetune, training: loop.Training, output: Path, *, seed: int
         "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
         "best_step": progress.best_step,
         "best_validation_loss": progress.best if progress.best_step else None,
+        "losses_part_at_steps": parted_steps(training.folder / "log.csv"),
     }
     manifest.write(output, content, training.facts() | run)

@@ -1,12 +1,17 @@
 """The log of a training: log.csv and TensorBoard."""
 
 import csv
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from torch.utils.tensorboard import SummaryWriter
 
+logger = logging.getLogger(__name__)
+
 NOT_DRAWN = ("step", "seconds")
+FAR = 10
+"""Times that validation and training loss may differ before something is wrong."""
 
 
 class Log:
@@ -34,3 +39,27 @@ class Log:
         for name in self.columns:
             if name not in NOT_DRAWN and isinstance(row.get(name), float):
                 self.board.add_scalar(name, row[name], row["step"])
+
+
+def parted(row: Mapping) -> bool:
+    """Whether validation and training loss of a row differ by an order of magnitude."""
+    if row.get("validation_loss", "") == "":
+        return False
+    low, high = sorted([float(row["loss"]), float(row["validation_loss"])])
+    return high > FAR * low
+
+
+def warn_if_parted(row: Mapping) -> None:
+    """Tell in the log that what was learned does not hold for the validation volumes, or that these are no test."""
+    if parted(row):
+        logger.warning(
+            "step %d: validation loss %g and training loss %g differ more than %d times: compare intensities, voxel "
+            "sizes and labels of the volumes, and do not trust this network",
+            *(row["step"], row["validation_loss"], row["loss"], FAR),
+        )
+
+
+def parted_steps(path: Path) -> list[int]:
+    """Steps at which a log.csv tells of losses that part."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [int(row["step"]) for row in csv.DictReader(file) if parted(row)]
