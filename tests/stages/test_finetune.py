@@ -234,6 +234,21 @@ def test_slow_statistics_do_not_spoil_a_short_training(volumes, tmp_path, option
     assert manifest.read(slow)["run"]["losses_part_at_steps"] == []
 
 
+def test_labels_that_teach_to_join_everything_are_refused_and_the_share_is_told(volumes, tmp_path):
+    """Membrane as 0 and nothing to tell it from what is unlabelled; with 0 as background the same labels will do."""
+    eroded = {"relabel": lambda labels: np.where(np.indices(labels.shape)[1:].min(0) % 5 < 2, 0, 1)}
+    sparse = {"train": write_volume(tmp_path / "sparse", "train", zero="unlabelled", **eroded)}
+    with pytest.raises(InputError, match="volumes train is negative"):
+        train(sparse, tmp_path / "sparse.json", section(erode_labels=True), validation=())
+    dense = {"train": write_volume(tmp_path / "dense", "train", **eroded)}
+    outputs = [
+        train(v, tmp_path / f"{i}/weights.json", section(steps=1), validation=())
+        for i, v in enumerate((dense, volumes))
+    ]
+    shares = [manifest.read(output)["run"]["negative_pairs"] for output in outputs]
+    assert shares[0] > shares[1] > 0.01
+
+
 def test_seed_decides_the_weights(volumes, tmp_path):
     text = section(steps=2)
     outputs = [train(volumes, tmp_path / f"{i}/weights.json", text, seed=seed) for i, seed in enumerate((0, 0, 1))]
