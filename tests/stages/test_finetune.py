@@ -1,8 +1,11 @@
 """Fine-tuning: it learns, it survives a kill without a trace, and it says what is wrong."""
 
 import csv
+import io
 import json
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,6 +21,7 @@ from tokenunify import arrays, manifest, stages
 from tokenunify import config as c
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint, finetune, loop, networks
+from tokenunify.learning.log import Log
 
 NETWORK = c.Superhuman(filters=(2, 3), norm_momentum=0.1)
 EMMAMBA = c.EMmamba(features=(3, 4), hidden=5, depths=(1, 1), kernel=(1, 3, 3), strides=((1, 2, 2),) * 2)
@@ -459,12 +463,80 @@ def test_damaged_weights_are_named(volumes, tmp_path):
         checkpoint.rebuild(output)
 
 
-def test_a_damaged_training_state_is_named(volumes, tmp_path):
-    train(volumes, tmp_path / "weights.json", section(steps=3))
+def flipped(data, share):
+    """The bytes with one bit changed at a share of their length."""
+    place = int(share * (len(data) - 1))
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def saved(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(volumes, tmp_path_factory):
+    """A training that is done, and another's state."""
+    folder = tmp_path_factory.mktemp("trained")
+    whole = train(volumes, folder / "weights.json", section(steps=4))
+    train(volumes, folder / "other" / "weights.json", section(steps=4), seed=1)
+    (other,) = (folder / "other").glob("training/*/last.ckpt")
+    return whole, other.read_bytes()
+
+
+DAMAGE = {
+    **{f"bit at {share}": lambda data, _, share=share: flipped(data, share) for share in (0, 0.01, 0.3, 0.5, 0.8, 1)},
+    **{f"{length} bytes": lambda data, _, length=length: data[:length] for length in (0, 10, 32, 100, -1)},
+    "text": lambda *_: b"hello, text\n" * 9,
+    "longer": lambda data, _: data + b"\0",
+    "plain state": lambda data, _: data[checkpoint.DIGEST :],
+    "foreign": lambda *_: bytes(32) + saved({"model": {"a": torch.ones(2)}}),
+    "another training": lambda _, other: other,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_training_state_is_named_with_the_command_that_mends_it(volumes, trained, tmp_path, damage):
+    shutil.copytree(trained[0].parent / "training", tmp_path / "training")
     (state,) = tmp_path.glob("training/*/last.ckpt")
-    state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"last.ckpt is damaged .*delete .*train again"):
-        train(volumes, tmp_path / "weights.json", section(steps=3))
+    state.write_bytes(damage(state.read_bytes(), trained[1]))
+    with pytest.raises(
+        InputError, match=r"last\.ckpt is damaged or of another training .* `rm -r .*` and run snakemake"
+    ):
+        train(volumes, tmp_path / "weights.json", section(steps=4))
+    assert not (tmp_path / "weights.json").exists()
+
+
+@pytest.mark.parametrize("damage", [*(DAMAGE[key] for key in ("bit at 0.3", "bit at 1", "0 bytes", "text")), None])
+def test_damaged_best_weights_are_named_and_the_command_mends_them(volumes, trained, tmp_path, damage):
+    shutil.copytree(trained[0].parent / "training", tmp_path / "training")
+    (best,) = tmp_path.glob("training/*/best-4.safetensors")
+    if damage:
+        best.write_bytes(damage(best.read_bytes(), b""))
+    else:
+        best.unlink()
+    with pytest.raises(InputError, match=r"best-4\.safetensors is damaged") as error:
+        train(volumes, tmp_path / "weights.json", section(steps=4))
+    subprocess.run(re.search("`(.*)`", str(error.value))[1], shell=True, check=True)
+    mended = train(volumes, tmp_path / "weights.json", section(steps=4))
+    assert manifest.content(mended) == manifest.content(trained[0])
+
+
+@pytest.mark.parametrize(
+    "rows", [b"\xff\xfe\x00", b"step,loss\n", b"", b"x,1,2,3,4\n", b"2,a,,1,1\n", b"1,1,1,1,1,1\n"]
+)
+def test_a_spoiled_log_is_cut_to_its_whole_rows(tmp_path, rows):
+    log = Log(tmp_path, 0, finetune.COLUMNS)
+    log.write({"step": 4, "loss": 0.5, "validation_loss": "", "learning_rate": 0.1, "seconds": 1.0})
+    path = tmp_path / "log.csv"
+    whole = path.read_bytes()
+    path.write_bytes(whole + rows)
+    Log(tmp_path, 4, finetune.COLUMNS)
+    assert path.read_bytes() == whole
+    path.write_bytes(rows)
+    Log(tmp_path, 4, finetune.COLUMNS)
+    assert path.read_bytes() == whole[: whole.index(b"\n") + 1]
 
 
 def test_a_pretrained_body_is_what_training_starts_from(volumes, tmp_path):

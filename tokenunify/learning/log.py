@@ -20,7 +20,7 @@ class Log:
     def __init__(self, folder: Path, step: int, columns: Sequence[str]):
         self.path, self.columns = folder / "log.csv", columns
         kept = [row for row in self._rows() if int(row["step"]) <= step]
-        with open(self.path, "w", newline="") as file:
+        with open(self.path, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
@@ -29,12 +29,20 @@ class Log:
     def _rows(self) -> list[dict]:
         if not self.path.exists():
             return []
-        with open(self.path, newline="") as file:
-            return [row for row in csv.DictReader(file) if None not in row.values()]
+        with open(self.path, encoding="utf-8", errors="replace", newline="") as file:
+            return [row for row in csv.DictReader(file) if self._whole(row)]
+
+    def _whole(self, row: dict) -> bool:
+        """Whether a row can have been written here: a crash may cut the last one, a disk spoil any."""
+        try:
+            numbers = [float(row[name] or 0) for name in ("step", "loss", "validation_loss") if name in self.columns]
+        except (KeyError, TypeError, ValueError):
+            return False
+        return list(row) == list(self.columns) and None not in row.values() and numbers[0].is_integer()
 
     def write(self, row: dict) -> None:
         """Append the columns that the row has; TensorBoard gets the numbers."""
-        with open(self.path, "a", newline="") as file:
+        with open(self.path, "a", encoding="utf-8", newline="") as file:
             csv.DictWriter(file, self.columns, extrasaction="ignore").writerow(row)
         for name in self.columns:
             if name not in NOT_DRAWN and isinstance(row.get(name), float):

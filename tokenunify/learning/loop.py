@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tokenunify import config as c
+from tokenunify import manifest
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint, parts, statistics
 from tokenunify.learning.log import Log, warn_if_parted
@@ -69,6 +70,7 @@ class Progress:
     step: int = 0
     best: float = math.inf
     best_step: int = 0
+    best_sha256: str = ""
     seconds: float = 0.0
     attempts: int = 0
     logged: dict[str, list[float]] = field(default_factory=dict)
@@ -299,6 +301,7 @@ class Training:
             self.progress.best, self.progress.best_step = mean, self.progress.step
             if self.fabric.is_global_zero:
                 checkpoint.save_weights(self._best(), parts.merged(self.current.network).state_dict())
+                self.progress.best_sha256 = manifest.file_sha256(self._best())
         return mean
 
     def _best(self) -> Path:
@@ -352,6 +355,8 @@ class Training:
     def weights(self) -> dict[str, Tensor]:
         """The network's weights to hand on: the best where validation chose some and the config wants them."""
         if math.isfinite(self.progress.best) and self.config.checkpoint == "best":
+            if not self._best().exists() or manifest.file_sha256(self._best()) != self.progress.best_sha256:
+                raise checkpoint.damaged(self._best())
             return load_file(self._best())
         weights = parts.merged(self.current.network).state_dict()
         if not all(tensor.isfinite().all() for tensor in weights.values()):
