@@ -34,6 +34,11 @@ def from_labels(
     return affinities, mask
 
 
+def outside_unknown(labels: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
+    """Labels (z, y, x) with CREMI's 2^64-1 where the mask is 0; as they are without a mask."""
+    return labels if mask is None else np.where(mask, labels, np.uint64(IGNORE))
+
+
 def pairs(offset: Coordinate, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
     """Index of the voxels whose partner is inside the array, and index of the partners."""
     here = tuple(slice(max(0, -o), max(0, n - max(0, o))) for o, n in zip(offset, shape, strict=True))

@@ -3,8 +3,8 @@
 STAGES = {
     "download": 1,
     "ingest": 1,
-    "pretrain": 2,
-    "finetune": 2,
+    "pretrain": 3,
+    "finetune": 3,
     "predict": 1,
     "baseline": 1,
     "fragments": 4,

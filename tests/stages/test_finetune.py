@@ -1,8 +1,11 @@
 """Fine-tuning: it learns, it survives a kill without a trace, and it says what is wrong."""
 
 import csv
+import io
 import json
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,13 +21,24 @@ from tokenunify import arrays, manifest, stages
 from tokenunify import config as c
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint, finetune, loop, networks
+from tokenunify.learning.log import Log
 
 NETWORK = c.Superhuman(filters=(2, 3), norm_momentum=0.1)
 EMMAMBA = c.EMmamba(features=(3, 4), hidden=5, depths=(1, 1), kernel=(1, 3, 3), strides=((1, 2, 2),) * 2)
 
 
-def write_volume(folder, name, *, shape=(9, 40, 52), labelled=True, seed=0):
-    """Cells in a brick pattern with dark membranes, (z, y, x) at 40 x 8 x 8 nm."""
+def write_volume(
+    folder,
+    name,
+    *,
+    shape=(9, 40, 52),
+    labelled=True,
+    seed=0,
+    relabel=lambda labels: labels,
+    mask=None,
+    zero="background",
+):
+    """Cells in a brick pattern with dark membranes, (z, y, x) at 40 x 8 x 8 nm; their labels may be changed."""
     rng = np.random.default_rng(seed)
     z, y, x = np.indices(shape)
     labels = (1 + (y + 3 * (z // 3)) // 10 + 100 * (x // 13) + 10_000 * (z // 6)).astype(np.uint64)
@@ -34,13 +48,16 @@ def write_volume(folder, name, *, shape=(9, 40, 52), labelled=True, seed=0):
         "raw": {"shape": shape, "dtype": "uint8"},
         "labels": None,
         "voxel_size_nm": [40, 8, 8],
-        "zero": "background",
+        "zero": zero,
     }
     grid = {"shape": shape, "chunk_shape": (4, 16, 16), "shard_shape": (8, 32, 32), "attributes": {}}
     arrays.create(folder / f"{name}.zarr/raw/0", dtype="uint8", **grid)[:] = raw.clip(0, 255).astype(np.uint8)
     if labelled:
-        arrays.create(folder / f"{name}.zarr/labels/0", dtype="uint64", **grid)[:] = labels
+        arrays.create(folder / f"{name}.zarr/labels/0", dtype="uint64", **grid)[:] = relabel(labels)
         content["labels"] = {"shape": shape, "dtype": "uint64"}
+    if mask is not None:
+        arrays.create(folder / f"{name}.zarr/mask/0", dtype="uint8", **grid)[:] = mask
+        content["mask"] = {"shape": shape, "dtype": "uint8"}
     manifest.write(folder / f"{name}.json", {**content, "offset_nm": [0, 0, 0]})
     return folder / f"{name}.json"
 
@@ -203,11 +220,70 @@ def test_learning_lowers_the_loss(volumes, tmp_path):
     assert losses[-1] < 0.5 * constant
 
 
+@pytest.mark.parametrize("options", [{"ema": 0.9}, {"batch_size": 3, "accumulate": 2}, {"checkpoint": "last"}])
+def test_slow_statistics_do_not_spoil_a_short_training(volumes, tmp_path, options):
+    """Momentum plays no part in training itself: what differs is what validation and prediction are given."""
+    fast, slow = (
+        train(
+            volumes,
+            tmp_path / f"{m}/weights.json",
+            section(network=c.Superhuman(filters=(2, 3), norm_momentum=m), **options),
+        )
+        for m in (0.1, 0.0001)
+    )
+    for a, b in zip(log_of(fast), log_of(slow), strict=True):
+        assert a["loss"] == b["loss"]
+        assert a["validation_loss"] == b["validation_loss"]
+    assert all(torch.equal(a, tensors_of(slow)[name]) for name, a in tensors_of(fast).items())
+    assert manifest.read(slow)["run"]["losses_part_at_steps"] == []
+
+
+def test_labels_that_teach_to_join_everything_are_refused_and_the_share_is_told(volumes, tmp_path):
+    """Membrane as 0 and nothing to tell it from what is unlabelled; with 0 as background the same labels will do."""
+    eroded = {"relabel": lambda labels: np.where(np.indices(labels.shape)[1:].min(0) % 5 < 2, 0, 1)}
+    sparse = {"train": write_volume(tmp_path / "sparse", "train", zero="unlabelled", **eroded)}
+    with pytest.raises(InputError, match="volumes train is negative"):
+        train(sparse, tmp_path / "sparse.json", section(erode_labels=True), validation=())
+    dense = {"train": write_volume(tmp_path / "dense", "train", **eroded)}
+    outputs = [
+        train(v, tmp_path / f"{i}/weights.json", section(steps=1), validation=())
+        for i, v in enumerate((dense, volumes))
+    ]
+    shares = [manifest.read(output)["run"]["negative_pairs"] for output in outputs]
+    assert shares[0] > shares[1] > 0.01
+
+
 def test_seed_decides_the_weights(volumes, tmp_path):
     text = section(steps=2)
     outputs = [train(volumes, tmp_path / f"{i}/weights.json", text, seed=seed) for i, seed in enumerate((0, 0, 1))]
     first, same, other = (manifest.content(output)["weights"] for output in outputs)
     assert first == same != other
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"erode_labels": True, "balance": "channel"},
+        {"loss": "bce", "erode_labels": "3d", "augment": c.Augment(elastic=1)},
+    ],
+)
+def test_labels_outside_the_mask_train_and_validate_nothing(tmp_path, options):
+    mask = np.ones((9, 40, 52), np.uint8)
+    mask[:2], mask[:, 9:], mask[3, 4, ::3] = 0, 0, 0
+    changes = {
+        "plain": lambda labels: labels,
+        "garbage": lambda labels: np.where(mask, labels, np.random.default_rng(1).integers(0, 99, labels.shape)),
+        "absent": lambda labels: labels * mask,
+    }
+    made = []
+    for name, change in changes.items():
+        volumes = {"train": write_volume(tmp_path / name, "train", relabel=change, mask=mask)}
+        output = train(volumes, tmp_path / name / "weights.json", section(**options), validation=("train",))
+        made.append((output.with_name("weights.safetensors").read_bytes(), log_of(output)))
+    for weights, log in made[1:]:
+        assert weights == made[0][0]
+        assert [{**row, "seconds": 0} for row in log] == [{**row, "seconds": 0} for row in made[0][1]]
 
 
 @pytest.mark.parametrize(
@@ -259,7 +335,7 @@ def test_low_precision_is_used_in_training(volumes, tmp_path, monkeypatch):
 
     monkeypatch.setattr(finetune.objectives, "affinity_loss", watched)
     train(volumes, tmp_path / "weights.json", section(steps=1, precision="bf16-mixed"), validation=())
-    assert seen == [torch.bfloat16]
+    assert set(seen) == {torch.bfloat16}
 
 
 def test_without_validation_the_last_weights_are_kept(volumes, tmp_path):
@@ -343,6 +419,40 @@ def test_a_diverging_loss_stops_with_advice(volumes, tmp_path, monkeypatch):
         train(volumes, tmp_path / "weights.json")
 
 
+def test_a_gradient_that_is_not_finite_stops_with_advice(volumes, tmp_path, monkeypatch):
+    monkeypatch.setattr(finetune.objectives, "affinity_loss", lambda logits, *_: (logits.sum() * 0).sqrt())
+    with pytest.raises(InputError, match=r"a gradient became infinite or nan at step 1: lower finetune\.learning_rate"):
+        train(volumes, tmp_path / "weights.json")
+
+
+def test_a_validation_loss_that_is_not_finite_stops_with_advice(volumes, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.Training, "_loss", lambda *_: float("inf"))
+    with pytest.raises(InputError, match=r"the validation loss became inf at step 4: lower finetune\.learning_rate"):
+        train(volumes, tmp_path / "weights.json")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_not_handed_on(volumes, tmp_path, monkeypatch, value):
+    step = loop.Training.step
+
+    def spoiling(self, *arguments):
+        step(self, *arguments)
+        with torch.no_grad():
+            self.task.network.out_put[0].bias[1] = value
+
+    monkeypatch.setattr(loop.Training, "step", spoiling)
+    with pytest.raises(InputError, match="weights became infinite or nan in the last step"):
+        train(volumes, tmp_path / "weights.json", section(steps=1), validation=())
+    assert not (tmp_path / "weights.json").exists()
+
+
+def test_losses_that_part_are_told_in_log_and_manifest(volumes, tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(loop.Training, "_loss", lambda *_: 536.0)
+    output = train(volumes, tmp_path / "weights.json")
+    assert manifest.read(output)["run"]["losses_part_at_steps"] == [4, 8, 11]
+    assert "step 8: validation loss 536 and training loss" in caplog.text
+
+
 def test_damaged_weights_are_named(volumes, tmp_path):
     output = train(volumes, tmp_path / "weights.json", section(steps=1))
     output.with_name("weights.safetensors").write_bytes(b"half")
@@ -353,12 +463,80 @@ def test_damaged_weights_are_named(volumes, tmp_path):
         checkpoint.rebuild(output)
 
 
-def test_a_damaged_training_state_is_named(volumes, tmp_path):
-    train(volumes, tmp_path / "weights.json", section(steps=3))
+def flipped(data, share):
+    """The bytes with one bit changed at a share of their length."""
+    place = int(share * (len(data) - 1))
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def saved(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    return file.getvalue()
+
+
+@pytest.fixture(scope="module")
+def trained(volumes, tmp_path_factory):
+    """A training that is done, and another's state."""
+    folder = tmp_path_factory.mktemp("trained")
+    whole = train(volumes, folder / "weights.json", section(steps=4))
+    train(volumes, folder / "other" / "weights.json", section(steps=4), seed=1)
+    (other,) = (folder / "other").glob("training/*/last.ckpt")
+    return whole, other.read_bytes()
+
+
+DAMAGE = {
+    **{f"bit at {share}": lambda data, _, share=share: flipped(data, share) for share in (0, 0.01, 0.3, 0.5, 0.8, 1)},
+    **{f"{length} bytes": lambda data, _, length=length: data[:length] for length in (0, 10, 32, 100, -1)},
+    "text": lambda *_: b"hello, text\n" * 9,
+    "longer": lambda data, _: data + b"\0",
+    "plain state": lambda data, _: data[checkpoint.DIGEST :],
+    "foreign": lambda *_: bytes(32) + saved({"model": {"a": torch.ones(2)}}),
+    "another training": lambda _, other: other,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_training_state_is_named_with_the_command_that_mends_it(volumes, trained, tmp_path, damage):
+    shutil.copytree(trained[0].parent / "training", tmp_path / "training")
     (state,) = tmp_path.glob("training/*/last.ckpt")
-    state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(InputError, match=r"last.ckpt is damaged .*delete .*train again"):
-        train(volumes, tmp_path / "weights.json", section(steps=3))
+    state.write_bytes(damage(state.read_bytes(), trained[1]))
+    with pytest.raises(
+        InputError, match=r"last\.ckpt is damaged or of another training .* `rm -r .*` and run snakemake"
+    ):
+        train(volumes, tmp_path / "weights.json", section(steps=4))
+    assert not (tmp_path / "weights.json").exists()
+
+
+@pytest.mark.parametrize("damage", [*(DAMAGE[key] for key in ("bit at 0.3", "bit at 1", "0 bytes", "text")), None])
+def test_damaged_best_weights_are_named_and_the_command_mends_them(volumes, trained, tmp_path, damage):
+    shutil.copytree(trained[0].parent / "training", tmp_path / "training")
+    (best,) = tmp_path.glob("training/*/best-4.safetensors")
+    if damage:
+        best.write_bytes(damage(best.read_bytes(), b""))
+    else:
+        best.unlink()
+    with pytest.raises(InputError, match=r"best-4\.safetensors is damaged") as error:
+        train(volumes, tmp_path / "weights.json", section(steps=4))
+    subprocess.run(re.search("`(.*)`", str(error.value))[1], shell=True, check=True)
+    mended = train(volumes, tmp_path / "weights.json", section(steps=4))
+    assert manifest.content(mended) == manifest.content(trained[0])
+
+
+@pytest.mark.parametrize(
+    "rows", [b"\xff\xfe\x00", b"step,loss\n", b"", b"x,1,2,3,4\n", b"2,a,,1,1\n", b"1,1,1,1,1,1\n"]
+)
+def test_a_spoiled_log_is_cut_to_its_whole_rows(tmp_path, rows):
+    log = Log(tmp_path, 0, finetune.COLUMNS)
+    log.write({"step": 4, "loss": 0.5, "validation_loss": "", "learning_rate": 0.1, "seconds": 1.0})
+    path = tmp_path / "log.csv"
+    whole = path.read_bytes()
+    path.write_bytes(whole + rows)
+    Log(tmp_path, 4, finetune.COLUMNS)
+    assert path.read_bytes() == whole
+    path.write_bytes(rows)
+    Log(tmp_path, 4, finetune.COLUMNS)
+    assert path.read_bytes() == whole[: whole.index(b"\n") + 1]
 
 
 def test_a_pretrained_body_is_what_training_starts_from(volumes, tmp_path):

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tests.stages.test_finetune import KILLER, log_of, tensors_of, write_volume
@@ -52,6 +53,15 @@ def train(volumes, output, text=None, *, seed=0):
     parsed, plain = stages.from_json("pretrain", text or section())
     pretrain.run(parsed, plain, volumes=volumes, output=output, seed=seed, threads=1, device="cpu")
     return output
+
+
+def test_slow_statistics_are_taken_anew_at_the_end(volumes, tmp_path):
+    fast, slow = (
+        train(volumes, tmp_path / f"{m}/weights.json", section(network=c.Superhuman(filters=(2, 3), norm_momentum=m)))
+        for m in (0.1, 0.0001)
+    )
+    assert all(torch.equal(tensor, tensors_of(slow)[name]) for name, tensor in tensors_of(fast).items())
+    assert tensors_of(slow)["center.block3.running_var"].sub(1).abs().min() > 0.01
 
 
 def samples_of(text, volumes, *, seed=0):

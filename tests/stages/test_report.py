@@ -263,6 +263,16 @@ def test_the_largest_errors_of_the_best_segmentation_are_named(tree):
     assert "Expected run length: 1234 nm, 26 % of a perfect segmentation's" in page.text
 
 
+def test_losses_that_part_are_a_warning(tmp_path, tree):
+    copy = filled(tmp_path, tree.labels)
+    weights = tmp_path / "models/small/seed0/weights.json"
+    content, run = manifest.read(weights).values()
+    manifest.write(weights, content, {**run, "losses_part_at_steps": [30, 60]})
+    text = Page(copy.report([copy.metrics()], copy.manifests)).text
+    assert "loss of small, seed 0, differ more than ten times at 2 validations, last at step 60 of 90." in text
+    assert "Warning" not in Page(tree.report([tree.metrics()], tree.manifests)).text
+
+
 def test_the_same_inputs_give_the_same_page(tree):
     table = tree.metrics()
     assert tree.report([table], tree.manifests) == tree.report([table], tree.manifests)

@@ -64,6 +64,24 @@ def test_the_curve_is_that_of_relabelled_volumes_and_its_lowest_voi_is_chosen(wo
     assert content["volumes"] == ["one", "two"]
 
 
+def test_labels_outside_the_mask_choose_nothing(workspace, labels):
+    workspace.whole((4, 40, 60))
+    mask = np.ones(labels.shape, np.uint8)
+    mask[:3], mask[:, 22:, 9:] = 0, 0
+    predicted = workspace.perfect(volume := workspace.volume("one", labels, mask=mask), labels)
+    fragments = workspace.fragments(predicted)
+    graph, curves = workspace.rag(predicted, fragments), []
+    for seed in (1, 2):
+        garbage = np.random.default_rng(seed).integers(0, 99, labels.shape).astype(np.uint64)
+        stored = arrays.zarr.open_array(str(volume.with_suffix(".zarr") / "labels/0"), mode="r+")
+        stored[:] = np.where(mask, labels, garbage)
+        made = run_tune(
+            workspace, [(graph, fragments, volume)], {"method": "waterz", "threshold": {"tune": CANDIDATES}}
+        )
+        curves.append(manifest.content(made)["curve"])
+    assert curves[0] == curves[1]
+
+
 def test_betas_are_tuned_too(workspace, volumes):
     content = manifest.content(run_tune(workspace, volumes[:1], {"method": "multicut", "beta": {"tune": (0.2, 0.8)}}))
     graph = rag.load(volumes[0][0])

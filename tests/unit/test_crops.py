@@ -1,6 +1,7 @@
 """Training samples and the tiling of a volume into crops."""
 
 import json
+from dataclasses import replace
 from itertools import pairwise, product
 
 import numpy as np
@@ -17,10 +18,10 @@ from tokenunify.learning.tiling import Tiling, blending_weight, crop_starts, rea
 SHAPE = (7, 30, 41)
 
 
-def labelled(name="a", shape=SHAPE, first=0, seed=0, zero="background"):
+def labelled(name="a", shape=SHAPE, first=0, seed=0, zero="background", mask=None):
     rng = np.random.default_rng(seed)
     raw = rng.integers(0, 256, (shape[0] + first, *shape[1:]), np.uint8)
-    return crops.Labelled(name, raw, (raw // 16).astype(np.uint64), first, shape, (40.0, 8.0, 8.0), zero)
+    return crops.Labelled(name, raw, (raw // 16).astype(np.uint64), mask, first, shape, (40.0, 8.0, 8.0), zero)
 
 
 def source(volumes=None, crop=(4, 12, 16), augment=None, seed=3, erode=False, **options):
@@ -74,6 +75,37 @@ def test_only_the_sections_of_the_range_are_used():
     volume.raw[:3], volume.raw[3:] = 0, 200
     for volumes in ([volume], crops.cached([volume])):
         assert all(source(volumes)[i]["raw"].min() == np.float32(200) / 255 for i in range(20))
+
+
+@pytest.mark.parametrize("zero", ["background", "unlabelled"])
+@pytest.mark.parametrize("erode", [False, True, "3d"])
+@pytest.mark.parametrize("crop", [(4, 12, 16), (4, 12, 50)], ids=["inside", "mirrored"])
+def test_labels_outside_the_mask_reach_no_sample(zero, erode, crop):
+    """Whatever their type, through erosion and every augmentation."""
+    inside = np.random.default_rng(5).random((SHAPE[0] + 2, *SHAPE[1:])) < 0.8
+    inside[:, :, 25:] = False
+    plain = replace(labelled(first=2, zero=zero, mask=inside.astype(np.uint8)), labels=np.where(inside, 3, 0))
+    plain.labels[:, 7:14][inside[:, 7:14]] = 4
+    garbage = np.random.default_rng(6).integers(0, 9, inside.shape)
+    other = replace(plain, labels=np.where(inside, plain.labels, garbage).astype(np.uint16))
+    plain = replace(plain, labels=plain.labels.astype(np.uint64))
+    options = {"erode": erode, "augment": Augment(**dict.fromkeys(Augment().model_dump(), 0.7)), "crop": crop}
+    one, two, held = (source([v], must_fit=False, **options) for v in (plain, other, crops.cached([other])[0]))
+    for index in range(6):
+        for name in ("raw", "targets", "mask"):
+            np.testing.assert_array_equal(one[index][name], two[index][name])
+            np.testing.assert_array_equal(one[index][name], held[index][name])
+
+
+def test_pairs_with_an_end_outside_the_mask_are_unknown():
+    """Here only: a voxel, and those whose partner before them it is."""
+    mask = np.ones(SHAPE, bool)
+    mask[2, 3, 4] = False
+    sample = source([labelled(mask=mask)], crop=SHAPE)[0]
+    known = affinities.from_labels(np.ones(SHAPE, np.uint64), NEAREST)[1]
+    for channel, (z, y, x) in enumerate(NEAREST):
+        known[channel, 2, 3, 4] = known[channel, 2 - z, 3 - y, 4 - x] = False
+    np.testing.assert_array_equal(sample["mask"], known)
 
 
 def test_a_crop_larger_than_its_volume_names_both():

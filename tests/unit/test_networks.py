@@ -272,6 +272,13 @@ def test_one_number_stands_for_all_axes(name, number, axes):
     assert shapes(number) == shapes(axes) != shapes({})
 
 
+@pytest.mark.parametrize("key", ["kernel_size", "patch_size", "img_size"])
+@pytest.mark.parametrize("value", [0, "3", [3, 3], [1, 3, 3.5], True, None])
+def test_other_sizes_than_one_or_three_numbers_are_refused(key, value):
+    with pytest.raises(InputError, match=f"network.{key}: expected three positive integers or one, found"):
+        build({"name": "unetr-released", key: value})
+
+
 def test_unused_published_parameters_are_all_that_the_live_network_lacks():
     with torch.device("meta"):
         live, published = (build({"name": name}) for name in ("unetr", "unetr-released"))

@@ -192,7 +192,7 @@ class Source(Strict):
     raw: FileSource | None = None
     labels: FileSource | None = None
     mask: FileSource | None = Field(None, exclude_if=lambda mask: mask is None)
-    """Where the volume is to be segmented: not 0."""
+    """Where the volume is to be segmented, and its labels train and are scored: not 0. Pre-training reads all raw."""
     phantom: Phantom | None = None
 
     @property
@@ -286,7 +286,11 @@ class Volume(Strict):
     roi: RoiConfig | None = None
     """Part of the source to ingest, in the source's voxels; null takes all."""
     zero: Literal["background", "unlabelled"] = "background"
-    """Meaning of label 0 in training: background (affinity 0) or unlabelled (masked out)."""
+    """Meaning of label 0 in training: background (affinity 0) or unlabelled (masked out).
+
+    Voxels without ground truth are marked by label 2^64-1 (CREMI's, in uint64), whatever 0 means, or by the mask: give
+    membrane 0 and unlabelled voxels 2^64-1, and leave this at background.
+    """
     intensity: Intensity | None = Field(None, exclude_if=lambda intensity: intensity is None)
     """How raw becomes 0..255: clip, {rescale: [low, high]} or {percentile: [low, high]}.
 

@@ -80,8 +80,11 @@ class SymmetricUNet(Architecture):
     merge: Literal["add", "cat"] = "add"
     upsampling: Literal["trilinear", "transpose"] = "trilinear"
     normalisation: Literal["batch", "instance"] = "batch"
-    norm_momentum: Fraction = 0.001
-    """Momentum of the batch normalisation's running statistics."""
+    norm_momentum: Fraction = 0.1
+    """Momentum of the batch normalisation's running statistics; the published networks' 0.001 suits long trainings.
+
+    Where a training is too short for them they are taken anew, before validation and at the end, from training crops.
+    """
 
     @property
     def unit(self) -> Coordinate:

@@ -1,9 +1,11 @@
 """Weights and training states on disk: written in one step, and enough to rebuild the network."""
 
+import hashlib
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -14,6 +16,8 @@ from tokenunify.errors import InputError
 from tokenunify.learning import networks, published
 
 WEIGHTS = "weights.safetensors"
+DIGEST = 32
+"""Bytes of a SHA-256."""
 
 
 def save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
@@ -23,16 +27,47 @@ def save_weights(path: Path, state_dict: Mapping[str, Tensor]) -> None:
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Replace a training state (tensors, numbers, strings and containers of them) in one step."""
-    manifest.replace(path, lambda temporary: torch.save(state, temporary))
+    """Replace a training state (tensors, numbers, strings and containers of them) in one step.
+
+    The file begins with the SHA-256 of its folder's name, which is the training's, and of all that follows, what
+    torch.save writes.
+    """
+    manifest.replace(path, lambda temporary: _write_state(temporary, state))
+
+
+def _write_state(path: Path, state: dict[str, Any]) -> None:
+    with open(path, "w+b") as file:
+        file.write(bytes(DIGEST))
+        torch.save(state, file)
+        file.seek(DIGEST)
+        found = _digest(path, file)
+        file.seek(0)
+        file.write(found)
+
+
+def _digest(path: Path, rest: BinaryIO) -> bytes:
+    return hashlib.file_digest(rest, lambda: hashlib.sha256(path.parent.name.encode())).digest()
 
 
 def load_state(path: Path) -> dict[str, Any]:
-    """A training state on the CPU; nothing but tensors, numbers, strings and containers is accepted."""
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{path} is damaged ({error}): delete {path.parent} and train again") from None
+    """A training state on the CPU, as it was saved; nothing but tensors, numbers, strings and containers is accepted.
+
+    Raises InputError for any other file: a damaged state, or another training's, would go on as another training.
+    """
+    with open(path, "rb") as file:
+        recorded = file.read(DIGEST)
+        if _digest(path, file) != recorded:
+            raise damaged(path)
+        file.seek(DIGEST)
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def damaged(path: Path) -> InputError:
+    """What to say of a file of a training whose checksum is not the recorded one."""
+    return InputError(
+        f"{path} is damaged or of another training (its SHA-256 is not the recorded one): delete the training's folder "
+        f"with `rm -r {shlex.quote(str(path.parent))}` and run snakemake again, to train again from the start"
+    )
 
 
 def read_weights(weights: Path, form: type[forms.Form] = forms.Weights) -> tuple[dict[str, Tensor], dict]:

@@ -1,7 +1,7 @@
 """Training samples: sample i is a function of (seed, i) alone, whatever was drawn before it and on which machine."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 
 import numpy as np
@@ -23,6 +23,8 @@ class Labelled:
     name: str
     raw: arrays.Store | np.ndarray
     labels: arrays.Store | np.ndarray
+    mask: arrays.Store | np.ndarray | None
+    """Where it is 0 labels count as unknown; None: known everywhere."""
     first: int
     """First section used."""
     shape: Coordinate
@@ -45,18 +47,21 @@ def open_labelled(volume: arrays.Volume, sections: tuple[int, int] | None = None
             f"got {list(sections or ())}; correct datasets.*.train"
         )
     shape = (min(last, depth) - first, height, width)
-    return Labelled(volume.name, volume.raw, volume.labels, first, shape, volume.voxel_size_nm, volume.zero)
+    return Labelled(
+        volume.name, volume.raw, volume.labels, volume.mask, first, shape, volume.voxel_size_nm, volume.zero
+    )
 
 
 def cached(volumes: Sequence[Labelled]) -> list[Labelled]:
     """The volumes, those that fit into the cache held in memory."""
     result, room = [], CACHE_BYTES
     for v in volumes:
-        size = prod(v.shape) * (v.raw.dtype.itemsize + v.labels.dtype.itemsize)
+        held = {name: array for name in ("raw", "labels", "mask") if (array := getattr(v, name)) is not None}
+        size = prod(v.shape) * sum(array.dtype.itemsize for array in held.values())
         if size <= room:
             room -= size
             sections = slice(v.first, v.first + v.shape[0])
-            v = Labelled(v.name, v.raw[sections], v.labels[sections], 0, v.shape, v.voxel_size_nm, v.zero)
+            v = replace(v, first=0, **{name: array[sections] for name, array in held.items()})
         result.append(v)
     return result
 
@@ -123,11 +128,12 @@ NO_AUGMENTATION = Augment(**dict.fromkeys(Augment.model_fields, 0.0))
 
 
 def read(v: Labelled, start: Sequence[int], extent: Coordinate) -> tuple[np.ndarray, np.ndarray]:
-    """Raw and labels of a box of the used part; what the part lacks at its far faces is mirrored."""
+    """Raw and labels of a box of the used part, unknown outside the mask; what lacks at the far faces is mirrored."""
     z, y, x = (slice(s, min(s + e, n)) for s, e, n in zip(start, extent, v.shape, strict=True))
     box = (slice(z.start + v.first, z.stop + v.first), y, x)
     lacking = [(0, s + e - min(s + e, n)) for s, e, n in zip(start, extent, v.shape, strict=True)]
-    raw, labels = v.raw[box], v.labels[box]
+    raw = v.raw[box]
+    labels = affinities.outside_unknown(v.labels[box], None if v.mask is None else v.mask[box])
     if any(after for _, after in lacking):
         raw, labels = np.pad(raw, lacking, mode="reflect"), np.pad(labels, lacking, mode="reflect")
     return raw, labels

@@ -10,7 +10,8 @@ from lightning_fabric import Fabric
 
 from tokenunify import arrays, blockwise, manifest
 from tokenunify.errors import InputError
-from tokenunify.learning import checkpoint, crops, loop, networks, objectives, parts, transfer
+from tokenunify.learning import checkpoint, crops, loop, negatives, networks, objectives, parts, transfer
+from tokenunify.learning.log import parted_steps
 from tokenunify.learning.networks.base import Network, output_extent
 from tokenunify.stages import Finetune
 
@@ -47,6 +48,9 @@ def run(
     check_start(section, pretrained, published)
     samples = training_samples(section, train, seed)
     fixed = validation_samples(section, validation)
+    negative = negatives.check(samples)
+    if fixed:
+        negatives.check_validation(fixed)
     fabric = loop.make_fabric(device, section.precision, batch_size=section.batch_size, threads=threads)
     fabric.launch()
     inputs = {path.stem: manifest.content_hash(path) for path in [*train, *validation]}
@@ -60,7 +64,7 @@ def run(
         workers = 1 if fabric.device.type == "cpu" else threads
         loop.fit(training, samples, fixed, seed=seed, threads=workers, columns=COLUMNS)
         if fabric.is_global_zero:
-            write(section, training, output, seed=seed, inputs=inputs)
+            write(section, training, output, seed=seed, inputs=inputs, negative=negative)
 
 
 def training_samples(section: Finetune, train: list[Path], seed: int) -> crops.Crops:
@@ -129,7 +133,9 @@ def start(
     return transfer.from_scratch(network)
 
 
-def write(section: Finetune, training: loop.Training, output: Path, *, seed: int, inputs: dict[str, str]) -> None:
+def write(
+    section: Finetune, training: loop.Training, output: Path, *, seed: int, inputs: dict[str, str], negative: float
+) -> None:
     """Hand on weights, transfer table and log; the manifest last."""
     weights = output.with_name(checkpoint.WEIGHTS)
     checkpoint.save_weights(weights, training.weights())
@@ -147,7 +153,9 @@ def write(section: Finetune, training: loop.Training, output: Path, *, seed: int
     }
     run = {
         "trained_parameters": sum(p.numel() for p in network.parameters() if p.requires_grad),
+        "negative_pairs": round(negative, 6),
         "best_step": progress.best_step,
         "best_validation_loss": progress.best if progress.best_step else None,
+        "losses_part_at_steps": parted_steps(training.folder / "log.csv"),
     }
     manifest.write(output, content, training.facts() | run)

@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tokenunify import config as c
+from tokenunify import manifest
 from tokenunify.errors import InputError
-from tokenunify.learning import checkpoint, parts
-from tokenunify.learning.log import Log
+from tokenunify.learning import checkpoint, parts, statistics
+from tokenunify.learning.log import Log, warn_if_parted
 from tokenunify.learning.muon import Muon
 from tokenunify.learning.networks.base import Network
 from tokenunify.learning.networks.stages import recompute
@@ -69,6 +70,7 @@ class Progress:
     step: int = 0
     best: float = math.inf
     best_step: int = 0
+    best_sha256: str = ""
     seconds: float = 0.0
     attempts: int = 0
     logged: dict[str, list[float]] = field(default_factory=dict)
@@ -222,8 +224,7 @@ class Training:
                 values[name] = values.get(name, 0) + value.detach()
         self._record(values)
         for optimizer in self.optimizers:
-            if self.config.clip_norm is not None:
-                self.fabric.clip_gradients(self.wrapped, optimizer, max_norm=self.config.clip_norm)
+            self._clip(optimizer)
             optimizer.step()
             optimizer.zero_grad()
         self.progress.step += 1
@@ -252,26 +253,55 @@ class Training:
         stacked = torch.stack([values[name].double() for name in names])
         means = dict(zip(names, self.fabric.all_reduce(stacked).tolist(), strict=True))
         if not math.isfinite(means["loss"]):  # on all ranks alike: all stop, or none
-            raise InputError(
-                f"the loss became {means['loss']} at step {self.progress.step + 1}: lower {self.stage}.learning_rate, "
-                f"lengthen {self.stage}.warmup_steps, set {self.stage}.clip_norm, or use precision 32-true"
-            )
+            raise self._diverged(f"the loss became {means['loss']} at step {self.progress.step + 1}")
         self.task.observe(means)
         for name, value in means.items():
             self.progress.logged.setdefault(name, []).append(value)
 
+    def _clip(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.config.clip_norm is None:
+            return
+        scaled = self.config.precision == "16-mixed"  # the scaler leaves out steps with gradients beyond its range
+        try:
+            self.fabric.clip_gradients(
+                self.wrapped, optimizer, max_norm=self.config.clip_norm, error_if_nonfinite=not scaled
+            )
+        except RuntimeError as error:
+            if "non-finite" not in str(error):
+                raise
+            raise self._diverged(f"a gradient became infinite or nan at step {self.progress.step + 1}") from None
+
+    def _diverged(self, what: str) -> InputError:
+        return InputError(
+            f"{what}: lower {self.stage}.learning_rate, lengthen {self.stage}.warmup_steps, "
+            f"set {self.stage}.clip_norm, or use precision 32-true"
+        )
+
+    def renew_statistics(self, samples: Samples, *, threads: int) -> None:
+        """Take stale running statistics anew from the crops of the training's last steps, which are always the same."""
+        if not (layers := statistics.stale(self.current.network, self.progress.step)):
+            return
+        last = self.config.steps
+        numbers = range(max(0, last - math.ceil(statistics.CROPS / self.config.batch_size)), last)
+        made = steps(samples, self.config, numbers, self.fabric, threads=threads)
+        with self.fabric.autocast():
+            statistics.renew(self.current, layers, (self.fabric.to_device(batch) for step in made for batch in step))
+
     @torch.no_grad()
     def validate(self, samples: Sequence[Mapping[str, Any]]) -> float:
-        """Mean loss over fixed samples; the weights are kept if they are the best so far."""
+        """Mean loss over fixed samples, which must be finite; the weights are kept if they are the best so far."""
         self.current.eval()
         with self.fabric.autocast():
             losses = [self._loss(collate([sample])) for sample in samples]
         self.current.train()
         mean = sum(losses) / len(losses)
+        if not math.isfinite(mean):
+            raise self._diverged(f"the validation loss became {mean} at step {self.progress.step}")
         if mean < self.progress.best:
             self.progress.best, self.progress.best_step = mean, self.progress.step
             if self.fabric.is_global_zero:
                 checkpoint.save_weights(self._best(), parts.merged(self.current.network).state_dict())
+                self.progress.best_sha256 = manifest.file_sha256(self._best())
         return mean
 
     def _best(self) -> Path:
@@ -325,8 +355,13 @@ class Training:
     def weights(self) -> dict[str, Tensor]:
         """The network's weights to hand on: the best where validation chose some and the config wants them."""
         if math.isfinite(self.progress.best) and self.config.checkpoint == "best":
+            if not self._best().exists() or manifest.file_sha256(self._best()) != self.progress.best_sha256:
+                raise checkpoint.damaged(self._best())
             return load_file(self._best())
-        return parts.merged(self.current.network).state_dict()
+        weights = parts.merged(self.current.network).state_dict()
+        if not all(tensor.isfinite().all() for tensor in weights.values()):
+            raise self._diverged("weights became infinite or nan in the last step")
+        return weights
 
 
 def fit(
@@ -349,12 +384,15 @@ def fit(
         training.step(batches, seed)
         last = progress.step == config.steps
         due = bool(validation) and (last or progress.step % config.validate_every == 0)
+        if last or due:
+            training.renew_statistics(samples, threads=threads)
         loss = training.validate(validation) if due else ""
         if last or due or progress.step % LOG_EVERY == 0:
             row = _row(training, batches[0], loss)
             bar.set_postfix(loss=row["loss"], refresh=False)
             if log is not None:
                 log.write(row)
+                warn_if_parted(row)
         after_step()
         if last or progress.step % config.checkpoint_every == 0:
             training.save()

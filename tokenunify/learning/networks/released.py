@@ -18,5 +18,10 @@ def check_keys(keys: Mapping, known: Mapping[str, Sequence], *, free: Collection
 
 
 def per_axis(keys: Mapping) -> dict:
-    """The keys with three numbers wherever one number stands for all axes."""
-    return {key: (value,) * 3 if key in PER_AXIS and type(value) is int else value for key, value in keys.items()}
+    """The keys with three numbers wherever one number stands for all axes; others than positive ones are refused."""
+    given = {key: (value,) * 3 if type(value) is int else value for key, value in keys.items() if key in PER_AXIS}
+    for key, value in given.items():
+        numbers = isinstance(value, list | tuple) and all(type(n) is int and n > 0 for n in value)
+        if not (numbers and len(value) == 3):
+            raise InputError(f"network.{key}: expected three positive integers or one, found {keys[key]!r}; correct it")
+    return {**keys, **given}

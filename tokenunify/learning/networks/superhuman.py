@@ -165,5 +165,6 @@ def released_options(keys: dict) -> dict:
     return {
         "filters": keys.get("filters", Superhuman().filters),
         "merge": keys.get("merge_mode", "cat"),
+        "norm_momentum": 0.001,
         "upsampling": "transpose" if keys.get("upsample_mode") == "transposeS" else "trilinear",
     }
