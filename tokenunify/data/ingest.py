@@ -17,8 +17,8 @@ import tokenunify
 from tokenunify import arrays, blockwise, components, manifest, pyramid, stages
 from tokenunify.affinities import IGNORE
 from tokenunify.config import Phantom
-from tokenunify.data import convert, parts, readers, sources, streaming, synthetic
-from tokenunify.data.source_array import SourceArray
+from tokenunify.data import absent, convert, parts, readers, sources, streaming, synthetic
+from tokenunify.data.source_array import SourceArray, naming
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
 
@@ -51,6 +51,7 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
             return
         opened = _open(source, progress / "unpacked")
         roi = _roi(section, opened)
+        lacking = _absent(opened, roi, manifest.read(source)["run"].get("allow_missing", {}))
         _warn_of_many_files(section, roi)
         with opened["raw"].keeping(section.chunk_shape[0], progress / "sections" / "raw"):
             ends = convert.ends(section.intensity, opened["raw"], roi, section.chunk_shape)
@@ -67,6 +68,7 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
         _forget_placed(output)
         _replace(output.with_suffix(".zarr"), partial)
         content = _content(section, stored, roi) | {"config": plain, "inputs": inputs}
+        content |= {"absent_chunks": lacking} if lacking else {}
         for path in (placed, output):
             manifest.write(path, content, _total(runs))
         _remove_work(output)
@@ -128,7 +130,25 @@ def _open(source: Path, unpacked: Path) -> dict[str, SourceArray]:
             if box := file.get("box"):
                 place, shape = Roi(tuple(box["offset"]), tuple(box["shape"])), tuple(box["whole"])
                 opened[role].box, opened[role].whole = place, shape
+                opened[role].absent = _told(*box.get("absent", (0, 0)))
     return opened
+
+
+def _told(number: int, total: int) -> Callable[[Roi], tuple[int, int]]:
+    """What the download counted: the copy of a box has all chunks."""
+    return lambda roi: (number, total)
+
+
+def _absent(opened: dict[str, SourceArray], roi: Roi, allowed: dict[str, float]) -> dict[str, dict[str, int]]:
+    """By role, how many chunks of the box the source lacks, where it does; InputError for more than is allowed."""
+    lacking = {}
+    for role, array in opened.items():
+        with naming(array.path):
+            number, total = array.absent(roi) if array.absent else (0, 0)
+        absent.check(array.path, (number, total), allowed.get(role, absent.ALLOWED))
+        if number:
+            lacking[role] = {"absent": number, "chunks": total}
+    return lacking
 
 
 def _check_unchanged(path: str, file: dict, source: Path) -> None:

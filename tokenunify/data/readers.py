@@ -1,12 +1,11 @@
 """Open source files as arrays that are read in boxes, whatever their format."""
 
 import gzip
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import h5py
@@ -15,12 +14,12 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from tokenunify.data.axes import ordered
+from tokenunify.data.axes import Stated, agreed, of_attributes, ordered
 from tokenunify.data.chunked import open_chunked
 from tokenunify.data.flat import open_npy
 from tokenunify.data.headed import open_mrc, open_nifti, open_nrrd
 from tokenunify.data.ome_zarr import open_zarr
-from tokenunify.data.source_array import Sections, SourceArray, naming, product, stated_voxel_size
+from tokenunify.data.source_array import Sections, SourceArray, naming, stated_voxel_size
 from tokenunify.data.sources import image_files
 from tokenunify.data.tiff import open_tiff
 from tokenunify.data.webknossos import open_wkw
@@ -74,23 +73,21 @@ def open_dataset(path: str, file: h5py.File, dataset: str | None) -> SourceArray
         names: list[str] = []
         file.visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
         raise InputError(f"{path} has no dataset {dataset!r}; it has {names}; correct dataset in the configuration")
-    size = stated_voxel_size(dict(item.attrs)) or stated_voxel_size(dict(file.attrs))
-    axes = _hdf5_axes(item)
-    if axes is None:
-        return SourceArray(path, item, size)
-    data, places = ordered(path, item, axes)
-    if size and len(axes) == 3 and not any(key.endswith("_zyx") for key in item.attrs):  # in the order of the axes
-        size = product([size[axis] for axis in places])
-    return SourceArray(path, data, size)
+    attributes, num_axes = dict(item.attrs), len(item.shape)
+    axes = agreed(path, [*_hdf5_axes(item), *of_attributes(attributes)], num_axes)
+    in_order: Sequence[str] = axes or "zyx"
+    size = stated_voxel_size(attributes, in_order) or stated_voxel_size(dict(file.attrs), in_order)
+    return SourceArray(path, ordered(path, item, axes)[0] if axes else item, size)
 
 
-def _hdf5_axes(item: h5py.Dataset) -> list[str] | None:
-    """Names by vigra's or ilastik's `axistags`, or by HDF5's dimension labels; None where z, y, x are not all named."""
-    tags = item.attrs.get("axistags")
-    if tags is not None:
-        return [axis["key"] for axis in json.loads(tags)["axes"]]
-    labels = [dimension.label.lower() for dimension in item.dims]
-    return labels if {"z", "y", "x"}.issubset(labels) else None
+def _hdf5_axes(item: h5py.Dataset) -> list[Stated]:
+    """By HDF5's dimension labels, and by the names of dimension scales."""
+    labels = [dimension.label for dimension in item.dims]
+    scales = [
+        PurePosixPath(scale[0].name or "").name if (scale := dict(enumerate(dimension.values()))) else ""
+        for dimension in item.dims
+    ]
+    return [Stated("its dimension labels", labels), Stated("its dimension scales", scales)]
 
 
 class _Neuroproof:

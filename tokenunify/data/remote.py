@@ -10,6 +10,7 @@ import numpy as np
 
 from tokenunify.config import FileSource
 from tokenunify.data import chunked, places
+from tokenunify.data.absent import Chunks
 from tokenunify.data.source_array import UNREADABLE, ArrayLike, Stated, naming, product, told
 from tokenunify.data.transfer import Throttle
 from tokenunify.errors import InputError
@@ -34,6 +35,8 @@ class Remote(NamedTuple):
     """What the source states."""
     identity: str
     """Changes when the source does, as far as it tells."""
+    chunks: Chunks | None = None
+    """Where its format may leave chunks out."""
 
 
 def open_remote(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Throttle) -> Remote:
@@ -45,7 +48,8 @@ def open_remote(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Thr
         texts = _described(file, dataset)
         array = chunked.open_chunked(file.url, file.format, dataset)
     identity = hashlib.sha256(b"\n".join(texts)).hexdigest()
-    return Remote(file.url, _Paced(array.data, throttle), array.shape, array.dtype, array.voxel_size_nm, identity)
+    data = _Paced(array.data, throttle)
+    return Remote(file.url, data, array.shape, array.dtype, array.voxel_size_nm, identity, array.chunks)
 
 
 def open_coarser(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Throttle) -> Iterator[Remote]:

@@ -330,4 +330,5 @@ def times(made: list[Made]) -> list[dict]:
 def volumes(made: list[Made]) -> list[dict]:
     """Size, licence, terms and citation of every volume, and the time of its ingest."""
     read = [(m.volume, m.read) for m in _of(made, "ingest")]
-    return [{"name": name, "terms": None, **parts["content"], "run": parts["run"]} for name, parts in read]
+    default: dict = {"terms": None, "absent_chunks": {}}
+    return [{"name": name, **default, **parts["content"], "run": parts["run"]} for name, parts in read]
