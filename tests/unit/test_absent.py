@@ -108,6 +108,14 @@ def test_absent_chunks_are_counted_block_by_block(tmp_path, volume, write, box):
     assert found == 1
 
 
+@pytest.mark.parametrize("write", [precomputed, n5, sharded_zarr])
+def test_a_volume_without_any_chunk(tmp_path, volume, write):
+    format, dataset = write(tmp_path / "v", np.zeros_like(volume))
+    for folder in [path for path in (tmp_path / "v").iterdir() if path.is_dir() and format == "precomputed"]:
+        shutil.rmtree(folder)
+    assert open_array(tmp_path / "v", format, dataset).absent(ALL) == (36, 36)
+
+
 def test_a_shard_that_is_gone(tmp_path, volume):
     format, dataset = sharded_zarr(tmp_path / "v", volume)
     (tmp_path / "v" / "c" / "0" / "0" / "1").unlink()  # of 8 chunks, one of which was absent

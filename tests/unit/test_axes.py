@@ -80,7 +80,15 @@ def ome(folder, values, order):
     }
 
 
-WRITERS = [dimension_names, xarray_2, funlib, cosem, vigra, ome]
+def ome_06(folder, values, order):
+    ome(folder, values, order)
+    group = zarr.open_group(str(folder))
+    image = group.attrs["ome"]["multiscales"][0]
+    image["coordinateSystems"] = [{"name": "physical", "axes": image.pop("axes")}]
+    group.attrs["ome"] = {"version": "0.6", "multiscales": [image]}
+
+
+WRITERS = [ome_06, dimension_names, xarray_2, funlib, cosem, vigra, ome]
 
 
 @pytest.mark.parametrize("write", WRITERS)

@@ -12,7 +12,7 @@ from tokenunify.data import metadata, places
 from tokenunify.data.absent import Chunks, Stored
 from tokenunify.data.axes import agreed, of_attributes, ordered
 from tokenunify.data.metadata import address_of, joined
-from tokenunify.data.ome_zarr import attributes_of, image_of, open_image
+from tokenunify.data.ome_zarr import attributes_of, image_of, levels_of, open_image
 from tokenunify.data.source_array import NM, SourceArray, naming, product, stated_voxel_size, turned
 from tokenunify.data.stored import by_box, by_index, numbered
 from tokenunify.errors import InputError
@@ -51,19 +51,19 @@ def coarser(place: str, format: str, dataset: str | None) -> list[str]:
     name = (dataset or "").strip("/")
     with naming(place):
         if format == "precomputed":
-            levels = [scale["key"] for scale in _scales(place)]
+            levels = [scale["key"] for scale in scales_of(place)]
         elif format == "zarr":
             image = image_of(attributes_of(place, name))
             parent = name if image else name.rpartition("/")[0]  # an image, or one of its levels
             image = image or image_of(attributes_of(place, parent))
-            levels = [joined(parent, level["path"]) for level in image.get("datasets", [])]
+            levels = [joined(parent, level["path"]) for level in levels_of(place, image)] if image else []
         else:
             levels = []
     return levels[: levels.index(name) if name in levels else 0 : -1]
 
 
 def _precomputed(path: str, key: str) -> SourceArray:
-    scales = _scales(path)
+    scales = scales_of(path)
     keys = [scale["key"] for scale in scales]
     if key and key not in keys:
         raise InputError(f"{path} has no scale {key!r}; it has {keys}; correct dataset in the configuration")
@@ -78,7 +78,7 @@ def _precomputed(path: str, key: str) -> SourceArray:
     return SourceArray(path, data, sizes, chunks)
 
 
-def _scales(path: str) -> list[dict]:
+def scales_of(path: str) -> list[dict]:
     """Of a precomputed volume, as its `info` describes them."""
     info = metadata.read(path, "info")
     if "scales" not in info:

@@ -35,10 +35,10 @@ def open_image(path: str, dataset: str, open_array: Open) -> SourceArray:
     """
     image, (parent, _, last) = image_of(attributes_of(path, dataset)), dataset.rpartition("/")
     if image:
-        level = _levels(path, image)[0]
+        level = levels_of(path, image)[0]
         return _level(path, joined(dataset, level["path"]), open_array, image, level)
     image = image_of(attributes_of(path, parent)) if dataset else {}
-    level = next((level for level in _levels(path, image) if level["path"] == last), {}) if image else {}
+    level = next((level for level in levels_of(path, image) if level["path"] == last), {}) if image else {}
     return _level(path, dataset, open_array, image if level else {}, level)
 
 
@@ -58,7 +58,7 @@ def image_of(attributes: dict) -> dict:
     return images[0] if isinstance(images, list) and images and isinstance(images[0], dict) else {}
 
 
-def _levels(path: str, image: dict) -> list[dict]:
+def levels_of(path: str, image: dict) -> list[dict]:
     """Of an image, the finest first."""
     levels: Any = image.get("datasets")
     listed = isinstance(levels, list) and levels and all(isinstance(level, dict) for level in levels)
@@ -91,8 +91,8 @@ def _level(path: str, name: str, open_array: Open, image: dict, level: dict) -> 
 
 def _scale(image: dict, level: dict, axes: list[dict], places: Sequence[int]) -> Any:
     """The voxel size in nm that the transformations of a level and of its image make."""
-    moves = [*level.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]
     try:
+        moves = [*level.get("coordinateTransformations", []), *image.get("coordinateTransformations", [])]
         scales = [[move["scale"][axis] for axis in places] for move in moves if "scale" in move]
         return product([NM.get(str(axes[axis].get("unit"))) for axis in places], *scales) if scales else None
     except (IndexError, KeyError, TypeError):
@@ -100,7 +100,10 @@ def _scale(image: dict, level: dict, axes: list[dict], places: Sequence[int]) ->
 
 
 def _axes(image: dict, num_axes: int) -> Sequence[Any]:
-    axes = image.get("axes", "tczyx"[-num_axes:])
+    """By 0.4 and 0.5, by the first coordinate system of 0.6, or as 0.1 has them."""
+    systems = image.get("coordinateSystems")
+    system = systems[0] if isinstance(systems, list) and systems and isinstance(systems[0], dict) else {}
+    axes = image.get("axes", system.get("axes", "tczyx"[-num_axes:]))
     return axes if isinstance(axes, (list, str)) else ()
 
 

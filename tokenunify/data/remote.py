@@ -1,7 +1,6 @@
 """Chunked volumes (zarr, n5, neuroglancer precomputed) at an address, to be copied from."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from math import isclose
 from typing import Any, NamedTuple
@@ -9,9 +8,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tokenunify.config import FileSource
-from tokenunify.data import chunked, places
+from tokenunify.data import chunked, metadata, places
 from tokenunify.data.absent import Chunks
-from tokenunify.data.source_array import UNREADABLE, ArrayLike, Stated, naming, product, told
+from tokenunify.data.source_array import UNREADABLE, ArrayLike, Stated, naming, product, told, turned
 from tokenunify.data.transfer import Throttle
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, VoxelSize
@@ -85,13 +84,15 @@ def _dataset(file: FileSource, voxel_size_nm: VoxelSize | None) -> str | None:
         return file.dataset
     assert file.url is not None
     with naming(file.url):
-        return _scale(file.url, places.read(file.url.rstrip("/") + "/", "info") or b"", voxel_size_nm)
+        return _scale(file.url, voxel_size_nm)
 
 
-def _scale(url: str, info: bytes, wanted: VoxelSize | None) -> str | None:
+def _scale(url: str, wanted: VoxelSize | None) -> str | None:
     """Key of the scale that has the voxel size; None where the volume has no scales at all."""
-    described = json.loads(info or b"{}")
-    scales = {scale["key"]: product([1.0] * 3, scale["resolution"][::-1]) for scale in described.get("scales", [])}
+    if not metadata.read(url, "info").get("scales"):
+        return None  # which is told when it is opened
+    sizes = ((scale["key"], scale.get("resolution")) for scale in chunked.scales_of(url))
+    scales = {key: product([1.0] * 3, turned(size, "xyz")) for key, size in sizes}
     fitting = [key for key, size in scales.items() if _equal(size, wanted)]
     if scales and not fitting:
         known = ", ".join(f"{key}: {size and list(size)}" for key, size in scales.items())

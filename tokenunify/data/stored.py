@@ -82,9 +82,9 @@ def in_folder(address: str, name: Callable[[Index], str], index: Callable[[str],
     """Chunks that are files of the folder at the address."""
     local = places.local(address)
 
-    def listed() -> Iterator[bytes]:
+    def listed() -> Iterable[bytes]:
         assert local is not None, address
-        return (inside.encode() for inside, _ in sources.files(local))
+        return (inside.encode() for inside, _ in sources.files(local)) if local.is_dir() else ()
 
     return Named(lambda: places.store(address), listed, lambda i: name(i).encode(), lambda found: index(found.decode()))
 

@@ -15,6 +15,8 @@ from tokenunify.data.stored import of_wkw
 from tokenunify.errors import InputError
 
 PROPERTIES = "datasource-properties.json"
+MOST_VOXELS = 2**32
+"""Along an axis: wkw counts them by 32 bits."""
 
 
 def open_wkw(path: str, dataset: str | None, scratch: Path) -> SourceArray:
@@ -35,8 +37,14 @@ def _opened(path: str, dataset: str | None) -> SourceArray:
         )
     box = known[layer]["boundingBox"]
     factors = _factors(mag)
-    start = [o // f for o, f in zip(box["topLeft"], factors, strict=True)]
-    shape = [-(-box[side] // f) for side, f in zip(("width", "height", "depth"), factors, strict=True)]
+    first = metadata.lengths(path, "topLeft", box["topLeft"])
+    sides = metadata.lengths(path, "width, height, depth", [box[side] for side in ("width", "height", "depth")])
+    if any(o + n > MOST_VOXELS for o, n in zip(first, sides, strict=True)):
+        raise metadata.damaged(
+            path, f"the box of {layer} ends beyond voxel {MOST_VOXELS}, the last that wkw has: {box}"
+        )
+    start = [o // f for o, f in zip(first, factors, strict=True)]
+    shape = [-(-n // f) for n, f in zip(sides, factors, strict=True)]
     scale, unit = properties["scale"], "nanometer"
     if isinstance(scale, dict):
         scale, unit = scale["factor"], scale["unit"]
@@ -71,7 +79,7 @@ class _Wkw:
     def __init__(self, folder: Path, start: list[int], shape: list[int]):
         try:
             self.files, self.start, self.turn = wkw.Dataset.open(str(folder)), start, threading.Lock()
-        except wkw.wkw.WKWException as error:
+        except (wkw.wkw.WKWException, AssertionError) as error:  # of a header that is none
             raise ValueError(str(error)) from error
         self.shape, self.dtype = tuple(shape), np.dtype(self.files.header.voxel_type)
         if self.files.header.num_channels != 1:
