@@ -215,6 +215,45 @@ def test_labels_of_64_bits_beside_raw_of_a_file(server, run, tmp_path, raw, labe
     np.testing.assert_array_equal(found.labels[:], labels[CUT])
 
 
+def without_a_chunk(write, folder: Path, values: np.ndarray) -> dict:
+    """The volume without the file of one of its chunks, which the box has."""
+    keys = write(folder, values)
+    names = {write_precomputed: "*/132-164_32-64_7-23*", write_n5: "**/1/1/0", write_zarr3: "**/c/0/1/1"}
+    (chunk,) = folder.glob(names[write])
+    chunk.unlink()
+    return keys
+
+
+@pytest.mark.parametrize("write", [write_precomputed, write_n5, write_zarr3])
+def test_chunks_that_are_absent(server, run, tmp_path, raw, caplog, write):
+    source = {"url": f"{server.url}/v", **without_a_chunk(write, tmp_path / "served" / "v", raw)}
+    with pytest.raises(
+        InputError,
+        match=r"/v, as far as it was read: [12] of the \d+ chunks in the volume's box are absent .* allow_missing",
+    ):
+        run(volume(source))
+    described = volume({**source, "allow_missing": 0.5})
+    box_made = run(described)["content"]["raw"]["box"]
+    number, total = box_made["absent"]
+    assert (number, total > 4) == (2 if write is write_zarr3 else 1, True)  # a shard has several
+    assert f"/v: {number} of the {total} chunks" in caplog.text
+    caplog.clear()
+    ingested(described, tmp_path)
+    made = manifest.content(tmp_path / "volumes" / "v.json")
+    assert made["absent_chunks"] == {"raw": {"absent": number, "chunks": total}}
+    assert f"{number} of the {total} chunks" in caplog.text
+    with pytest.raises(InputError, match="more than the 1 %"):
+        run(volume(source))
+
+
+def test_a_link_out_of_a_folder_at_an_address(run, tmp_path, raw):
+    keys = write_n5(tmp_path / "v", raw)
+    (tmp_path / "private").write_bytes(b"secret")
+    (tmp_path / "v" / "s0.link").symlink_to(tmp_path / "private")
+    with pytest.raises(InputError, match=r"v/s0\.link is a link to .*/private, outside"):
+        run(volume({"url": (tmp_path / "v").as_uri(), **keys}))
+
+
 def test_all_of_a_volume_without_a_roi(server, run, tmp_path, raw):
     described = volume({"url": f"{server.url}/v", **write_n5(tmp_path / "served" / "v", raw)}, roi=None)
     run(described)

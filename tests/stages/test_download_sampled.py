@@ -210,11 +210,11 @@ def test_a_killed_search_goes_on_where_it_was(server, tmp_path, raw, monkeypatch
     )
     fetched, copy = [], box.fetch
 
-    def die(target, roi, open_source):
+    def die(target, roi, open_source, allow_missing):
         fetched.append(list(roi.offset))
         if len(fetched) == 2:
             raise KeyboardInterrupt
-        copy(target, roi, open_source)
+        copy(target, roi, open_source, allow_missing)
 
     monkeypatch.setattr(box, "fetch", die)
     with pytest.raises(KeyboardInterrupt):

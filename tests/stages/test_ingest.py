@@ -115,6 +115,29 @@ def test_the_manifest_says_what_downstream_needs(store, raw, labels):
     assert content["config"] == SECTION
 
 
+@pytest.mark.parametrize("version", [2, 3])
+def test_chunks_that_the_source_lacks_are_told_of(tmp_path, ingested, raw, caplog, version):
+    path = tmp_path / "source.zarr"
+    zarr.create_array(str(path), data=raw, chunks=(4, 24, 64), zarr_format=version)
+    whole = manifest.content(ingested({"raw": {"path": str(path), "format": "zarr"}}))
+    assert "absent_chunks" not in whole
+    (path / ("1.2.0" if version == 2 else "c/1/2/0")).unlink()
+    source = {"raw": {"path": str(path), "format": "zarr", "allow_missing": 0.03}}
+    with pytest.raises(InputError, match=r"source\.zarr: 1 of the 27 chunks .* \(3\.7 %\), more than the 3 %"):
+        ingested(source)
+    source["raw"]["allow_missing"] = 0.04
+    assert manifest.content(ingested(source))["absent_chunks"] == {"raw": {"absent": 1, "chunks": 27}}
+    assert "source.zarr: 1 of the 27 chunks in the volume's box are absent (3.7 %)" in caplog.text
+    box = {"offset": [0, 0, 0], "shape": [11, 48, 150]}
+    assert "absent_chunks" not in manifest.content(ingested({"raw": source["raw"] | {"allow_missing": 0}}, roi=box))
+
+
+def test_a_hollow_volume_is_refused_before_it_is_read(tmp_path, ingested):
+    zarr.create_array(str(tmp_path / "v"), shape=(10**4,) * 3, chunks=(64, 64, 64), dtype="u1")
+    with pytest.raises(InputError, match=r"/v: 3869893 of the 3869893 chunks .* \(100 %\)"):
+        ingested({"raw": {"path": str(tmp_path / "v"), "format": "zarr"}})
+
+
 def test_only_the_volume_and_its_manifest_stay(store, raw, labels):
     output = store(raw, labels)
     (placed,) = output.parent.glob(".v.*.placed.json")

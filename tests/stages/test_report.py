@@ -40,6 +40,7 @@ class Tree:
         content = {
             **{role: {"shape": raw.shape, "dtype": "uint8"} for role in ("raw", "labels")},
             **{"voxel_size_nm": voxel_size_nm, "offset_nm": (0, 0, 0), "zero": "background"},
+            **{"absent_chunks": {"raw": {"absent": 1234, "chunks": 200_000}}},
             **{"config": {}, "inputs": {}},
         }
         manifest.write(path, content, {"voxels": raw.size, "seconds": 0.5})
@@ -235,6 +236,7 @@ def test_the_page_has_all_sections_and_stands_alone(tree):
     assert all(picture.startswith(b"\x89PNG") for picture in pictures)
     assert sum(r.startswith("data:image/svg") for r in page.references) == 2
     assert "Made up <et al.> & others 2020" in page.text
+    assert "1 234 of 200 000 chunks of raw are absent in the source" in page.text
 
 
 @pytest.mark.parametrize("url", [None, "https://example.org/terms"])

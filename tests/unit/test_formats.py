@@ -381,6 +381,23 @@ def test_wkw(tmp_path, volume):
     check(open_array(write_wkw(tmp_path, volume, (9, 6, 3)), "wkw", "color/1-1-1"), volume)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("topLeft", [10**12, 0, 0]), ("topLeft", [-1, 0, 0]), ("depth", 1.5), ("width", None), ("boundingBox", 3)],
+)
+def test_damaged_properties_of_wkw(tmp_path, volume, key, value):
+    path = write_wkw(tmp_path, volume, (9, 6, 3))
+    properties = json.loads((path / "datasource-properties.json").read_text())
+    layer = properties["dataLayers"][0]
+    (layer if key == "boundingBox" else layer["boundingBox"])[key] = value
+    (path / "datasource-properties.json").write_text(json.dumps(properties))
+    with pytest.raises(InputError, match="its metadata cannot be used"):
+        open_array(path, "wkw", "color/1-1-1")
+    (path / "datasource-properties.json").write_text("{")
+    with pytest.raises(InputError, match=r"datasource-properties\.json is no JSON"):
+        open_array(path, "wkw", "color/1-1-1")
+
+
 def test_wkw_at_another_magnification(tmp_path, volume):
     scale = {"factor": [0.002, 0.004, 0.04], "unit": "micrometer"}
     check(open_array(write_wkw(tmp_path, volume, (8, 6, 3), (2, 2, 1), scale), "wkw", "color/2-2-1"), volume)

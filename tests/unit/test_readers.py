@@ -339,7 +339,7 @@ def test_a_missing_dataset_lists_those_that_are_there(tmp_path, volume):
 
 def test_a_missing_zarr_node_lists_those_that_are_there(tmp_path, volume):
     path, _ = _zarr_group(tmp_path, volume)
-    with pytest.raises(InputError, match=r"v.zarr has no 'raw'; it has \['em'\]"):
+    with pytest.raises(InputError, match=r"v.zarr has no zarr array 'raw'; it has \['em/raw'\]"):
         open_array(path, "zarr", "raw")
     with pytest.raises(InputError, match="group without multiscales"):
         open_array(path, "zarr")

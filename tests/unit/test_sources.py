@@ -1,6 +1,7 @@
 """Local source files: variables, folders, order and checksums."""
 
 import hashlib
+import os
 
 import pytest
 
@@ -71,3 +72,82 @@ def test_a_wrong_checksum_names_file_expected_and_found(tmp_path):
     assert sources.verify(tmp_path / "a.h5", "hdf5", found) == found
     with pytest.raises(InputError, match=f"a.h5.*expected sha256 {'0' * 64}, found {found}"):
         sources.verify(tmp_path / "a.h5", "hdf5", "0" * 64)
+
+
+def _folder(tmp_path, format):
+    """A folder of the format with one file, an outside file, and a place for a link."""
+    folder, outside = tmp_path / "in" / "v", tmp_path / "private"
+    (folder / "c").mkdir(parents=True)
+    outside.mkdir()
+    for place in (folder / "1.png", folder / "c" / "0", outside / "2.png"):
+        place.write_bytes(b"abc")
+    return folder, outside
+
+
+@pytest.mark.parametrize("format", ["zarr", "n5", "precomputed", "wkw", "images"])
+def test_a_link_out_of_a_folder_is_refused(tmp_path, format):
+    folder, outside = _folder(tmp_path, format)
+    link = folder / "2.png"
+    link.symlink_to(outside / "2.png")
+    with pytest.raises(InputError, match=rf"v/2\.png is a link to {outside}/2\.png, outside {folder}"):
+        sources.checksum(folder, format)
+    link.unlink()
+    link.symlink_to("../../private/2.png")
+    with pytest.raises(InputError, match=r"v/2\.png is a link to .*outside"):
+        sources.checksum(folder, format)
+
+
+@pytest.mark.parametrize("format", ["zarr", "n5", "precomputed"])
+def test_a_link_to_a_folder_outside_is_refused(tmp_path, format):
+    folder, outside = _folder(tmp_path, format)
+    (folder / "d").symlink_to(outside)
+    with pytest.raises(InputError, match=rf"v/d is a link to {outside}, outside"):
+        sources.checksum(folder, format)
+    with pytest.raises(InputError, match=rf"v/d is a link to {outside}, outside"):
+        sources.check_links(folder)
+
+
+def test_images_of_a_glob_that_are_links(tmp_path):
+    folder, outside = _folder(tmp_path, "images")
+    (folder / "2.png").symlink_to(folder / "1.png")
+    sources.checksum(folder / "*.png", "images")
+    (folder / "3.png").symlink_to(outside / "2.png")
+    with pytest.raises(InputError, match=r"v/3\.png is a link"):
+        sources.checksum(folder / "*.png", "images")
+    sources.checksum(tmp_path / "*" / "2.png", "images")
+
+
+def test_what_links_inside_a_folder_lead_to_is_hashed(tmp_path):
+    folder, _ = _folder(tmp_path, "zarr")
+    before = sources.checksum(folder, "zarr")
+    (folder / "d").symlink_to("c")
+    linked = sources.checksum(folder, "zarr")
+    assert linked != before
+    assert [name for name, _ in sorted(sources.files(folder))] == ["1.png", "c/0", "d/0"]
+    (folder / "c" / "0").write_bytes(b"abd")
+    assert sources.checksum(folder, "zarr") != linked
+
+
+def test_the_source_itself_may_be_a_link(tmp_path):
+    folder, _ = _folder(tmp_path, "zarr")
+    (tmp_path / "link").symlink_to(folder)
+    assert sources.checksum(tmp_path / "link", "zarr") == sources.checksum(folder, "zarr")
+    assert sources.checksum(tmp_path / "link", "images") == sources.checksum(folder, "images")
+    (tmp_path / "file").symlink_to(folder / "1.png")
+    assert sources.checksum(tmp_path / "file", "npy") == hashlib.sha256(b"abc").hexdigest()
+
+
+@pytest.mark.parametrize("target", ["..", ".", "0", "gone"])
+def test_links_that_lead_nowhere_or_back_are_refused(tmp_path, target):
+    folder, _ = _folder(tmp_path, "zarr")
+    (folder / "c" / ("0" if target == "0" else "link")).unlink(missing_ok=True)
+    (folder / "c" / ("0" if target == "0" else "link")).symlink_to(target)
+    with pytest.raises(InputError, match=r"v/c/(link|0) is a link"):
+        sources.checksum(folder, "zarr")
+
+
+def test_a_pipe_in_a_folder_is_refused(tmp_path):
+    folder, _ = _folder(tmp_path, "zarr")
+    os.mkfifo(folder / "c" / "1")
+    with pytest.raises(InputError, match=r"v/c/1 is a pipe"):
+        sources.checksum(folder, "zarr")

@@ -97,6 +97,12 @@ class FileSource(Strict):
     the volume's voxel size.
     """
 
+    allow_missing: Annotated[float, Field(ge=0, le=1)] = Field(0.01, exclude_if=lambda share: share == 0.01)
+    """Share of the chunks in the volume's box that a chunked file may lack: they are read as its fill value, mostly 0.
+
+    They are counted and told of; where they are more, the volume is refused. 1 (or true) allows any number.
+    """
+
     @property
     def is_box(self) -> bool:
         """Whether only the volume's roi is fetched."""

@@ -6,19 +6,22 @@ import os
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import zarr
 
 from tokenunify import arrays, blockwise, manifest
 from tokenunify.config import RoiConfig
-from tokenunify.data import keep, transfer
+from tokenunify.data import absent, keep, transfer
 from tokenunify.data.faults import told
 from tokenunify.data.remote import FAULTS, Remote, unreadable
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
 
 logger = logging.getLogger(__name__)
+
+Found = TypeVar("Found")
 
 CHUNK_SHAPE = (32, 64, 64)
 SHARD_SHAPE = (64, 512, 512)
@@ -27,26 +30,32 @@ PLACE = "box"
 """Attribute of the copy: which box of the source it is."""
 
 
-def fetch(target: Path, roi: RoiConfig | None, open_source: Callable[[], Remote]) -> None:
+def fetch(target: Path, roi: RoiConfig | None, open_source: Callable[[], Remote], allow_missing: float = 1.0) -> None:
     """Make the zarr `target` of the box `roi` of the source, or of all of it.
 
-    Raises InputError for a box that is not inside the source, for a source that changed since the copy began, and for
-    one that cannot be read.
+    Raises InputError for a box that is not inside the source, for a source that changed since the copy began, for one
+    that cannot be read, and as soon as more than the share `allow_missing` of its chunks are absent.
     """
     source = open_source()
     partial, progress = (target.with_name(f"{target.name}{ending}") for ending in (".partial", ".progress"))
     box = Roi((0, 0, 0), source.shape) if roi is None else _inside(source, Roi(roi.offset, roi.shape))
     _check_same(progress / "source.json", source, partial)
-    array = _array(partial, source, box)
+    array, missing = _array(partial, source, box), _Missing(progress / "absent", source, box)
 
-    def read(_: int, block: Roi) -> np.ndarray:
-        return read_box(source, block.moved(box.offset))
+    def read(index: int, block: Roi) -> np.ndarray:
+        place = block.moved(box.offset)
+        values = read_box(source, place)
+        if missing.count(index, values, place) > allow_missing * missing.total:
+            absent.check(f"{source.address}, as far as it was read", (missing.found, missing.total), allow_missing)
+        return values
 
     def write(block: Roi, values: np.ndarray) -> None:
         array[block.slices] = values
 
     blocks = Blocks(box.shape, SHARD_SHAPE)
     blockwise.run_part(progress, blocks, read, write=write, written=array)
+    if missing.found:
+        array.attrs[PLACE] = {**array.attrs[PLACE], "absent": [missing.found, missing.total]}
     for stray in partial.rglob("*.partial"):
         stray.unlink()
     os.replace(partial, target)
@@ -54,8 +63,34 @@ def fetch(target: Path, roi: RoiConfig | None, open_source: Callable[[], Remote]
 
 
 def described(target: Path) -> dict:
-    """Where the copy is in its source: `offset` and `shape` of its box, and the `whole` source's shape."""
+    """Where the copy is in its source: `offset` and `shape` of its box, and the `whole` source's shape.
+
+    Where the source lacks chunks of the box, `absent` says how many, and of how many.
+    """
     return zarr.open_array(str(target), mode="r").attrs[PLACE]
+
+
+class _Missing:
+    """Chunks that the source lacks, counted block by block and kept in a folder, so that a killed copy goes on."""
+
+    def __init__(self, folder: Path, source: Remote, box: Roi):
+        self.folder, self.source, self.box = folder, source, box
+        self.total = source.chunks.count(box) if source.chunks else 0
+        self.by_block = {path.stem: int(path.read_text()) for path in folder.glob("*.txt")}
+
+    @property
+    def found(self) -> int:
+        return sum(self.by_block.values())
+
+    def count(self, index: int, values: np.ndarray, block: Roi) -> int:
+        """Count those of a block; return how many were found so far."""
+        chunks = self.source.chunks
+        if chunks is not None and (
+            number := _tried(self.source.address, lambda: chunks.absent_of_block(values, block, self.box))
+        ):
+            manifest.write_text(self.folder / f"{index}.txt", str(number))
+            self.by_block[str(index)] = number
+        return self.found
 
 
 def _inside(source: Remote, box: Roi) -> Roi:
@@ -95,15 +130,19 @@ def _array(path: Path, source: Remote, box: Roi) -> zarr.Array:
 
 def read_box(source: Remote, box: Roi) -> np.ndarray:
     """The voxels of a box, tried again after passing faults."""
+    return _tried(source.address, lambda: np.asarray(source.data[box.slices]))
+
+
+def _tried(address: str, ask: Callable[[], Found]) -> Found:
     for attempt in range(1, transfer.ATTEMPTS + 1):
         try:
-            return np.asarray(source.data[box.slices])
+            return ask()
         except InputError:
             raise
         except FAULTS as error:
             if attempt == transfer.ATTEMPTS:
-                raise unreadable(source.address, error) from None
+                raise unreadable(address, error) from None
             seconds = transfer.pause(None, attempt)
-            logger.warning("%s: attempt %d failed (%s), again in %g s", source.address, attempt, told(error), seconds)
+            logger.warning("%s: attempt %d failed (%s), again in %g s", address, attempt, told(error), seconds)
             time.sleep(seconds)
     raise AssertionError

@@ -1,22 +1,23 @@
 """Volumes in chunks that tensorstore reads: neuroglancer precomputed, n5 and zarr, in a folder or at an address."""
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
-from urllib.request import url2pathname
 
 import numpy as np
 import tensorstore as ts
 
-from tokenunify.data import places
-from tokenunify.data.axes import ordered
+from tokenunify.data import metadata, places
+from tokenunify.data.absent import Chunks, Stored
+from tokenunify.data.axes import agreed, of_attributes, ordered
 from tokenunify.data.faults import naming
-from tokenunify.data.ome_zarr import image_of, level_array
-from tokenunify.data.source_array import NM, SourceArray, product, stated_voxel_size
+from tokenunify.data.metadata import address_of, joined
+from tokenunify.data.ome_zarr import attributes_of, image_of, levels_of, open_image
+from tokenunify.data.source_array import NM, SourceArray, product, stated_voxel_size, turned
+from tokenunify.data.stored import by_box, by_index, numbered
 from tokenunify.errors import InputError
+from tokenunify.geometry import VoxelSize
 
 PACKED = (".gz", ".br", ".zstd")
 """What ends the names of chunks that are packed as files."""
@@ -41,6 +42,7 @@ def open_chunked(place: str | Path, format: str, dataset: str | None = None) -> 
     InputError for a place that cannot be read and for axes other than z, y, x (in any order) of more than one entry.
     """
     path = str(place)
+    metadata.check_folder(path)
     with naming(path):
         return OPENERS[format](path, (dataset or "").strip("/"))
 
@@ -50,33 +52,64 @@ def coarser(place: str, format: str, dataset: str | None) -> list[str]:
     name = (dataset or "").strip("/")
     with naming(place):
         if format == "precomputed":
-            levels = [scale["key"] for scale in _json(place, "info").get("scales", [])]
+            levels = [scale["key"] for scale in scales_of(place)]
         elif format == "zarr":
-            image = image_of(_attributes(place, name))
+            image = image_of(attributes_of(place, name))
             parent = name if image else name.rpartition("/")[0]  # an image, or one of its levels
-            image = image or image_of(_attributes(place, parent))
-            levels = [_inside(parent, level["path"]) for level in image.get("datasets", [])]
+            image = image or image_of(attributes_of(place, parent))
+            levels = [joined(parent, level["path"]) for level in levels_of(place, image)] if image else []
         else:
             levels = []
     return levels[: levels.index(name) if name in levels else 0 : -1]
 
 
-def _precomputed(path: str, scale: str) -> SourceArray:
-    info = _json(path, "info")
+def _precomputed(path: str, key: str) -> SourceArray:
+    scales = scales_of(path)
+    keys = [scale["key"] for scale in scales]
+    if key and key not in keys:
+        raise InputError(f"{path} has no scale {key!r}; it has {keys}; correct dataset in the configuration")
+    number = keys.index(key) if key else 0
+    with metadata.using(path, "tensorstore cannot open it"):
+        chunks = _precomputed_chunks(path, scales[number])
+        _refuse_packed(path, scales[number])
+        array = _open("neuroglancer_precomputed", path, scale_index=number)
+        sizes = product([1.0] * 3, scales[number]["resolution"][::-1])
+    metadata.check_chunk(path, chunks.shape, array.dtype.itemsize)
+    data, _ = ordered(path, array, ["x", "y", "z", "channel"])
+    return SourceArray(path, data, sizes, chunks)
+
+
+def scales_of(path: str) -> list[dict]:
+    """Of a precomputed volume, as its `info` describes them."""
+    info = metadata.read(path, "info")
     if "scales" not in info:
         raise InputError(f"{path} has no `info` of a precomputed volume; give the folder that `info` is in")
-    keys = [found["key"] for found in info["scales"]]
-    if scale and scale not in keys:
-        raise InputError(f"{path} has no scale {scale!r}; it has {keys}; correct dataset in the configuration")
-    number = keys.index(scale) if scale else 0
-    _refuse_packed(path, info["scales"][number])
-    array = _open("neuroglancer_precomputed", path, scale_index=number)
-    return _array(path, array, ["x", "y", "z", "channel"], info["scales"][number]["resolution"])
+    scales = info["scales"]
+    if (
+        isinstance(scales, list)
+        and scales
+        and all(isinstance(s, dict) and isinstance(s.get("key"), str) for s in scales)
+    ):
+        return scales
+    raise metadata.damaged(path, f"scales of `info` must list scales with a key, found {scales!r:.200}")
+
+
+def _precomputed_chunks(path: str, scale: dict) -> Chunks:
+    address, sizes = address_of(path, scale["key"]), scale.get("chunk_sizes")
+    size = metadata.lengths(path, "size", scale.get("size"))
+    chunk = metadata.lengths(path, "chunk_sizes", sizes[0] if isinstance(sizes, list) and sizes else sizes, 1)
+    metadata.check_grid(path, size, chunk)
+    if sharding := scale.get("sharding"):
+        stored: Stored = numbered(address, sharding, [-(-n // c) for n, c in zip(size, chunk, strict=True)])
+    else:
+        stored = by_box(address, scale.get("voxel_offset", [0] * 3), chunk, size)
+    x, y, z = chunk
+    return Chunks((z, y, x), stored, (2, 1, 0))
 
 
 def _refuse_packed(path: str, scale: dict) -> None:
     """cloud-volume's default names chunks in files so: tensorstore does not find them and takes them for zeros."""
-    folder = _address(path, scale["key"])
+    folder = address_of(path, scale["key"])
     packed = next((name for name in _chunk_names(folder, scale) if name.endswith(PACKED) and _has(folder, name)), None)
     if packed and not _has(folder, packed.rpartition(".")[0]):
         raise InputError(
@@ -95,9 +128,8 @@ def _has(folder: str, name: str) -> bool:
 
 def _chunk_names(folder: str, scale: dict) -> Iterator[str]:
     """Of a folder those that are there, at an address those that the packed first chunk may have."""
-    if folder.startswith("file://"):
-        local = url2pathname(urlparse(folder).path)
-        yield from (entry.name for entry in os.scandir(local)) if os.path.isdir(local) else ()
+    if local := places.local(folder):
+        yield from (entry.name for entry in os.scandir(local)) if local.is_dir() else ()
     elif "sharding" not in scale:
         axes = zip(scale.get("voxel_offset", [0] * 3), scale["chunk_sizes"][0], scale["size"], strict=True)
         first = "_".join(f"{start}-{start + min(chunk, size)}" for start, chunk, size in axes)
@@ -105,79 +137,41 @@ def _chunk_names(folder: str, scale: dict) -> Iterator[str]:
 
 
 def _n5(path: str, dataset: str) -> SourceArray:
-    attributes = _json(path, _inside(dataset, "attributes.json"))
+    attributes = metadata.read(path, joined(dataset, "attributes.json"))
     if "dimensions" not in attributes:
         raise InputError(
             f"{path} has no n5 array {dataset!r}; give the array's path inside the folder as dataset, such as a/s0"
         )
-    names = attributes.get("axes") or ["x", "y", "z", *"ct"][: len(attributes["dimensions"])]
-    return _array(path, _open("n5", path, dataset), names, _n5_sizes(attributes, len(names)))
+    shape = metadata.lengths(path, "dimensions", attributes["dimensions"])
+    chunk = metadata.lengths(path, "blockSize", attributes.get("blockSize"), 1)
+    metadata.check_grid(path, shape, chunk)
+    names = agreed(path, of_attributes(attributes, backwards=True), len(shape)) or ["x", "y", "z", *"ct"][: len(shape)]
+    with metadata.using(path, f"tensorstore cannot open {dataset!r}"):
+        array = _open("n5", path, dataset)
+    metadata.check_chunk(path, chunk, array.dtype.itemsize)
+    data, places = ordered(path, array, names)
+    z, y, x = (chunk[axis] for axis in places)
+    chunks = Chunks((z, y, x), by_index(address_of(path, dataset), "/"), places, len(shape))
+    return SourceArray(path, data, _n5_size(attributes, names), chunks)
 
 
-def _n5_sizes(attributes: dict, num_axes: int) -> list[float] | None:
-    """In nm along the axes of the file: `resolution` in `units`, or `pixelResolution`; None where neither is stated."""
+def _n5_size(attributes: dict, names: Sequence[str]) -> VoxelSize | None:
+    """In nm: `pixelResolution`, or `resolution` in `units`, in the order of the axes; or COSEM's `transform`."""
     stated = attributes.get("pixelResolution") or attributes.get("resolution")
     stated = stated if isinstance(stated, dict) else {"dimensions": stated}
-    units = attributes.get("units") or [stated.get("unit", "nm")] * num_axes
-    try:
-        return [NM[str(unit)] * float(size) for unit, size in zip(units, stated["dimensions"], strict=True)]
-    except (KeyError, TypeError, ValueError):
-        return None
+    units = attributes.get("units") or [stated.get("unit", "nm")] * len(names)
+    nm = [NM.get(str(unit)) for unit in units] if isinstance(units, list) else None
+    size = product(turned(nm, names), turned(stated.get("dimensions"), names))
+    return size or stated_voxel_size({"transform": attributes.get("transform")})
 
 
 def _zarr(path: str, dataset: str) -> SourceArray:
-    attributes = _attributes(path, dataset)
-    image = image_of(attributes)
-    if image:
-        level = image["datasets"][0]
-        name = _inside(dataset, level["path"])
-        return level_array(path, _open_zarr(path, name), image, level, _attributes(path, name))
-    parent, _, name = dataset.rpartition("/")
-    image = image_of(_attributes(path, parent)) if dataset else {}
-    for level in image.get("datasets", []):
-        if level["path"] == name:
-            return level_array(path, _open_zarr(path, dataset), image, level, attributes)
-    return SourceArray(path, _open_zarr(path, dataset), stated_voxel_size(attributes))
-
-
-def _attributes(path: str, node: str) -> dict:
-    """Of a group or array of zarr 3, else of zarr 2."""
-    described = _json(path, _inside(node, "zarr.json"))
-    return described.get("attributes", {}) if described else _json(path, _inside(node, ".zattrs"))
-
-
-def _open_zarr(path: str, dataset: str) -> _Tensor:
-    described = _json(path, _inside(dataset, "zarr.json"))
-    if described.get("node_type") == "array":
-        return _open("zarr3", path, dataset)
-    if not described and _json(path, _inside(dataset, ".zarray")):
-        return _open("zarr", path, dataset)
-    raise InputError(f"{path} has no zarr array {dataset!r}; give the array's path inside the folder as dataset")
-
-
-def _array(path: str, array: _Tensor, names: Sequence[str], sizes_nm: Sequence[float] | None) -> SourceArray:
-    data, places = ordered(path, array, names)
-    size = product([sizes_nm[axis] for axis in places]) if sizes_nm else None
-    return SourceArray(path, data, size)
+    return open_image(path, dataset, lambda path, name, version: _open("zarr" if version == 2 else "zarr3", path, name))
 
 
 def _open(driver: str, path: str, dataset: str = "", **options: Any) -> _Tensor:
-    spec = {"driver": driver, "kvstore": places.folder(_address(path, dataset)), **options}
+    spec = {"driver": driver, "kvstore": places.folder(address_of(path, dataset)), **options}
     return _Tensor(ts.open(spec, read=True, open=True, context=places.context()).result())
-
-
-def _json(path: str, key: str) -> dict:
-    """A JSON file of the folder; empty where it is not there."""
-    return json.loads(places.read(_address(path), key) or "{}")
-
-
-def _address(path: str, inside: str = "") -> str:
-    root = path if "://" in path else Path(os.path.abspath(path)).as_uri()
-    return _inside(root.rstrip("/"), inside).rstrip("/") + "/"
-
-
-def _inside(parent: str, name: str) -> str:
-    return f"{parent}/{name}" if parent else name
 
 
 OPENERS = {"precomputed": _precomputed, "n5": _n5, "zarr": _zarr}

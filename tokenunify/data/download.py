@@ -15,12 +15,14 @@ from tokenunify import config as c
 from tokenunify import manifest, stages
 from tokenunify.config import FileSource, HubFile, Source, WeightsSource
 from tokenunify.data import (
+    absent,
     archives,
     box,
     contents,
     drive,
     hub,
     keep,
+    places,
     ranged,
     references,
     remote,
@@ -64,7 +66,7 @@ def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path)
             logger.warning("source %d cannot be used: %s", index, error)
             reasons.append(f"  source {index}: {error}")
             continue
-        manifest.write(output, content, {**paths, "source": index, "section": plain})
+        manifest.write(output, content, {**paths, **_allowances(source), "source": index, "section": plain})
         return
     raise InputError("none of the sources works:\n" + "\n".join(reasons))
 
@@ -75,6 +77,12 @@ def _permit(text: str) -> stages.Permit:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{PERMIT} must be JSON, got {text[:80]!r} ({error}); unset it") from None
     return c.validate(stages.Permit, given, PERMIT)
+
+
+def _allowances(source: Source | WeightsSource) -> dict:
+    """What ingest is to know of the files beside their content, which the hash of a volume must not depend on."""
+    files = {} if isinstance(source, WeightsSource) else source.files
+    return {"allow_missing": {role: file.allow_missing for role, file in files.items()}} if files else {}
 
 
 def obtain(source: Source | WeightsSource, job: Job) -> tuple[dict, dict]:
@@ -94,7 +102,9 @@ def obtain(source: Source | WeightsSource, job: Job) -> tuple[dict, dict]:
 def _obtain_file(file: FileSource, job: Job) -> tuple[str, dict]:
     if file.is_box:
         sample = job.section.sample
-        return _obtain_box(file, job.section.roi if sample is None else _choose(file, sample, job), job)
+        if sample is None:
+            return _obtain_box(file, job.section.roi, job, file.allow_missing)
+        return _obtain_box(file, _choose(file, sample, job), job)  # which has judged how much of it is blank
     format = file.format if file.member is None else "archive"
     path, sha256 = _obtain_place(file, format, job)
     if file.member is not None:
@@ -195,17 +205,20 @@ def _obtain_member(path: str, sha256: str, file: FileSource, job: Job) -> tuple[
     return str(target), found
 
 
-def _obtain_box(file: FileSource, roi: c.RoiConfig | None, job: Job) -> tuple[str, dict]:
+def _obtain_box(file: FileSource, roi: c.RoiConfig | None, job: Job, allow_missing: float = 1.0) -> tuple[str, dict]:
     """A zarr that holds a box of a remote array, and which box of it that is."""
     _check_terms(job)
     assert file.url is not None
     target = job.place({**_array(file, job), "roi": roi and roi.model_dump()}, "box.zarr")
 
     def get(_: bool) -> None:
-        box.fetch(target, roi, lambda: _open(file, job))
+        sources.check_links(places.local(file.url or ""))
+        box.fetch(target, roi, lambda: _open(file, job), allow_missing)
 
     sha256 = keep.once(file.url, target, file.sha256, get, lambda made: sources.checksum(made, "zarr"))
-    return str(target), {"sha256": sha256, "format": "zarr", "dataset": None, "box": box.described(target)}
+    place = box.described(target)
+    absent.check(file.url, place.get("absent", (0, 0)), allow_missing)
+    return str(target), {"sha256": sha256, "format": "zarr", "dataset": None, "box": place}
 
 
 def _choose(file: FileSource, sample: stages.Sample, job: Job) -> c.RoiConfig:

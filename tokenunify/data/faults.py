@@ -15,8 +15,8 @@ from tokenunify.errors import InputError
 BAD_BYTES = (EOFError, SyntaxError, struct.error, zlib.error, tifffile.TiffFileError)
 UNREADABLE = (OSError, ValueError, KeyError, IndexError, RuntimeError, *BAD_BYTES)
 """What the libraries raise on a bad file; Pillow raises SyntaxError."""
-SENT_PAGE = re.compile(r" \[http_response_body='.*?'\]", re.DOTALL)
-"""How tensorstore's errors quote it."""
+SENT_PAGE = re.compile(r" \[(?:http_response_body|tensorstore_spec)='.*?'\]", re.DOTALL)
+"""How tensorstore's errors quote it, and what was to be opened."""
 FORBIDDEN = "this user may not read it: correct its permissions or the path"
 MACHINE = "that is a fault of this machine or its file system, not of the file: run snakemake again when it is mended"
 BY_NUMBER = {

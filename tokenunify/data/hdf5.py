@@ -1,17 +1,16 @@
 """Data sets of HDF5 files, and neuroproof's labels in them."""
 
-import json
-import os
-from pathlib import Path
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import h5py
 import numpy as np
 
 from tokenunify.data import references, unwritten
-from tokenunify.data.axes import ordered
+from tokenunify.data.axes import ATTRIBUTES, Stated, agreed, of_attributes, ordered
 from tokenunify.data.references import Followed
-from tokenunify.data.source_array import NUMBERS, STATED, SourceArray, product, stated_voxel_size
+from tokenunify.data.source_array import NUMBERS, STATED, SourceArray, stated_voxel_size
 from tokenunify.errors import InputError
 
 FILTERS = {
@@ -30,6 +29,8 @@ FILTERS = {
     32029: "htj2k",
 }
 """Names of the filters that the package hdf5plugin has."""
+STATING = (*STATED, "units", "voxel_size", *ATTRIBUTES)
+"""Attributes that state a voxel size or the axes."""
 
 
 def open_hdf5(path: str, dataset: str | None, scratch: Path) -> SourceArray:
@@ -49,17 +50,11 @@ def open_dataset(path: str, file: h5py.File, dataset: str | None, folder: str | 
         file.visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
         raise InputError(f"{path} has no dataset {dataset!r}; it has {names}; correct dataset in the configuration")
     item = followed.dataset
-    found = Voxels(path, followed)
-    size = stated_voxel_size(_attributes(item)) or stated_voxel_size(_attributes(file))
-    axes = _axes(path, item)
-    if axes is None:
-        return SourceArray(path, found, size)
-    data, places = ordered(path, found, axes)
-    if (
-        size and len(axes) == 3 and not any(key.endswith("_zyx") for key in _attribute_names(item))
-    ):  # in the order of the axes
-        size = product([size[axis] for axis in places])
-    return SourceArray(path, data, size)
+    found, attributes = Voxels(path, followed), _attributes(item)
+    axes = agreed(path, [*_axistags(path, item), *_hdf5_axes(item), *of_attributes(attributes)], len(item.shape))
+    in_order: Sequence[str] = axes or "zyx"
+    size = stated_voxel_size(attributes, in_order) or stated_voxel_size(_attributes(file), in_order)
+    return SourceArray(path, ordered(path, found, axes)[0] if axes else found, size)
 
 
 class Voxels:
@@ -121,8 +116,9 @@ def _no_filter(path: str, name: str, filters: dict[int, str]) -> str:
 
 
 def _attributes(item: Any) -> dict:
-    """Those that state a voxel size; one that h5py cannot read states none."""
-    return {key: value for key in STATED if (value := _attribute(item, key)) is not None}
+    """Those that state axes or a voxel size; one that h5py cannot read states nothing, nor does an empty one."""
+    found = ((key, _attribute(item, key)) for key in STATING)
+    return {key: value for key, value in found if value is not None and not isinstance(value, h5py.Empty)}
 
 
 def _attribute(item: Any, key: str) -> Any:
@@ -132,24 +128,27 @@ def _attribute(item: Any, key: str) -> Any:
         return None
 
 
-def _attribute_names(item: h5py.Dataset) -> list[str]:
-    """By number: to list them by name, h5py opens the data set anew, which HDF5 refuses for some external storage."""
-    return [os.fsdecode(h5py.h5a.open(item.id, index=n).name) for n in range(h5py.h5a.get_num_attrs(item.id))]
+def _hdf5_axes(item: h5py.Dataset) -> list[Stated]:
+    """By HDF5's dimension labels, and by the names of dimension scales."""
+    labels = [dimension.label for dimension in item.dims]
+    scales = [
+        PurePosixPath(scale[0].name or "").name if (scale := dict(enumerate(dimension.values()))) else ""
+        for dimension in item.dims
+    ]
+    return [Stated("its dimension labels", labels), Stated("its dimension scales", scales)]
 
 
-def _axes(path: str, item: h5py.Dataset) -> list[str] | None:
-    """Names by vigra's or ilastik's `axistags`, or by HDF5's dimension labels; None where z, y, x are not all named."""
+def _axistags(path: str, item: h5py.Dataset) -> list[Stated]:
+    """By vigra's or ilastik's `axistags`, which is that and nothing else."""
     tags = _attribute(item, "axistags")
     if "axistags" not in item.attrs or isinstance(tags, h5py.Empty):
-        labels = [dimension.label.lower() for dimension in item.dims]
-        return labels if {"z", "y", "x"}.issubset(labels) else None
-    try:
-        return [str(axis["key"]) for axis in json.loads(tags)["axes"]]
-    except (KeyError, TypeError, ValueError):
+        return []
+    if not (found := of_attributes({"axistags": tags})):
         raise InputError(
             f"{path}: expected vigra's description of axes in the attribute axistags of {item.name}, found {tags!r}; "
             "correct or remove the attribute"
-        ) from None
+        )
+    return found
 
 
 class _Neuroproof:

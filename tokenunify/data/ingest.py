@@ -17,7 +17,8 @@ import tokenunify
 from tokenunify import arrays, blockwise, components, forms, manifest, pyramid, shards, stages
 from tokenunify.affinities import IGNORE
 from tokenunify.config import Phantom, validate
-from tokenunify.data import convert, parts, readers, references, sources, streaming, synthetic
+from tokenunify.data import absent, convert, parts, readers, references, sources, streaming, synthetic
+from tokenunify.data.faults import naming
 from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
@@ -51,6 +52,7 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
             return
         opened = _open(source, progress / "unpacked")
         roi = _roi(section, opened)
+        lacking = _absent(opened, roi, manifest.read(source)["run"].get("allow_missing", {}))
         _warn_of_many_files(section, roi)
         _warn_of_unwritten(opened, roi)
         with opened["raw"].keeping(section.chunk_shape[0], progress / "sections" / "raw"):
@@ -70,6 +72,7 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
         _forget_placed(output)
         _replace(output.with_suffix(".zarr"), partial)
         content = _content(section, stored, roi) | {"config": plain, "inputs": inputs}
+        content |= {"absent_chunks": lacking} if lacking else {}
         for path in (placed, output):
             manifest.write(path, content, {**_total(runs), arrays.SHARDS: marks})
         _remove_work(output)
@@ -124,7 +127,25 @@ def _open(source: Path, unpacked: Path) -> dict[str, SourceArray]:
             if box := file.get("box"):
                 place, shape = Roi(tuple(box["offset"]), tuple(box["shape"])), tuple(box["whole"])
                 opened[role].box, opened[role].whole = place, shape
+                opened[role].absent = _told(*box.get("absent", (0, 0)))
     return opened
+
+
+def _told(number: int, total: int) -> Callable[[Roi], tuple[int, int]]:
+    """What the download counted: the copy of a box has all chunks."""
+    return lambda roi: (number, total)
+
+
+def _absent(opened: dict[str, SourceArray], roi: Roi, allowed: dict[str, float]) -> dict[str, dict[str, int]]:
+    """By role, how many chunks of the box the source lacks, where it does; InputError for more than is allowed."""
+    lacking = {}
+    for role, array in opened.items():
+        with naming(array.path):
+            number, total = array.absent(roi) if array.absent else (0, 0)
+        absent.check(array.path, (number, total), allowed.get(role, absent.ALLOWED))
+        if number:
+            lacking[role] = {"absent": number, "chunks": total}
+    return lacking
 
 
 def _check_unchanged(path: str, file: dict, source: Path) -> None:

@@ -3,6 +3,9 @@
 import os
 import re
 from functools import cache
+from pathlib import Path
+from urllib.parse import urlparse
+from urllib.request import url2pathname
 
 import requests
 import tensorstore as ts
@@ -16,6 +19,11 @@ REQUESTS = 16
 """Chunks fetched at a time."""
 FORBIDDEN = re.compile(r"PERMISSION_DENIED.*(?:HTTP code |http_response_code=')(\d+)", re.DOTALL)
 """What tensorstore says of the answers 401 and 403."""
+
+CODE = re.compile(r"([A-Z_]+): ")
+"""How tensorstore's errors begin."""
+REFUSED = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNIMPLEMENTED", "OUT_OF_RANGE")
+"""Those about what a file says; others are about files and servers."""
 
 
 @cache
@@ -39,6 +47,16 @@ def folder(address: str) -> dict:
     return place
 
 
+def store(address: str) -> ts.KvStore:
+    """The folder's files by their names."""
+    return ts.KvStore.open(folder(address), context=context()).result()
+
+
+def local(address: str) -> Path | None:
+    """The folder, where the address is one of this machine."""
+    return Path(url2pathname(urlparse(address).path)) if address.startswith("file://") else None
+
+
 def read(address: str, name: str) -> bytes | None:
     """The content of a file of the folder; None where it is not there, or forbidden, as some stores say of the same."""
     return _ask(address, name)[0]
@@ -51,13 +69,19 @@ def refusal(address: str, name: str) -> str | None:
 
 def _ask(address: str, name: str) -> tuple[bytes | None, str | None]:
     try:
-        found = ts.KvStore.open(folder(address), context=context()).result().read(name).result()
+        found = store(address).read(name).result()
     except ValueError as error:
         forbidden = FORBIDDEN.search(str(error))
         if forbidden is None:
             raise
         return None, forbidden[1]
     return bytes(found.value) if found.state == "value" else None, None
+
+
+def is_fault(error: str) -> bool:
+    """Whether an error of tensorstore is about a file or a server that cannot be reached."""
+    code = CODE.match(error)
+    return code is not None and code[1] not in REFUSED
 
 
 def moved(address: str, names: tuple[str, ...]) -> str:

@@ -115,4 +115,5 @@ def open_ranged(file: FileSource, throttle: Throttle) -> Remote:
     ranged = RangedFile(file.url, throttle)
     with naming(file.url):
         array = hdf5.open_dataset(file.url, h5py.File(io.BufferedReader(ranged, PAGE_BYTES), "r"), file.dataset)
-    return Remote(file.url, array, array.shape, array.dtype, array.voxel_size_nm, ranged.identity)
+    size, identity = array.voxel_size_nm, ranged.identity
+    return Remote(file.url, array, array.shape, array.dtype, size, identity, array.chunks)

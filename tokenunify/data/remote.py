@@ -1,7 +1,6 @@
 """Chunked volumes (zarr, n5, neuroglancer precomputed) at an address, to be copied from."""
 
 import hashlib
-import json
 from collections.abc import Iterator
 from math import isclose
 from typing import Any, NamedTuple
@@ -9,9 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tokenunify.config import FileSource
-from tokenunify.data import chunked, places
+from tokenunify.data import chunked, metadata, places
+from tokenunify.data.absent import Chunks
 from tokenunify.data.faults import UNREADABLE, naming, told
-from tokenunify.data.source_array import ArrayLike, Stated, product
+from tokenunify.data.source_array import ArrayLike, Stated, product, turned
 from tokenunify.data.transfer import Throttle
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, VoxelSize
@@ -35,6 +35,8 @@ class Remote(NamedTuple):
     """What the source states."""
     identity: str
     """Changes when the source does, as far as it tells."""
+    chunks: Chunks | None = None
+    """Where its format may leave chunks out."""
 
 
 def open_remote(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Throttle) -> Remote:
@@ -46,7 +48,8 @@ def open_remote(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Thr
         texts = _described(file, dataset)
         array = chunked.open_chunked(file.url, file.format, dataset)
     identity = hashlib.sha256(b"\n".join(texts)).hexdigest()
-    return Remote(file.url, _Paced(array.data, throttle), array.shape, array.dtype, array.voxel_size_nm, identity)
+    data = _Paced(array.data, throttle)
+    return Remote(file.url, data, array.shape, array.dtype, array.voxel_size_nm, identity, array.chunks)
 
 
 def open_coarser(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Throttle) -> Iterator[Remote]:
@@ -82,13 +85,15 @@ def _dataset(file: FileSource, voxel_size_nm: VoxelSize | None) -> str | None:
         return file.dataset
     assert file.url is not None
     with naming(file.url):
-        return _scale(file.url, places.read(file.url.rstrip("/") + "/", "info") or b"", voxel_size_nm)
+        return _scale(file.url, voxel_size_nm)
 
 
-def _scale(url: str, info: bytes, wanted: VoxelSize | None) -> str | None:
+def _scale(url: str, wanted: VoxelSize | None) -> str | None:
     """Key of the scale that has the voxel size; None where the volume has no scales at all."""
-    described = json.loads(info or b"{}")
-    scales = {scale["key"]: product([1.0] * 3, scale["resolution"][::-1]) for scale in described.get("scales", [])}
+    if not metadata.read(url, "info").get("scales"):
+        return None  # which is told when it is opened
+    sizes = ((scale["key"], scale.get("resolution")) for scale in chunked.scales_of(url))
+    scales = {key: product([1.0] * 3, turned(size, "xyz")) for key, size in sizes}
     fitting = [key for key, size in scales.items() if _equal(size, wanted)]
     if scales and not fitting:
         known = ", ".join(f"{key}: {size and list(size)}" for key, size in scales.items())

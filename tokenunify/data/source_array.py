@@ -2,7 +2,7 @@
 
 import contextlib
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from math import inf, prod
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import dask
 import numpy as np
 
+from tokenunify.data.absent import Chunks
 from tokenunify.data.faults import naming
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi, VoxelSize
@@ -43,12 +44,13 @@ class SourceArray:
     """A 3D array (z, y, x) in a file, read when indexed; reading errors name the file.
 
     `voxel_size_nm` is what the file states, or None; `sections` is there where whole sections are read at a time. Of a
-    box that was fetched alone, `box` is its place in the source, and `whole` the source's shape.
+    box that was fetched alone, `box` is its place in the source, and `whole` the source's shape. `absent` tells, of a
+    box, how many of the file's chunks that touch it are not stored, and of how many, where a format allows that.
     """
 
     ndim = 3
 
-    def __init__(self, path: str, data: ArrayLike, voxel_size_nm: Stated | None = None):
+    def __init__(self, path: str, data: ArrayLike, voxel_size_nm: Stated | None = None, chunks: Chunks | None = None):
         if len(data.shape) != 3:
             raise InputError(
                 f"{path}: expected an array of 3 axes z, y, x, found {len(data.shape)} axes, shape {list(data.shape)}; "
@@ -69,6 +71,8 @@ class SourceArray:
         z, y, x = (int(n) for n in data.shape)
         self.shape = (z, y, x)
         self.box, self.whole = Roi((0, 0, 0), self.shape), self.shape
+        self.absent: Callable[[Roi], tuple[int, int]] | None = chunks and chunks.absent
+        self.chunks = chunks
 
     @property
     def depth(self) -> int:
@@ -174,10 +178,43 @@ class _Kept:
         return path
 
 
-def stated_voxel_size(attributes: dict) -> VoxelSize | None:
-    """Voxel size in nm that the attributes of a file or an array state."""
-    sizes = (product([nm] * 3, attributes.get(key)) for key, nm in STATED.items())
-    return next(filter(None, sizes), None)
+def stated_voxel_size(attributes: dict, names: Sequence[str] = "zyx") -> VoxelSize | None:
+    """Voxel size in nm (z, y, x) that the attributes of a file or an array state.
+
+    It stands in the order of the axes, whose `names` are given: of all of them, or of z, y and x alone.
+    """
+    for key, nm in STATED.items():
+        in_order = "zyx" if key.endswith("_zyx") else names
+        if size := product([nm] * 3, turned(attributes.get(key), in_order)):
+            return size
+    units = _in_nm(attributes.get("units"))
+    return product(turned(units, names), turned(attributes.get("voxel_size"), names)) or _transform_size(attributes)
+
+
+def turned(values: Any, names: Sequence[str]) -> list | None:
+    """What is stated of each of the named axes, or of those of space alone, as z, y, x; None where it is not."""
+    space = [name for name in names if name in ("z", "y", "x")]
+    named = names if values is not None and np.size(values) == len(names) else space
+    try:
+        by_name = dict(zip(named, values, strict=True))
+        return [by_name[axis] for axis in "zyx"]
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _transform_size(attributes: dict) -> VoxelSize | None:
+    """By COSEM's `transform`, which names the axes of its scale and their units."""
+    stated = attributes.get("transform")
+    if not isinstance(stated, dict) or not isinstance(stated.get("axes"), list):
+        return None
+    names = [str(name).lower() for name in stated["axes"]]
+    return product(turned(_in_nm(stated.get("units")), names), turned(stated.get("scale"), names))
+
+
+def _in_nm(units: Any) -> list[float | None] | None:
+    """Units of length, of which one may stand for all."""
+    units = [units] * 3 if isinstance(units, str) else units
+    return [NM.get(str(unit)) for unit in units] if isinstance(units, list) else None
 
 
 def product(*factors: Any) -> VoxelSize | None:

@@ -5,6 +5,8 @@ import glob
 import hashlib
 import os
 import re
+import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from tokenunify import manifest
@@ -50,7 +52,10 @@ def natural(path: Path) -> list:
 
 
 def checksum(path: str | Path, format: str) -> str:
-    """SHA-256 of a file; of a folder or glob, over the sorted (name, size, SHA-256) of its files."""
+    """SHA-256 of a file; of a folder or glob, over the sorted (name, size, SHA-256) of its files.
+
+    Raises InputError for what lies outside the folder and is only linked from it.
+    """
     if os.path.isfile(path):
         return manifest.file_sha256(path)
     entries = sorted((name, file.stat().st_size, manifest.file_sha256(file)) for name, file in _named(path, format))
@@ -59,11 +64,15 @@ def checksum(path: str | Path, format: str) -> str:
 
 
 def _named(path: str | Path, format: str) -> list[tuple[str, Path]]:
-    """Files of a folder or glob, each with the name under which its checksum counts."""
-    if format == "images":
-        return [(file.name, file) for file in image_files(path)]
-    root = Path(path)
-    return [(file.relative_to(root).as_posix(), file) for file in root.rglob("*") if file.is_file()]
+    """Files of a folder or glob, each with the name under which its checksum counts.
+
+    Raises InputError for what lies outside the folder and is only linked from it.
+    """
+    if format != "images":
+        return list(files(Path(path)))
+    found = image_files(path)
+    _check_links(images_root(path), found)
+    return [(file.name, file) for file in found]
 
 
 def state(path: str | Path, format: str) -> str:
@@ -77,6 +86,74 @@ def state(path: str | Path, format: str) -> str:
 def _size_and_time(file: Path) -> str:
     found = file.stat()
     return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def images_root(path: str | Path) -> Path:
+    """The folder of images; of a glob, the part of it without signs of a pattern."""
+    parts = Path(path).parts
+    plain = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
+    return Path(path) if os.path.isdir(path) else Path(*parts[:plain])
+
+
+def _check_links(root: Path, found: list[Path]) -> None:
+    inside = root.resolve()
+    for file in found:
+        _check_link(root, inside, file)
+
+
+def _check_link(root: Path, inside: Path, path: Path) -> Path:
+    """Where the path leads to, which must be in the folder."""
+    try:
+        target = path.resolve()
+    except RuntimeError:
+        raise InputError(f"{path} is a link that leads to itself; remove it, or put the file in its place") from None
+    if not target.is_relative_to(inside):
+        raise InputError(
+            f"{path} is a link to {target}, outside {root}: what is read must be inside the folder, as its checksum "
+            "covers nothing else; copy the file there, or give the folder that holds both"
+        )
+    return target
+
+
+def files(root: Path) -> Iterator[tuple[str, Path]]:
+    """Name (with /, from the folder on) and path of each file of a folder; links that stay inside it are followed.
+
+    Raises InputError for a link that leads outside, nowhere or to a folder around it, and for what is no file.
+    """
+    inside = root.resolve()
+    yield from _files(root, inside, "", (inside,))
+
+
+def check_links(root: Path | None) -> None:
+    """Refuse a folder of this machine with links that `files` refuses."""
+    if root is not None and root.is_dir():
+        for _ in files(root):
+            pass
+
+
+def _files(root: Path, inside: Path, name: str, around: tuple[Path, ...]) -> Iterator[tuple[str, Path]]:
+    folder = root / name
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            path, inner = folder / entry.name, f"{name}/{entry.name}".lstrip("/")
+            target = _check_link(root, inside, path) if entry.is_symlink() else around[-1] / entry.name
+            if target in around:
+                raise InputError(f"{path} is a link to {target}, the folder it is in; remove the link")
+            if entry.is_dir():
+                yield from _files(root, inside, inner, (*around, target))
+            elif entry.is_file():
+                yield inner, path
+            else:
+                raise InputError(f"{path} is {_kind(path)}; replace it by the file, or remove it")
+
+
+def _kind(path: Path) -> str:
+    """What it is that is neither a file nor a folder."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "a link to a file that is not there"
+    return "a pipe" if stat.S_ISFIFO(mode) else "no file (a device or a socket)"
 
 
 def verify(path: str | Path, format: str, expected: str | None) -> str:

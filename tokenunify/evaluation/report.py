@@ -332,6 +332,6 @@ def volumes(made: list[Made], rights: dict[str, Rights]) -> list[dict]:
     read = [(m.volume, m.read) for m in _of(made, "ingest")]
     nothing = Rights(license=None, terms=None, citation=None)
     return [
-        {"name": name, **parts["content"], **dict(rights.get(name, nothing)), "run": parts["run"]}
+        {"name": name, "absent_chunks": {}, **parts["content"], **dict(rights.get(name, nothing)), "run": parts["run"]}
         for name, parts in read
     ]

@@ -1,0 +1,109 @@
+"""Chunks that a volume does not store: their format reads them as its fill value, mostly 0, and so would a bad copy."""
+
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import product
+from math import prod
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from tokenunify.errors import InputError
+from tokenunify.geometry import Coordinate, Roi
+
+logger = logging.getLogger(__name__)
+
+ALLOWED = 0.01
+"""Share that may be absent where the configuration does not say."""
+ASKED_AT_ONCE = 16
+Index = tuple[int, ...]
+"""Of a chunk, in the order of the file's axes."""
+
+
+class Stored(Protocol):
+    """The chunks that are there."""
+
+    def has(self, index: Index) -> bool:
+        """Whether a chunk is there."""
+
+    def within(self, low: Index, high: Index) -> Iterable[Index]:
+        """Those from `low` to before `high`; the folder is listed, which only a local one allows."""
+
+
+class Chunks(NamedTuple):
+    """Where the chunks of an array (z, y, x) are, and which are stored."""
+
+    shape: Coordinate
+    stored: Stored
+    order: tuple[int, int, int] = (0, 1, 2)
+    """Positions of z, y and x among the file's axes."""
+    num_axes: int = 3
+    start: Coordinate = (0, 0, 0)
+    """The voxel of the grid of chunks that is the array's first."""
+
+    def absent(self, box: Roi) -> tuple[int, int]:
+        """How many of the chunks that touch the box are absent, and of how many; what is stored is listed."""
+        low, high = self._range(box)
+        total = prod(h - n for n, h in zip(low, high, strict=True))
+        stored = self.stored.within(self._in_file(low, 0), self._in_file(high, 1))
+        return total - sum(1 for _ in stored), total
+
+    def absent_of_block(self, values: np.ndarray, block: Roi, box: Roi) -> int:
+        """As `absent`, of the chunks whose first voxel in the box lies in the block: added up over blocks, of all.
+
+        Only those of one value are asked for: reading has told of the others.
+        """
+        alone = [
+            self._in_file(index, 0)
+            for index, part, first in self._of(block, box)
+            if first == part.offset and _is_one_value(values[part.within(block)])
+        ]
+        with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
+            return sum(not found for found in pool.map(self.stored.has, alone))
+
+    def count(self, box: Roi) -> int:
+        """Chunks that touch the box."""
+        return prod(h - n for n, h in zip(*self._range(box), strict=True))
+
+    def _of(self, block: Roi, box: Roi) -> Iterator[tuple[Coordinate, Roi, Coordinate]]:
+        """Index of each chunk that touches the block, what it has of the block, and its first voxel in the box."""
+        for z, y, x in product(*map(range, *self._range(block))):
+            index = (z, y, x)
+            start = [i * n - s for i, n, s in zip(index, self.shape, self.start, strict=True)]
+            chunk = Roi((start[0], start[1], start[2]), self.shape)
+            part, inside = chunk.overlap(block), chunk.overlap(box)
+            assert part is not None and inside is not None
+            yield index, part, inside.offset
+
+    def _range(self, box: Roi) -> tuple[Coordinate, Coordinate]:
+        """Index of the box's first chunk, and behind that of its last."""
+        moved = box.moved(self.start)
+        z, y, x = (o // n for o, n in zip(moved.offset, self.shape, strict=True))
+        beyond = [-(-e // n) for e, n in zip(moved.end, self.shape, strict=True)]
+        return (z, y, x), (beyond[0], beyond[1], beyond[2])
+
+    def _in_file(self, index: Coordinate, other: int) -> Index:
+        """The index by the file's axes; along those that are neither z, y nor x it is `other`."""
+        by_axis = dict(zip(self.order, index, strict=True))
+        return tuple(by_axis.get(axis, other) for axis in range(self.num_axes))
+
+
+def _is_one_value(values: np.ndarray) -> bool:
+    first = values.flat[0]
+    return bool((values == first).all()) or (first != first and bool(np.isnan(values).all()))
+
+
+def check(path: str, counted: Sequence[int], allowed: float) -> None:
+    """Tell of chunks that are absent, of `counted` (absent, all); InputError where their share is above `allowed`."""
+    absent, total = counted
+    if absent == 0:
+        return
+    told = f"{path}: {absent} of the {total} chunks in the volume's box are absent ({100 * absent / total:.3g} %)"
+    if absent > allowed * total:
+        raise InputError(
+            f"{told}, more than the {100 * allowed:g} % that allow_missing allows, and would be read as the fill "
+            "value, mostly 0; get the volume again, or, where it is sparse, set allow_missing of this source to the "
+            "share that may be absent (1: all)"
+        )
+    logger.warning("%s and are read as the fill value, mostly 0", told)
