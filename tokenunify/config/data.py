@@ -122,6 +122,8 @@ class FileSource(Strict):
         if self.format != "images":
             raise ValueError(f"indices need format images, got {self.format}; correct format or remove indices")
         check_rising("indices", self.indices)
+        if self.indices[0] < 0:
+            raise ValueError(f"indices must not be negative, got {list(self.indices)}; correct them")
         return self
 
     @model_validator(mode="after")

@@ -1,18 +1,18 @@
 """Find source files on this machine and identify what is in them."""
 
 import errno
-import glob
 import hashlib
 import os
 import re
 from pathlib import Path
 
 from tokenunify import manifest
+from tokenunify.data import regular
+from tokenunify.data.sequences import image_files
 from tokenunify.errors import InputError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of this machine, not of the file that is being read."""
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 
 def expand(text: str) -> str:
@@ -28,36 +28,25 @@ def find(text: str, format: str) -> str:
     path = expand(text)
     if format == "images":
         image_files(path)
-    elif not os.path.exists(path):
+    elif not regular.is_file(path) and not os.path.isdir(path):
         raise InputError(f"{path} does not exist; put the file there or correct the path")
     return path
 
 
-def image_files(path: str | Path) -> list[Path]:
-    """Images of a folder, or of a glob pattern, in natural order (2 before 10)."""
-    found = Path(path).iterdir() if os.path.isdir(path) else map(Path, glob.glob(str(path)))
-    files = sorted((f for f in found if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "."), key=natural)
-    if not files:
-        raise InputError(
-            f"{path} has no images ({', '.join(IMAGE_SUFFIXES)}); give a folder or a pattern such as a/*.png"
-        )
-    return files
-
-
-def natural(path: Path) -> list:
-    """Sort key that orders numbers inside a name by value."""
-    return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", path.name)]
-
-
 def checksum(path: str | Path, format: str) -> str:
-    """SHA-256 of a file; of a folder or glob, over the sorted (name, size, SHA-256) of its files."""
-    if os.path.isfile(path):
+    """SHA-256 of a file; of a folder or glob, over the sorted (name, size, SHA-256) of its files.
+
+    Names count from the folder that all the files have in common: they tell the order of images.
+    """
+    if regular.is_file(path):
         return manifest.file_sha256(path)
     root = Path(path)
     if format == "images":
-        named = [(file.name, file) for file in image_files(path)]
+        files = image_files(path)
+        root = Path(os.path.commonpath([file.parent for file in files]))
+        named = [(file.relative_to(root).as_posix(), file) for file in files]
     else:
-        named = [(file.relative_to(root).as_posix(), file) for file in root.rglob("*") if file.is_file()]
+        named = [(file.relative_to(root).as_posix(), file) for file in root.rglob("*") if regular.is_file(file)]
     entries = sorted((name, file.stat().st_size, manifest.file_sha256(file)) for name, file in named)
     text = "".join(f"{sha256}  {size}  {name}\n" for name, size, sha256 in entries)
     return hashlib.sha256(text.encode()).hexdigest()
