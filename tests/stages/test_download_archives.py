@@ -184,7 +184,7 @@ def test_links_and_devices_are_refused_by_name(run, tmp_path, kind, entry):
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_a_bomb_is_refused_by_what_it_declares(run, tmp_path, monkeypatch, kind):
     archive = pack(tmp_path / f"a.{kind}", {"bomb": bytes(5_000_000), "small": b"1"})
-    monkeypatch.setenv(download.PERMIT, json.dumps({"max_unpacked_gb": 0.004}))
+    monkeypatch.setenv(stages.PERMIT, json.dumps({"max_unpacked_gb": 0.004}))
     with pytest.raises(InputError, match=r"the member 'bomb' of 5000000 bytes the unpacked files exceed 0.004 GB"):
         run(path=str(archive), member="bomb")
     assert Path(run(path=str(archive), member="small")["run"]["raw"]).read_bytes() == b"1"
@@ -192,7 +192,7 @@ def test_a_bomb_is_refused_by_what_it_declares(run, tmp_path, monkeypatch, kind)
 
 def test_many_small_members_are_counted_together(run, tmp_path, monkeypatch):
     archive = pack(tmp_path / "a.zip", {f"s/{index}.png": bytes(1_000_000) for index in range(5)})
-    monkeypatch.setenv(download.PERMIT, json.dumps({"max_unpacked_gb": 0.0042}))
+    monkeypatch.setenv(stages.PERMIT, json.dumps({"max_unpacked_gb": 0.0042}))
     with pytest.raises(InputError, match=r"the member 's/4\.png'"):
         run(path=str(archive), member="s/*.png", format="images")
 

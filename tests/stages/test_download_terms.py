@@ -32,7 +32,7 @@ NOTHING: dict = {"datasets": {}, "models": {}, "segmentations": {}}
 
 
 def run(planned: Plan, folder, monkeypatch) -> dict:
-    monkeypatch.setenv(download.PERMIT, planned.download_permit)
+    monkeypatch.setenv(stages.PERMIT, planned.download_permit)
     section, plain = stages.from_json("download", planned.download("v"))
     download.run(section, plain, downloads=folder / "downloads", output=folder / "v.json")
     return manifest.read(folder / "v.json")

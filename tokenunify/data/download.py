@@ -1,8 +1,6 @@
 """Fetch and verify source files, of a volume or of published weights; the first of the sources that works is used."""
 
-import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -34,8 +32,6 @@ logger = logging.getLogger(__name__)
 
 PARALLEL = 8
 """Files of an image sequence fetched at a time."""
-PERMIT = "TOKENUNIFY_DOWNLOAD"
-"""Environment variable with the permit as JSON."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +50,7 @@ class Job:
 
 def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path) -> None:
     """Write the manifest of the first source that works; InputError lists why none did."""
-    permit = c.validate(stages.Permit, json.loads(os.environ.get(PERMIT, "{}")), PERMIT)
+    permit = stages.permit()
     job = Job(downloads, section, permit, transfer.Throttle(permit.max_mb_per_second))
     reasons = []
     for index, source in enumerate(section.sources):
@@ -174,7 +170,7 @@ def _obtain_drive(file: c.DriveFile, format: str, sha256: str | None, job: Job) 
 
 def _obtain_member(path: str, sha256: str, file: FileSource, job: Job) -> tuple[str, str]:
     assert file.member is not None
-    wanted, max_bytes = file.member, job.permit.max_unpacked_gb * 1e9
+    wanted, max_bytes = file.member, job.permit.max_unpacked_bytes
     layout = ["paths"] if sequences.is_glob(wanted) else []  # earlier ones had the files of all folders in one
     name = PurePosixPath(wanted).name.translate(str.maketrans("*?[]", "----"))
     target = job.place([sha256, wanted, *layout], name)

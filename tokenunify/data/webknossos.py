@@ -9,13 +9,13 @@ import numpy as np
 import wkw
 
 from tokenunify.data.axes import Ordered
-from tokenunify.data.source_array import NM, SourceArray, product
+from tokenunify.data.source_array import NM, Opening, SourceArray, product
 from tokenunify.errors import InputError
 
 PROPERTIES = "datasource-properties.json"
 
 
-def open_wkw(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+def open_wkw(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """Magnification `layer/mag` (color/1, color/2-2-1) of a dataset's folder, within the layer's bounding box.
 
     Where the folder lacks files of the box, wkw reads zeros.
