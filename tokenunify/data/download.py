@@ -24,6 +24,7 @@ from tokenunify.data import (
     sampled,
     sequences,
     sources,
+    tiff_set,
     transfer,
 )
 from tokenunify.errors import InputError
@@ -87,7 +88,9 @@ def _obtain_file(file: FileSource, job: Job) -> tuple[str, dict]:
     path, sha256 = _obtain_place(file, format, job)
     if file.member is not None:
         path, sha256 = _obtain_member(path, sha256, file, job)
-    return path, {"sha256": sha256, "format": file.format, "dataset": file.dataset}
+    others = tiff_set.referred(path) if file.format == "tiff" else {}
+    content = {"sha256": sha256, "format": file.format, "dataset": file.dataset}
+    return path, {**content, "refers_to": others} if others else content
 
 
 def _obtain_place(file: FileSource | WeightsSource, format: str, job: Job) -> tuple[str, str]:

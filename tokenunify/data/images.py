@@ -54,6 +54,9 @@ def open_images(path: str, dataset: str | None, opening: Opening) -> SourceArray
     """Images of a folder or pattern, in their order; InputError names those that differ from most."""
     files = image_files(path)
     _check_alike(path, [_kind(file, opening) for file in files], files)
+    if _is_tiff(files[0]):
+        with tifffile.TiffFile(files[0]) as tiff:  # all have the same
+            tiff_values.tell(path, tiff.pages.first)
     if left_out := gaps(files):
         shown = ", ".join(left_out[:FEW]) + (", ..." if len(left_out) > FEW else "")
         logger.warning("%s: the numbers of its images leave out %s; see whether sections are missing", path, shown)
@@ -83,21 +86,19 @@ def _kind(file: Path, opening: Opening) -> Kind:
             with tifffile.TiffFile(file) as tiff:
                 page = _only_page(file, tiff)
                 check_page(str(file), page, opening)
-                tiff_values.tell(str(file), page)
                 return Kind((page.imagelength, page.imagewidth), tiff_values.described(page))
         with Image.open(file) as image:
             _check_size(file, image, opening)
             if (number := getattr(image, "n_frames", 1)) > 1:
                 raise InputError(f"{file} has {number} images in it: expected one section; give a file of each")
-            if (turned := image.getexif().get(ORIENTATION, 1)) > 1:
+            exif = image.getexif() if "exif" in image.info else {}  # without them, that of PNG decodes the image
+            if (turned := exif.get(ORIENTATION, 1)) > 1:
                 raise InputError(
                     f"{file} is to be turned when shown (orientation {turned}): turn its pixels (ImageMagick: mogrify "
                     "-auto-orient) or remove this mark from all images"
                 )
             if image.mode not in MODES or (";16" in str(image.tile) and len(image.getbands()) > 1):
-                raise InputError(
-                    f"{file}: expected a grey image, found {image.mode} of {image.format}; save it as grey"
-                )
+                raise InputError(f"{file}: expected a grey image, found mode {image.mode}; save it as grey")
             return Kind(image.size[::-1], MODES[image.mode])
 
 

@@ -17,7 +17,7 @@ import tokenunify
 from tokenunify import arrays, blockwise, components, manifest, pyramid, stages
 from tokenunify.affinities import IGNORE
 from tokenunify.config import Phantom
-from tokenunify.data import convert, parts, readers, sources, streaming, synthetic
+from tokenunify.data import convert, parts, readers, sources, streaming, synthetic, tiff_set
 from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
@@ -148,6 +148,9 @@ def _check_unchanged(path: str, file: dict, source: Path) -> None:
         raise InputError(
             f"{path} changed since the download: expected sha256 {file['sha256']}, found {found}; {remake}"
         )
+    others, expected = tiff_set.referred(path) if file["format"] == "tiff" else {}, file.get("refers_to", {})
+    if changed := sorted(dict(others.items() ^ expected.items())):
+        raise InputError(f"{path} takes voxels from {changed}, which changed since the download; {remake}")
 
 
 def _roi(section: stages.Ingest, opened: dict[str, SourceArray]) -> Roi:

@@ -11,7 +11,7 @@ import numpy as np
 import tifffile
 import zarr
 
-from tokenunify.data import tiff_checks, tiff_values
+from tokenunify.data import tiff_checks, tiff_set, tiff_values
 from tokenunify.data.axes import ordered
 from tokenunify.data.source_array import NM, ArrayLike, Opening, Sections, SourceArray, Stated, product
 from tokenunify.errors import InputError
@@ -28,7 +28,7 @@ FINE = 1e4
 
 def open_tiff(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """A file's images at full resolution, one after another; pages are decoded whole, tiles as far as needed."""
-    tiff_checks.referred(path)
+    tiff_set.check(path)
     file = tifffile.TiffFile(path)
     tiff_checks.check_whole(path, file)
     first, *others = file.series

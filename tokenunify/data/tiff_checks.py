@@ -1,12 +1,8 @@
-"""What a TIFF says of itself must be there: pages, tiles and strips, and the files that it refers to."""
+"""What a TIFF says of itself must be there: its pages, and of these the tiles and strips."""
 
 import os
-from collections.abc import Iterator
 from math import prod
-from pathlib import Path
-from xml.etree import ElementTree
 
-import tifffile
 from tifffile import TiffFile, TiffFrame, TiffPage, TiffPageSeries
 from tifffile.tifffile import shaped_description_metadata
 
@@ -17,53 +13,18 @@ Page = TiffPage | TiffFrame
 AGAIN = "get the file again, or write it again with all of its pages"
 
 
-def referred(path: str | Path) -> list[Path]:
-    """Other files that hold pages of an OME-TIFF, or of Micro-Manager's set of files.
-
-    Raises InputError for one that is missing or lies outside the file's folder.
-    """
-    try:
-        with TiffFile(path) as file:
-            names = set(_names(file)) - {Path(path).name}
-    except (tifffile.TiffFileError, ElementTree.ParseError, OSError, ValueError):
-        return []  # told when it is read
-    folder = Path(os.path.realpath(path)).parent
-    return [_inside(path, folder, name) for name in sorted(names)]
-
-
-def _names(file: TiffFile) -> Iterator[str]:
-    index = Path(file.filehandle.path).with_name("NDTiff.index")
-    if file.is_ndtiff and index.exists():
-        yield index.name
-        yield from (entry[1] for entry in tifffile.read_ndtiff_index(index))
-    if file.is_ome and file.ome_metadata:
-        root = ElementTree.fromstring(file.ome_metadata)
-        others = (uuid for uuid in root.iterfind(".//{*}TiffData/{*}UUID") if uuid.text != root.get("UUID"))
-        yield from filter(None, (uuid.get("FileName") for uuid in others))
-        yield from filter(None, (whole.get("MetadataFile") for whole in root.iterfind(".//{*}BinaryOnly")))
-
-
-def _inside(path: str | Path, folder: Path, name: str) -> Path:
-    place = Path(os.path.realpath(folder / name))
-    if folder not in place.parents:
-        raise InputError(f"{path} refers to {name}, outside its folder; put the files of the set into one folder")
-    if not place.is_file():
-        raise InputError(f"{path} refers to {name}, which is not there; put all files of the set into one folder")
-    return place
-
-
 def check_whole(path: str, file: TiffFile) -> None:
     """Raise InputError where the pages end before what the file says of them."""
-    last = file.pages[len(file.pages) - 1]
+    number = len(file.pages)
     file.filehandle.seek(file.pages.next_page_offset or 0)
     following = int.from_bytes(file.filehandle.read(file.tiff.offsetsize), "little" if file.byteorder == "<" else "big")
     if following and not file.is_ndpi:
-        raise InputError(f"{path}: after page {last.index} it refers to another one, which cannot be read; {AGAIN}")
+        raise InputError(f"{path}: after page {number - 1} it refers to another one, which cannot be read; {AGAIN}")
     declared, first = _declared(file), file.pages.first
-    found = len(file.pages) * prod(first.shape)
+    found = number * prod(first.shape)
     if declared > found and not _follows(first, declared):
         raise InputError(
-            f"{path}: its description tells of {declared} values, its {len(file.pages)} pages hold {found}; {AGAIN}"
+            f"{path}: its description tells of {declared} values, its {number} pages hold {found}; {AGAIN}"
         )
 
 
@@ -101,7 +62,8 @@ def check_page(path: str, page: Page, opening: Opening) -> None:
     """Raise InputError for a page of which a tile or strip is absent or beyond the file's end, or that is too large."""
     keyframe, sizes = page.keyframe, page.databytecounts
     assert keyframe is not None
-    opening.check(f"{path}: page {page.index}", prod(keyframe.tile or ()) if keyframe.is_tiled else keyframe.nbytes)
+    held = prod(keyframe.tile or ()) * keyframe.bitspersample // 8 if keyframe.is_tiled else keyframe.nbytes
+    opening.check(f"{path}: page {page.index}", held)
     number = prod(keyframe.chunked)
     absent = sum(not offset or not size for offset, size in zip(page.dataoffsets, sizes, strict=True))
     absent += max(number - len(sizes), 0) if sum(sizes) < keyframe.nbytes else 0

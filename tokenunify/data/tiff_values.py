@@ -22,6 +22,8 @@ def described(page: TiffPage) -> str:
     words = [str(page.dtype)]
     if page.samplesperpixel > 1:
         words.append(f"{page.samplesperpixel} samples")
+    if (turned := page.tags.valueof(ORIENTATION, 1)) > 1:
+        words.append(f"orientation {turned}")
     named: dict[int, str] = {WHITE_IS_ZERO: "white is zero", COLOUR_TABLE: "colour table"}
     return ", ".join([*words, *filter(None, [named.get(page.photometric)])])
 
