@@ -41,7 +41,10 @@ class Flat:
 
 def open_npy(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """An array that numpy saved; InputError for an archive of several."""
-    array = np.load(path, mmap_mode="r", allow_pickle=False)
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except OverflowError as error:
+        raise ValueError(f"its header tells of more voxels than a file can hold ({error})") from error
     if isinstance(array, np.lib.npyio.NpzFile):
         with array:
             raise InputError(f"{path} is an archive of the arrays {array.files}; save one of them alone (numpy.save)")
