@@ -375,7 +375,7 @@ class Downloads(Strict):
     max_mb_per_second: Annotated[float, Field(gt=0)] | None = None
     """Of each job; null does not limit it."""
     max_unpacked_gb: Annotated[float, Field(gt=0)] = 100.0
-    """An archive whose members are larger than this together is refused."""
+    """What unpacks to more is refused: an archive's members together, a gzip file, packed NRRD, one image or page."""
 
 
 class Storage(Strict):

@@ -3,6 +3,7 @@
 import os
 from math import prod
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -43,8 +44,8 @@ def open_npy(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """An array that numpy saved; InputError for an archive of several."""
     try:
         array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except OverflowError as error:
-        raise ValueError(f"its header tells of more voxels than a file can hold ({error})") from error
+    except (OverflowError, TokenError) as error:
+        raise ValueError(f"its header makes no sense ({error})") from error
     if isinstance(array, np.lib.npyio.NpzFile):
         with array:
             raise InputError(f"{path} is an archive of the arrays {array.files}; save one of them alone (numpy.save)")

@@ -69,9 +69,7 @@ def places(names: list[str]) -> list[str]:
     """
     for name in names:
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
-            raise InputError(
-                f"the hub lists the file {name!r}, which would be written outside the folder; do not use it"
-            )
+            raise InputError(f"the hub lists the file {name!r}, which lies outside the folder; do not use it")
     root = os.path.commonpath([PurePosixPath(name).parent for name in names])
     return [str(PurePosixPath(name).relative_to(root)) for name in names]
 

@@ -14,7 +14,7 @@ from PIL import Image
 from tokenunify.data import tiff_values
 from tokenunify.data.sequences import FEW, gaps, image_files
 from tokenunify.data.source_array import Opening, Sections, SourceArray, naming
-from tokenunify.data.tiff_checks import check_page
+from tokenunify.data.tiff_checks import bad_tags, check_page
 from tokenunify.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ def _kind(file: Path, opening: Opening) -> Kind:
     """By the header alone; nothing is decoded."""
     with naming(str(file)):
         if _is_tiff(file):
-            with tifffile.TiffFile(file) as tiff:
+            with bad_tags(), tifffile.TiffFile(file) as tiff:
                 page = _only_page(file, tiff)
                 check_page(str(file), page, opening)
                 return Kind((page.imagelength, page.imagewidth), tiff_values.described(page))
@@ -124,7 +124,7 @@ def read_image(file: Path, is_grey: bool) -> np.ndarray:
     """The section (y, x): grey values as a viewer shows them, or else the numbers that are stored."""
     with naming(str(file)):
         if _is_tiff(file):
-            with tifffile.TiffFile(file) as tiff:
+            with bad_tags(), tifffile.TiffFile(file) as tiff:
                 page = tiff.pages.first
                 values = page.asarray() if page.axes != "SYX" else np.moveaxis(page.asarray(), 0, -1)
                 shown = tiff_values.shown(str(file), page) if is_grey else None

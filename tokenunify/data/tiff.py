@@ -26,6 +26,7 @@ FINE = 1e4
 """A resolution of finer pixels (nm) than any printer's is the specimen's; others are a program's default."""
 
 
+@tiff_checks.bad_tags()
 def open_tiff(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """A file's images at full resolution, one after another; pages are decoded whole, tiles as far as needed."""
     tiff_set.check(path)
@@ -88,7 +89,7 @@ def _sections(path: str, pages: list[tuple[tifffile.TiffPageSeries, int]], is_gr
 
     def read(z: int) -> np.ndarray:
         series, key = pages[z]
-        with turn:
+        with turn, tiff_checks.bad_tags():
             values = series.asarray(key=key)
         convert = shown[id(series)]
         return convert(values) if convert else values

@@ -1,9 +1,11 @@
 """What a TIFF says of itself must be there: its pages, and of these the tiles and strips."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from math import prod
 
-from tifffile import TiffFile, TiffFrame, TiffPage, TiffPageSeries
+from tifffile import TiffFile, TiffFileError, TiffFrame, TiffPage, TiffPageSeries
 from tifffile.tifffile import shaped_description_metadata
 
 from tokenunify.data.source_array import Opening
@@ -11,6 +13,15 @@ from tokenunify.errors import InputError
 
 Page = TiffPage | TiffFrame
 AGAIN = "get the file again, or write it again with all of its pages"
+
+
+@contextlib.contextmanager
+def bad_tags() -> Iterator[None]:
+    """What tifffile raises on tags of impossible values, as its own error."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, AttributeError, MemoryError, TypeError) as error:
+        raise TiffFileError(f"its tags make no sense ({type(error).__name__}: {error})") from error
 
 
 def check_whole(path: str, file: TiffFile) -> None:
@@ -47,7 +58,9 @@ def _follows(page: TiffPage, declared: int) -> bool:
 
 
 def check_series(path: str, series: TiffPageSeries, opening: Opening) -> None:
-    """Raise InputError that names a page with a part that is not in its file."""
+    """Raise InputError that names a page with a part that is not in its file, or that is too large."""
+    if not series.keyframe.is_tiled:
+        opening.check(f"{path}: a page", series.keyframe.nbytes)
     if series.dataoffset is not None:  # all pages one after another, of which only the first may have a header
         end = series.dataoffset + prod(series.shape) * series.dtype.itemsize
         _check_end(path, "its pages", end, series.keyframe.parent.filehandle.path)

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 from tifffile import TiffFile, TiffFileError, read_ndtiff_index
 
 from tokenunify import manifest
+from tokenunify.data.tiff_checks import bad_tags
 from tokenunify.errors import InputError
 
 INDEX = "NDTiff.index"
@@ -21,7 +22,7 @@ def referred(path: str | Path) -> dict[str, str]:
     it is read.
     """
     try:
-        with TiffFile(path) as file:
+        with bad_tags(), TiffFile(path) as file:
             names = sorted(set(_names(file)))
     except (TiffFileError, OSError, ValueError):
         return {}
