@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import huggingface_hub
 import numpy as np
@@ -123,6 +124,15 @@ def test_a_glob_of_images_and_its_commit(hub, run):
     assert hub.requests == []
     with pytest.raises(InputError, match=r"em/wafer@newest:t/\*\.png matches none of the 2 files"):
         run("t/*.png", "images")
+
+
+def test_brackets_in_the_name_of_a_file(hub, run):
+    files = {"w/cell [2].bin": DATA, "w/2[a].png": b"1", "w/2a.png": b"2"}
+    quoted = {quote(name): data for name, data in files.items()}  # as they are asked for
+    hub.repositories["/datasets/em/wafer", OLD] = {**files, **quoted}
+    assert Path(run("w/cell [2].bin")["run"]["raw"]).read_bytes() == DATA
+    images = sources.image_files(run("w/2[a].png", "images")["run"]["raw"])
+    assert [path.read_bytes() for path in images] == [b"1"]
 
 
 @pytest.mark.parametrize("pattern", ["s/*.png", "s/**/*.png", "**/*.png"])

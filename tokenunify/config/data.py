@@ -130,7 +130,7 @@ class FileSource(Strict):
     def _fits_format(self) -> Self:
         if self.format in FOLDERS and self.member is None and self.path is None and not self.is_box:
             raise ValueError(f"format {self.format} is a folder: give its path, or the member of an archive")
-        if self.huggingface and any(sign in self.huggingface.file for sign in "*?[") and self.format != "images":
+        if self.huggingface and any(sign in self.huggingface.file for sign in "*?") and self.format != "images":
             raise ValueError(f"a glob as huggingface.file needs format images, got {self.format}; name one file")
         if self.url is not None and not self.url.startswith("http") and not self.is_box:
             raise ValueError(f"url must start with http unless format is one of {list(CHUNKED)}, got {self.url!r}")

@@ -130,10 +130,10 @@ def _obtain_url(url: str, format: str, sha256: str | None, job: Job) -> tuple[st
 
 def _obtain_hub(file: HubFile, format: str, sha256: str | None, job: Job) -> tuple[str, str]:
     """The file, or the folder of those that a glob matches, at the revision given or first seen."""
-    address = hub.address(file)
-    target = job.place(address, "sequence" if hub.is_glob(file) else PurePosixPath(file.file).name)
+    address, is_sequence = hub.address(file), format == "images" and hub.is_glob(file)
+    target = job.place(address, "sequence" if is_sequence else PurePosixPath(file.file).name)
     revision = hub.revision(file, target.with_name(target.name + ".revision"))
-    if not hub.is_glob(file):
+    if not is_sequence:
         check = contents.checker(address, format)
 
         def get(verified: bool) -> None:
