@@ -65,7 +65,7 @@ def open_images(path: str, dataset: str | None, opening: Opening) -> SourceArray
 
 def _check_alike(path: str, kinds: list[Kind], files: list[Path]) -> None:
     (common, number), *_ = Counter(kinds).most_common()
-    odd = [f"{file.name} ({kind})" for file, kind in zip(files, kinds, strict=True) if kind != common]
+    odd = [f"{file} ({kind})" for file, kind in zip(files, kinds, strict=True) if kind != common]
     if odd:
         more = f" and {len(odd) - FEW} more" if len(odd) > FEW else ""
         raise InputError(
@@ -89,17 +89,23 @@ def _kind(file: Path, opening: Opening) -> Kind:
                 return Kind((page.imagelength, page.imagewidth), tiff_values.described(page))
         with Image.open(file) as image:
             _check_size(file, image, opening)
-            if (number := getattr(image, "n_frames", 1)) > 1:
-                raise InputError(f"{file} has {number} images in it: expected one section; give a file of each")
-            exif = image.getexif() if "exif" in image.info else {}  # without them, that of PNG decodes the image
-            if (turned := exif.get(ORIENTATION, 1)) > 1:
-                raise InputError(
-                    f"{file} is to be turned when shown (orientation {turned}): turn its pixels (ImageMagick: mogrify "
-                    "-auto-orient) or remove this mark from all images"
-                )
-            if image.mode not in MODES or (";16" in str(image.tile) and len(image.getbands()) > 1):
-                raise InputError(f"{file}: expected a grey image, found mode {image.mode}; save it as grey")
+            _check_one_grey(file, image)
             return Kind(image.size[::-1], MODES[image.mode])
+
+
+def _check_one_grey(file: Path, image: Image.Image) -> None:
+    """Refuse what is no single section as it is stored; whether colours are grey is seen when they are decoded."""
+    if (number := getattr(image, "n_frames", 1)) > 1:
+        raise InputError(f"{file} has {number} images in it: expected one section; give a file of each")
+    has_exif = "exif" in image.info  # without, PNG would be decoded to look for them
+    turned = image.getexif().get(ORIENTATION, 1) if has_exif else 1
+    if turned > 1:
+        raise InputError(
+            f"{file} is to be turned when shown (orientation {turned}): turn its pixels (ImageMagick: mogrify "
+            "-auto-orient) or remove this mark from all images"
+        )
+    if image.mode not in MODES or (";16" in str(image.tile) and len(image.getbands()) > 1):
+        raise InputError(f"{file}: expected a grey image, found mode {image.mode}; save it as grey")
 
 
 def _only_page(file: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
