@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tifffile
-from PIL import Image
+from PIL import Image, ImageFile
 
 from tokenunify.data import tiff_values
 from tokenunify.data.sequences import FEW, gaps, image_files
@@ -93,7 +93,7 @@ def _kind(file: Path, opening: Opening) -> Kind:
             return Kind(image.size[::-1], MODES[image.mode])
 
 
-def _check_one_grey(file: Path, image: Image.Image) -> None:
+def _check_one_grey(file: Path, image: ImageFile.ImageFile) -> None:
     """Refuse what is no single section as it is stored; whether colours are grey is seen when they are decoded."""
     if (number := getattr(image, "n_frames", 1)) > 1:
         raise InputError(f"{file} has {number} images in it: expected one section; give a file of each")
