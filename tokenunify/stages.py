@@ -1,6 +1,7 @@
 """What each stage is told: the config sections that travel as --config-json, and how they come from the config."""
 
 import json
+import os
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -11,6 +12,9 @@ from tokenunify.config.base import check_multiple
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
 from tokenunify.versions import STAGES
+
+PERMIT = "TOKENUNIFY_DOWNLOAD"
+"""Environment variable with the permit as JSON."""
 
 
 class Sample(Strict):
@@ -41,6 +45,20 @@ class Permit(c.Downloads):
     """What downloads are allowed to do: it travels in the environment, as it decides no result."""
 
     accept_licenses: tuple[c.Name, ...] = ()
+
+    @property
+    def max_unpacked_bytes(self) -> float:
+        return self.max_unpacked_gb * 1e9
+
+
+def permit() -> Permit:
+    """What the environment of the process allows."""
+    text = os.environ.get(PERMIT, "{}")
+    try:
+        given = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{PERMIT} must be JSON, got {text[:80]!r} ({error}); unset it") from None
+    return c.validate(Permit, given, PERMIT)
 
 
 class Ingest(Strict):

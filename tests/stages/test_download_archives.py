@@ -84,6 +84,28 @@ def test_a_glob_of_images(run, tmp_path, kind):
     assert [path.read_bytes() for path in sources.image_files(made["run"]["raw"])] == [b"two", b"ten"]
 
 
+@pytest.mark.parametrize("kind", ["zip", "tar", "tar.xz"])
+@pytest.mark.parametrize("member", ["set/**/*.png", "set/*.png", "*/z*/i.png"])
+def test_images_in_several_folders_are_in_the_order_of_their_paths(run, tmp_path, kind, member):
+    archive = pack(tmp_path / f"a.{kind}", {"set/z10/i.png": b"2", "set/z9/i.png": b"1", "set/i.txt": b"no"})
+    made = run(path=str(archive), member=member, format="images")
+    assert [path.read_bytes() for path in sources.image_files(made["run"]["raw"])] == [b"1", b"2"]
+    assert run(path=str(archive), member=member, format="images")["content"] == made["content"]
+
+
+def test_two_stars_also_match_no_folder(run, tmp_path):
+    archive = pack(tmp_path / "a.zip", {"set/2.png": b"3", "set/b/1.png": b"2", "set/a/c/9.png": b"1"})
+    made = run(path=str(archive), member="set/**/*.png", format="images")
+    assert [path.read_bytes() for path in sources.image_files(made["run"]["raw"])] == [b"1", b"2", b"3"]
+
+
+@pytest.mark.parametrize("member", ["cell [2]/1.png", "cell [2]", "cell [2]/*.png"])
+def test_brackets_in_the_names_of_members(run, tmp_path, member):
+    archive = pack(tmp_path / "a.zip", {"cell [2]/1.png": b"1", "cell 2/1.png": b"2"})
+    made = run(path=str(archive), member=member, format="images")
+    assert [path.read_bytes() for path in sources.image_files(made["run"]["raw"])] == [b"1"]
+
+
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_a_folder(run, tmp_path, kind):
     archive = pack(tmp_path / f"a.{kind}", {"x/v.zarr/zarr.json": b"{}", "x/v.zarr/c/0/0/0": b"1", "x/other": b""})
@@ -162,7 +184,7 @@ def test_links_and_devices_are_refused_by_name(run, tmp_path, kind, entry):
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_a_bomb_is_refused_by_what_it_declares(run, tmp_path, monkeypatch, kind):
     archive = pack(tmp_path / f"a.{kind}", {"bomb": bytes(5_000_000), "small": b"1"})
-    monkeypatch.setenv(download.PERMIT, json.dumps({"max_unpacked_gb": 0.004}))
+    monkeypatch.setenv(stages.PERMIT, json.dumps({"max_unpacked_gb": 0.004}))
     with pytest.raises(InputError, match=r"the member 'bomb' of 5000000 bytes the unpacked files exceed 0.004 GB"):
         run(path=str(archive), member="bomb")
     assert Path(run(path=str(archive), member="small")["run"]["raw"]).read_bytes() == b"1"
@@ -170,7 +192,7 @@ def test_a_bomb_is_refused_by_what_it_declares(run, tmp_path, monkeypatch, kind)
 
 def test_many_small_members_are_counted_together(run, tmp_path, monkeypatch):
     archive = pack(tmp_path / "a.zip", {f"s/{index}.png": bytes(1_000_000) for index in range(5)})
-    monkeypatch.setenv(download.PERMIT, json.dumps({"max_unpacked_gb": 0.0042}))
+    monkeypatch.setenv(stages.PERMIT, json.dumps({"max_unpacked_gb": 0.0042}))
     with pytest.raises(InputError, match=r"the member 's/4\.png'"):
         run(path=str(archive), member="s/*.png", format="images")
 

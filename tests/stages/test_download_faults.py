@@ -222,7 +222,7 @@ def test_the_rate_is_that_of_the_configuration(server, run, monkeypatch):
     spent: list[float] = []
     monkeypatch.setattr(transfer.time, "sleep", spent.append)
     monkeypatch.setattr(transfer.time, "monotonic", lambda: 100.0 + sum(spent[-1:]))
-    monkeypatch.setenv(download.PERMIT, json.dumps({"max_mb_per_second": 0.1}))
+    monkeypatch.setenv(stages.PERMIT, json.dumps({"max_mb_per_second": 0.1}))
     run(f"{server.url}/em/raw.h5")
     assert sum(spent) >= len(DATA) / 1e5 * 0.9
 

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from pathlib import Path
+from urllib.parse import quote
 
 import huggingface_hub
 import numpy as np
@@ -125,11 +126,28 @@ def test_a_glob_of_images_and_its_commit(hub, run):
         run("t/*.png", "images")
 
 
-def test_images_of_one_name_in_two_folders_are_refused(hub, run):
-    hub.repositories["/datasets/em/wafer", OLD] = {"s/a/1.png": b"1", "s/a/2.png": b"2", "s/b/1.png": b"3"}
-    with pytest.raises(InputError, match=r"s/\*\.png matches 's/a/1\.png' and 's/b/1\.png', which have one name"):
+def test_brackets_in_the_name_of_a_file(hub, run):
+    files = {"w/cell [2].bin": DATA, "w/2[a].png": b"1", "w/2a.png": b"2"}
+    quoted = {quote(name): data for name, data in files.items()}  # as they are asked for
+    hub.repositories["/datasets/em/wafer", OLD] = {**files, **quoted}
+    assert Path(run("w/cell [2].bin")["run"]["raw"]).read_bytes() == DATA
+    images = sources.image_files(run("w/2[a].png", "images")["run"]["raw"])
+    assert [path.read_bytes() for path in images] == [b"1"]
+
+
+@pytest.mark.parametrize("pattern", ["s/*.png", "s/**/*.png", "**/*.png"])
+def test_images_in_several_folders_are_in_the_order_of_their_paths(hub, run, pattern):
+    files = {"s/z10/i.png": b"4", "s/z9/i.png": b"3", "s/a/2.png": b"1", "s/a/10.png": b"2", "s/7.png": b"5"}
+    hub.repositories["/datasets/em/wafer", OLD] = files
+    made = run(pattern, "images")
+    assert [path.read_bytes() for path in sources.image_files(made["run"]["raw"])] == [b"1", b"2", b"3", b"4", b"5"]
+    assert run(pattern, "images")["content"] == made["content"]
+
+
+def test_a_path_out_of_the_folder_is_refused(hub, run):
+    hub.repositories["/datasets/em/wafer", OLD] = {"s/1.png": b"1", "s/../../../2.png": b"2"}
+    with pytest.raises(InputError, match=r"2\.png', which lies outside the folder"):
         run("s/*.png", "images")
-    assert len(sources.image_files(run("s/a/*.png", "images")["run"]["raw"])) == 2
 
 
 def test_interrupted_20_times_at_random_bytes(hub, run, monkeypatch):

@@ -32,7 +32,7 @@ NOTHING: dict = {"datasets": {}, "models": {}, "segmentations": {}}
 
 
 def run(planned: Plan, folder, monkeypatch) -> dict:
-    monkeypatch.setenv(download.PERMIT, planned.download_permit)
+    monkeypatch.setenv(stages.PERMIT, planned.download_permit)
     section, plain = stages.from_json("download", planned.download("v"))
     download.run(section, plain, downloads=folder / "downloads", output=folder / "v.json")
     return manifest.read(folder / "v.json")
@@ -94,7 +94,7 @@ def test_the_terms_go_along(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("text", ["{", "yes", "[" * 20_000, '{"max_mb_per_second": ' + "9" * 5000 + "}"])
 def test_a_permit_that_is_no_json_is_explained(text: str, monkeypatch, tmp_path):
-    monkeypatch.setenv(download.PERMIT, text)
+    monkeypatch.setenv(stages.PERMIT, text)
     section, plain = stages.from_json("download", plan({"path": "a.npy", "format": "npy"}).download("v"))
-    with pytest.raises(InputError, match=f"{download.PERMIT} must be JSON"):
+    with pytest.raises(InputError, match=f"{stages.PERMIT} must be JSON"):
         download.run(section, plain, downloads=tmp_path, output=tmp_path / "v.json")

@@ -1,5 +1,6 @@
 """The ingest stage: what it stores, what it refuses, and that a killed run ends with the same bytes."""
 
+import gzip
 import json
 import random
 import shutil
@@ -16,12 +17,14 @@ import imageio.v3 as imageio
 import numpy as np
 import ome_zarr_models
 import pytest
+import tifffile
 import zarr
 from skimage.measure import label
 
 import tokenunify
+from tests.unit.test_tiff_tags import write_set
 from tokenunify import arrays, config, manifest, pyramid, stages
-from tokenunify.data import convert, download, ingest, readers, source_array, streaming
+from tokenunify.data import convert, download, images, ingest, source_array, streaming
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
 from tokenunify.plan import Plan
@@ -401,13 +404,13 @@ def count_decoded(folder: Path, volume: np.ndarray, monkeypatch) -> Counter:
     folder.mkdir()
     for z, section in enumerate(volume):
         imageio.imwrite(folder / f"{z}.png", section)
-    decode, decoded = readers.imageio.imread, Counter()
+    decode, decoded = images.read_image, Counter()
 
-    def count(path: Path) -> np.ndarray:
+    def count(path: Path, is_grey: bool) -> np.ndarray:
         decoded[int(path.stem)] += 1
-        return decode(path)
+        return decode(path, is_grey)
 
-    monkeypatch.setattr(readers.imageio, "imread", count)
+    monkeypatch.setattr(images, "read_image", count)
     return decoded
 
 
@@ -502,12 +505,12 @@ def test_every_section_is_decoded_once_to_write_it(ingested, tmp_path, monkeypat
     monkeypatch.setattr(source_array, "KEPT_BYTES", kept_bytes)
     decoded: Counter = Counter()
 
-    def count(path: Path) -> np.ndarray:
+    def count(path: Path, is_grey: bool) -> np.ndarray:
         decoded[path.parent.name, int(path.stem)] += 1
-        return decode(path)
+        return decode(path, is_grey)
 
-    decode = readers.imageio.imread
-    monkeypatch.setattr(readers.imageio, "imread", count)
+    decode = images.read_image
+    monkeypatch.setattr(images, "read_image", count)
     monkeypatch.setattr(streaming, "BLOCK_VOXELS", 1)  # a layer of shards is nine blocks
     source = {role: {"path": str(tmp_path / role), "format": "images"} for role in ("raw", "labels")}
     output = ingested(source, shard_shape=[depth, 16, 32])
@@ -519,7 +522,51 @@ def test_every_section_is_decoded_once_to_write_it(ingested, tmp_path, monkeypat
     np.testing.assert_array_equal(arrays.open_volume(output).raw[:], volume)
 
 
+@pytest.mark.parametrize("format", ["tiff", "images"])
+def test_white_is_zero_holds_for_raw_alone(ingested, tmp_path, raw, labels, format):
+    source = {}
+    for role, values in (("raw", 255 - raw), ("labels", labels.astype(np.uint16))):
+        path = tmp_path / role
+        path.mkdir()
+        for z, section in enumerate(values if format == "images" else [values]):
+            tifffile.imwrite(path / f"{z}.tif", section, photometric="miniswhite")
+        source[role] = {"path": str(path if format == "images" else path / "0.tif"), "format": format}
+    volume = arrays.open_volume(ingested(source))
+    np.testing.assert_array_equal(volume.raw[:], raw)
+    np.testing.assert_array_equal(volume.labels[:], labels)
+
+
+def test_images_of_several_folders_in_the_order_of_their_paths(ingested, tmp_path, raw):
+    for z in (9, 10, 1, 8, 2, 3, 4, 7, 5, 6, 0):
+        (tmp_path / f"z{z}").mkdir()
+        imageio.imwrite(tmp_path / f"z{z}" / "raw.png", raw[z])
+    output = ingested({"raw": {"path": f"{tmp_path}/**/*.png", "format": "images"}})
+    np.testing.assert_array_equal(arrays.open_volume(output).raw[:], raw)
+
+
 # ------------------------------------------------------------------------------------------------ what is refused
+
+
+def test_a_packed_source_beyond_the_limit_is_refused(ingested, tmp_path, monkeypatch, raw):
+    np.save(tmp_path / "v.npy", raw)
+    (tmp_path / "v.npy.gz").write_bytes(gzip.compress((tmp_path / "v.npy").read_bytes()))
+    monkeypatch.setenv(stages.PERMIT, json.dumps({"max_unpacked_gb": 1e-4}))
+    with pytest.raises(InputError, match=r"v\.npy\.gz: unpacked it exceeds 0\.0001 GB"):
+        ingested({"raw": {"path": str(tmp_path / "v.npy.gz"), "format": "npy"}})
+    assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".v.npy")]
+
+
+def test_a_file_of_a_set_that_changed_is_refused(ingested, tmp_path, monkeypatch, raw):
+    path = write_set(tmp_path / "set", raw[:5, :40, :50], ["a.ome.tif", "b.ome.tif"])
+    source = {"raw": {"path": str(path), "format": "tiff"}}
+    output = ingested(source)
+    np.testing.assert_array_equal(arrays.open_volume(output).raw[:], raw[:5, :40, :50])
+    assert list(manifest.content(tmp_path / "sources.json")["raw"]["refers_to"]) == ["b.ome.tif"]
+    monkeypatch.setattr(download, "run", lambda *_, **__: None)
+    other = tmp_path / "set" / "b.ome.tif"
+    other.write_bytes(other.read_bytes()[:-1] + b"?")
+    with pytest.raises(InputError, match=r"a\.ome\.tif takes voxels from \['b\.ome\.tif'\], which changed since"):
+        ingested(source, citation="another")
 
 
 def test_float_labels_are_refused(store, raw, labels):

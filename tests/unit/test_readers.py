@@ -14,7 +14,7 @@ import pytest
 import tifffile
 import zarr
 
-from tokenunify.data import readers
+from tokenunify.data import images, packed
 from tokenunify.data.readers import open_array
 from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
@@ -175,13 +175,13 @@ def test_packed_files_are_known_by_their_content(tmp_path, volume, name):
 def test_sections_are_kept_as_long_as_asked(tmp_path, volume, monkeypatch):
     path, _ = _images(tmp_path, volume)
     array = open_array(path, "images")
-    decode, decoded = readers.imageio.imread, []
+    decode, decoded = images.read_image, []
 
-    def count(file: Path) -> np.ndarray:
+    def count(file: Path, is_grey: bool) -> np.ndarray:
         decoded.append(file.stem)
-        return decode(file)
+        return decode(file, is_grey)
 
-    monkeypatch.setattr(readers.imageio, "imread", count)
+    monkeypatch.setattr(images, "read_image", count)
     with array.keeping(3, tmp_path):
         for _ in range(2):
             np.testing.assert_array_equal(array[1:4, :, 3:5], volume[1:4, :, 3:5])
@@ -390,8 +390,8 @@ def test_a_broken_png_is_named(tmp_path, damage):
 
 
 def test_colour_images_are_refused(tmp_path):
-    imageio.imwrite(tmp_path / "1.png", np.zeros((6, 9, 3), np.uint8))
-    with pytest.raises(InputError, match=r"expected grey images of 2 axes y, x, found shape \[6, 9, 3\]"):
+    imageio.imwrite(tmp_path / "1.png", np.arange(162, dtype=np.uint8).reshape(6, 9, 3))
+    with pytest.raises(InputError, match=r"1\.png: expected a grey image, found colours; save it as grey"):
         open_array(tmp_path, "images")
 
 
@@ -409,7 +409,7 @@ def test_a_full_disk_is_not_blamed_on_the_file(tmp_path, volume, monkeypatch, nu
     def full(*_):
         raise OSError(number, "No space left on device")
 
-    monkeypatch.setattr(shutil, "copyfileobj", full)
+    monkeypatch.setattr(packed.os, "replace", full)
     with pytest.raises(OSError, match="No space left") as caught:
         open_array(path, "hdf5", dataset, tmp_path / "scratch")
     assert not isinstance(caught.value, InputError)

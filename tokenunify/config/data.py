@@ -128,13 +128,15 @@ class FileSource(Strict):
         if self.format != "images":
             raise ValueError(f"indices need format images, got {self.format}; correct format or remove indices")
         check_rising("indices", self.indices)
+        if self.indices[0] < 0:
+            raise ValueError(f"indices must not be negative, got {list(self.indices)}; correct them")
         return self
 
     @model_validator(mode="after")
     def _fits_format(self) -> Self:
         if self.format in FOLDERS and self.member is None and self.path is None and not self.is_box:
             raise ValueError(f"format {self.format} is a folder: give its path, or the member of an archive")
-        if self.huggingface and any(sign in self.huggingface.file for sign in "*?[") and self.format != "images":
+        if self.huggingface and any(sign in self.huggingface.file for sign in "*?") and self.format != "images":
             raise ValueError(f"a glob as huggingface.file needs format images, got {self.format}; name one file")
         if self.url is not None and not self.url.startswith("http") and not self.is_box:
             raise ValueError(f"url must start with http unless format is one of {list(CHUNKED)}, got {self.url!r}")
@@ -386,7 +388,7 @@ class Downloads(Strict):
     max_mb_per_second: Annotated[float, Field(gt=0)] | None = None
     """Of each job; null does not limit it."""
     max_unpacked_gb: Annotated[float, Field(gt=0)] = 100.0
-    """An archive whose members are larger than this together is refused."""
+    """What unpacks to more is refused: an archive's members together, a gzip file, packed NRRD, one image or page."""
 
 
 class Storage(Strict):

@@ -8,13 +8,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from fnmatch import fnmatchcase
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, NamedTuple
 
 from tqdm import tqdm
 
+from tokenunify.data import sequences
 from tokenunify.errors import InputError
 
 COPY_BYTES = 2**20
@@ -47,10 +47,11 @@ def unpack(archive: str | Path, wanted: str, target: Path, max_bytes: float) -> 
     work.mkdir(parents=True, exist_ok=True)
     found: dict[str, str] = {}
     left = max_bytes
+    pattern = _pattern(archive, str(PurePosixPath(wanted))) if sequences.is_glob(wanted) else None
     with _naming(archive), _opened(archive) as members:
         for member in tqdm(members, unit="member", mininterval=5):
             _check_path(archive, member.name)
-            place = _place(member.name, wanted)
+            place = _place(member.name, wanted, pattern)
             if place is None or member.kind == "folder":
                 continue
             _check(archive, member, place in found, left, max_bytes)
@@ -65,18 +66,23 @@ def unpack(archive: str | Path, wanted: str, target: Path, max_bytes: float) -> 
         os.replace(work, target)
 
 
-def _place(name: str, wanted: str) -> str | None:
+def _pattern(archive: str | Path, wanted: str) -> str:
+    if "[" not in wanted:
+        return wanted  # without another pass over the archive
+    with _naming(archive), _opened(archive) as members:
+        return sequences.meant((str(PurePosixPath(member.name)) for member in members), wanted)
+
+
+def _place(name: str, wanted: str, pattern: str | None) -> str | None:
     """Where the member belongs in the unpacked folder; None if it is not wanted."""
     path, root = PurePosixPath(name), PurePosixPath(wanted)
-    if _is_glob(wanted):
-        return path.name if fnmatchcase(str(path), str(root)) else None
     if path == root:
         return path.name
-    return str(path.relative_to(root)) if root in path.parents else None
-
-
-def _is_glob(wanted: str) -> bool:
-    return any(sign in wanted for sign in "*?[")
+    if root in path.parents:
+        return str(path.relative_to(root))
+    if pattern and sequences.matches(str(path), pattern):
+        return str(path.relative_to(sequences.fixed_folder(pattern)))
+    return None
 
 
 def _check_path(archive: str | Path, name: str) -> None:

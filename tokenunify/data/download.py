@@ -1,8 +1,6 @@
 """Fetch and verify source files, of a volume or of published weights; the first of the sources that works is used."""
 
-import json
 import logging
-import os
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -27,6 +25,7 @@ from tokenunify.data import (
     references,
     remote,
     sampled,
+    sequences,
     sources,
     transfer,
 )
@@ -36,8 +35,6 @@ logger = logging.getLogger(__name__)
 
 PARALLEL = 8
 """Files of an image sequence fetched at a time."""
-PERMIT = "TOKENUNIFY_DOWNLOAD"
-"""Environment variable with the permit as JSON."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ class Job:
 
 def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path) -> None:
     """Write the manifest of the first source that works; InputError lists why none did."""
-    permit = _permit(os.environ.get(PERMIT, "{}"))
+    permit = stages.permit()
     job = Job(downloads, section, permit, transfer.Throttle(permit.max_mb_per_second))
     reasons = []
     for index, source in enumerate(section.sources):
@@ -69,14 +66,6 @@ def run(section: stages.Download, plain: dict, *, downloads: Path, output: Path)
         manifest.write(output, content, {**paths, **_allowances(source), "source": index, "section": plain})
         return
     raise InputError("none of the sources works:\n" + "\n".join(reasons))
-
-
-def _permit(text: str) -> stages.Permit:
-    try:
-        given = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{PERMIT} must be JSON, got {text[:80]!r} ({error}); unset it") from None
-    return c.validate(stages.Permit, given, PERMIT)
 
 
 def _allowances(source: Source | WeightsSource) -> dict:
@@ -126,7 +115,7 @@ def _obtain_place(file: FileSource | WeightsSource, format: str, job: Job) -> tu
         return _obtain_drive(file.drive, format, file.sha256, job)
     assert file.url is not None
     if isinstance(file, FileSource) and file.indices is not None:
-        names = ((file.url.format(index=i), f"{i:06d}") for i in range(*file.indices))
+        names = ((url, f"{i:06d}{PurePosixPath(_name(url)).suffix}") for i, url in _numbered(file.url, file.indices))
         folder = job.place([file.url, file.indices], "sequence")
         return _sequence(folder, names, file.indices[1] - file.indices[0], file.sha256, job)
     return _obtain_url(file.url, format, file.sha256, job)
@@ -152,10 +141,10 @@ def _obtain_url(url: str, format: str, sha256: str | None, job: Job) -> tuple[st
 
 def _obtain_hub(file: HubFile, format: str, sha256: str | None, job: Job) -> tuple[str, str]:
     """The file, or the folder of those that a glob matches, at the revision given or first seen."""
-    address = hub.address(file)
-    target = job.place(address, "sequence" if hub.is_glob(file) else PurePosixPath(file.file).name)
+    address, is_sequence = hub.address(file), format == "images" and hub.is_glob(file)
+    target = job.place(address, "sequence" if is_sequence else PurePosixPath(file.file).name)
     revision = hub.revision(file, target.with_name(target.name + ".revision"))
-    if not hub.is_glob(file):
+    if not is_sequence:
         check = contents.checker(address, format)
 
         def get(verified: bool) -> None:
@@ -166,9 +155,10 @@ def _obtain_hub(file: HubFile, format: str, sha256: str | None, job: Job) -> tup
     if not listed.exists():
         manifest.write_text(listed, "\n".join(hub.matching(file, revision)) + "\n")
     names = listed.read_text(encoding="utf-8").split("\n")[:-1]
-    hub.check_names(file, names)
-    addresses = ((hub.url(file, revision, name), PurePosixPath(name).stem) for name in names)
-    return _sequence(target, addresses, len(names), sha256, job, hub.headers())
+    places = hub.places(names)
+    folder = target / "paths" if any("/" in place for place in places) else target
+    addresses = ((hub.url(file, revision, name), place) for name, place in zip(names, places, strict=True))
+    return _sequence(folder, addresses, len(names), sha256, job, hub.headers())
 
 
 def _fetch_hub(
@@ -194,15 +184,19 @@ def _obtain_drive(file: c.DriveFile, format: str, sha256: str | None, job: Job) 
 
 def _obtain_member(path: str, sha256: str, file: FileSource, job: Job) -> tuple[str, str]:
     assert file.member is not None
-    target = job.place([sha256, file.member], PurePosixPath(file.member).name.translate(str.maketrans("*?[]", "----")))
-    max_bytes = job.permit.max_unpacked_gb * 1e9
-    wanted = file.member
+    wanted, max_bytes = file.member, job.permit.max_unpacked_bytes
+    layout = ["paths"] if sequences.is_glob(wanted) else []  # earlier ones had the files of all folders in one
+    name = PurePosixPath(wanted).name.translate(str.maketrans("*?[]", "----"))
+    target = job.place([sha256, wanted, *layout], name)
 
     def get(_: bool) -> None:
         archives.unpack(path, wanted, target, max_bytes)
 
-    found = keep.once(f"{path}:{wanted}", target, None, get, lambda made: sources.checksum(made, file.format))
-    return str(target), found
+    def place(made: Path) -> str:
+        return sequences.nested(made) if sequences.is_glob(wanted) and made.is_dir() else str(made)
+
+    found = keep.once(f"{path}:{wanted}", target, None, get, lambda made: sources.checksum(place(made), file.format))
+    return place(target), found
 
 
 def _obtain_box(file: FileSource, roi: c.RoiConfig | None, job: Job, allow_missing: float = 1.0) -> tuple[str, dict]:
@@ -259,6 +253,10 @@ def _name(url: str) -> str:
     return PurePosixPath(unquote(urlparse(url).path)).name or "index"
 
 
+def _numbered(url: str, indices: tuple[int, int]) -> Iterable[tuple[int, str]]:
+    return ((index, url.format(index=index)) for index in range(*indices))
+
+
 def _sequence(
     folder: Path,
     addresses: Iterable[tuple[str, str]],
@@ -267,18 +265,18 @@ def _sequence(
     job: Job,
     headers: Mapping[str, str] | None = None,
 ) -> tuple[str, str]:
-    """Fetch images, each to the name that follows its address, into one folder."""
+    """Fetch images, each to the place in the folder that follows its address."""
 
     def one(pair: tuple[str, str]) -> str:
-        url, name = pair
-        target = folder / f"{name}{PurePosixPath(_name(url)).suffix}"
+        url, place = pair
         check = contents.checker(url, "images")
-        return fetch(url, target, None, throttle=job.throttle, check=check, progress=False, headers=headers)
+        return fetch(url, folder / place, None, throttle=job.throttle, check=check, progress=False, headers=headers)
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         for _ in tqdm(pool.map(one, addresses), total=count, unit="file", mininterval=5):
             pass
-    return str(folder), sources.verify(folder, "images", sha256)
+    images = sequences.nested(folder)
+    return images, sources.verify(images, "images", sha256)
 
 
 def fetch(url: str, target: Path, sha256: str | None, **options) -> str:

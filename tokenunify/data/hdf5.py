@@ -10,7 +10,7 @@ import numpy as np
 from tokenunify.data import references, unwritten
 from tokenunify.data.axes import ATTRIBUTES, Stated, agreed, of_attributes, ordered
 from tokenunify.data.references import Followed
-from tokenunify.data.source_array import NUMBERS, STATED, SourceArray, stated_voxel_size
+from tokenunify.data.source_array import NUMBERS, STATED, Opening, SourceArray, stated_voxel_size
 from tokenunify.errors import InputError
 
 FILTERS = {
@@ -33,9 +33,9 @@ STATING = (*STATED, "units", "voxel_size", *ATTRIBUTES)
 """Attributes that state a voxel size or the axes."""
 
 
-def open_hdf5(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+def open_hdf5(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """A data set, with all that it is made of in the folder of the file; one that was unpacked has no such folder."""
-    return open_dataset(path, references.opened(path), dataset, _folder(path, scratch))
+    return open_dataset(path, references.opened(path), dataset, _folder(path, opening.scratch))
 
 
 def _folder(path: str, scratch: Path) -> str | None:
@@ -170,10 +170,10 @@ class _Neuroproof:
         return self.bodies[position]
 
 
-def open_neuroproof(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+def open_neuroproof(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """Labels as neuroproof writes them."""
     file = references.opened(path)
-    found = [references.follow(path, file, name, _folder(path, scratch)) for name in ("stack", "transforms")]
+    found = [references.follow(path, file, name, _folder(path, opening.scratch)) for name in ("stack", "transforms")]
     stack, table = (Voxels(path, followed) if followed else None for followed in found)
     if stack is None or table is None:
         missing = sorted({"stack", "transforms"} - set(file))

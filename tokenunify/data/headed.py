@@ -2,19 +2,20 @@
 
 import contextlib
 import os
-import zlib
 from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import mrcfile
 import nibabel
 import nrrd
 import numpy as np
 
+from tokenunify.data import packed
 from tokenunify.data.axes import ordered
 from tokenunify.data.flat import Flat
-from tokenunify.data.source_array import NM, ArrayLike, SourceArray, product
+from tokenunify.data.source_array import NM, ArrayLike, Opening, SourceArray, product
 from tokenunify.errors import InputError
 
 NRRD_TYPES = {
@@ -36,18 +37,17 @@ IMOD_STAMP = b"IMOD"
 MRC_HEADER_BYTES = 1024
 
 
-def open_nrrd(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+def open_nrrd(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """A NRRD file with its data, raw or packed with gzip; axes are x, y, z unless `labels` or directions differ."""
     with open(path, "rb") as file, _bad_headers():
         header = nrrd.read_header(file)
-        for _ in range(int(header.get("line skip", header.get("lineskip", 0)))):
-            file.readline()
+        _skip_lines(file, int(header.get("line skip", header.get("lineskip", 0))))
         start = file.tell()
     if "data file" in header or "datafile" in header:
         raise InputError(f"{path}: the voxels are in another file; save both as one .nrrd file")
     dtype = _nrrd_dtype(path, header)
     shape = tuple(map(int, header["sizes"]))
-    place, offset = _nrrd_voxels(path, header, start, scratch, int(np.prod(shape)) * dtype.itemsize)
+    place, offset = _nrrd_voxels(path, header, start, opening, prod(shape) * dtype.itemsize)
     names = _nrrd_names(path, header, len(shape))
     data, places = ordered(path, Flat(place, dtype, shape, offset, "F"), names)
     return SourceArray(
@@ -55,34 +55,35 @@ def open_nrrd(path: str, dataset: str | None, scratch: Path) -> SourceArray:
     )
 
 
+def _skip_lines(file: IO[bytes], number: int) -> None:
+    if number < 0:
+        raise ValueError(f"its header tells to skip {number} lines")
+    for line in range(number):
+        if not file.readline():
+            raise ValueError(f"its header tells to skip {number} lines, it has {line}")
+
+
 def _nrrd_dtype(path: str, header: dict) -> np.dtype:
     found = next((code for code, names in NRRD_TYPES.items() if header["type"] in names), None)
     if found is None:
         raise InputError(f"{path}: expected NRRD voxels of a number type, found {header['type']!r}; convert the file")
+    if found[1] > "1" and "endian" not in header:
+        raise InputError(f"{path}: its header does not tell the order of bytes; add endian: little or big")
     return np.dtype((">" if header.get("endian") == "big" else "<") + found)
 
 
-def _nrrd_voxels(path: str, header: dict, start: int, scratch: Path, num_bytes: int) -> tuple[Path, int]:
+def _nrrd_voxels(path: str, header: dict, start: int, opening: Opening, num_bytes: int) -> tuple[Path, int]:
     """A file with the voxels as they are in memory, and where in it they begin."""
     skip, encoding = int(header.get("byte skip", header.get("byteskip", 0))), header["encoding"]
+    if skip < -1 or (skip == -1 and encoding != "raw"):
+        raise ValueError(f"its header tells to skip {skip} bytes of encoding {encoding}")
     if encoding == "raw":
         return Path(path), os.path.getsize(path) - num_bytes if skip == -1 else start + skip
     if encoding not in ("gzip", "gz"):
         raise InputError(
             f"{path}: expected NRRD encoding raw or gzip, found {encoding!r}; save it again as one of them"
         )
-    target = scratch / f"{Path(path).name}.raw"
-    if not target.exists():
-        scratch.mkdir(parents=True, exist_ok=True)
-        temporary = scratch / f".{target.name}.{os.getpid()}"
-        with open(path, "rb") as packed, open(temporary, "wb") as file:
-            packed.seek(start)
-            unpack = zlib.decompressobj(zlib.MAX_WBITS | 32)  # of a gzip or zlib stream
-            while piece := packed.read(2**20):
-                file.write(unpack.decompress(piece))
-            file.write(unpack.flush())
-        os.replace(temporary, target)
-    return target, max(skip, 0)
+    return packed.stream_of(Path(path), start, skip + num_bytes, opening), skip
 
 
 def _nrrd_names(path: str, header: dict, num_axes: int) -> list[str]:
@@ -130,7 +131,7 @@ def _nrrd_sizes(header: dict, names: Sequence[str]) -> tuple[list, list]:
     return lengths, [NM.get(str(unit)) for unit in units]
 
 
-def open_mrc(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+def open_mrc(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """An MRC file; axes and voxel size as the header says. Bytes are signed, unless IMOD wrote them unsigned."""
     with mrcfile.open(path, header_only=True) as file:
         header, size = file.header, file.voxel_size
@@ -138,11 +139,12 @@ def open_mrc(path: str, dataset: str | None, scratch: Path) -> SourceArray:
     if dtype == np.int8 and _unsigned(header):
         dtype = np.dtype(np.uint8)
     shape = mrcfile.utils.data_shape_from_header(header)
-    offset = MRC_HEADER_BYTES + int(header.nsymbt)
+    if (extended := int(header.nsymbt)) < 0:
+        raise ValueError(f"its header tells of an extended header of {extended} bytes")
     axes = [int(header[f"map{axis}"]) for axis in "src"]
     names = ["xyz"[axis - 1] for axis in axes] if sorted(axes) == [1, 2, 3] else ["z", "y", "x"]
     names = [*["c"] * (len(shape) - 3), *names][-len(shape) :]
-    data, _ = ordered(path, Flat(path, dtype, shape, offset), names)
+    data, _ = ordered(path, Flat(path, dtype, shape, MRC_HEADER_BYTES + extended), names)
     return SourceArray(path, data, product([NM["angstrom"]] * 3, [size[axis] for axis in "zyx"]))
 
 
@@ -153,7 +155,7 @@ def _unsigned(header: Any) -> bool:
     return stamp in (IMOD_STAMP, IMOD_STAMP[::-1]) and not int.from_bytes(flags, order) & 1
 
 
-def open_nifti(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+def open_nifti(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """A NIfTI-1 or -2 file (.nii); its axes are x, y, z, and values are scaled as the header says."""
     with open(path, "rb") as file, _bad_headers():
         second = 540 in (int.from_bytes(start := file.read(4), "little"), int.from_bytes(start, "big"))

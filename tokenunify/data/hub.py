@@ -1,6 +1,6 @@
 """Files of the Hugging Face Hub: their addresses and commits; endpoint and token are what the environment gives."""
 
-from fnmatch import fnmatchcase
+import os
 from pathlib import Path, PurePosixPath
 
 from huggingface_hub import HfApi, get_hf_file_metadata, hf_hub_url
@@ -9,6 +9,7 @@ from huggingface_hub.utils import build_hf_headers
 
 from tokenunify import manifest
 from tokenunify.config import HubFile
+from tokenunify.data import sequences
 from tokenunify.errors import InputError
 
 
@@ -55,26 +56,27 @@ def matching(file: HubFile, revision: str) -> list[str]:
         names = HfApi().list_repo_files(file.repo, repo_type=_type(file), revision=revision)
     except (HTTPError, OSError, HFValidationError) as error:
         raise unreachable(file, error) from None
-    if found := sorted(name for name in names if fnmatchcase(name, file.file)):
+    pattern = sequences.meant(names, file.file)
+    if found := sorted(name for name in names if sequences.matches(name, pattern)):
         return found
     raise InputError(f"{address(file)} matches none of the {len(names)} files of the repository; correct file")
 
 
-def check_names(file: HubFile, names: list[str]) -> None:
-    """Raise InputError for two files that would get one name in the folder of images."""
-    seen: dict[str, str] = {}
+def places(names: list[str]) -> list[str]:
+    """Where the files belong in the folder of images: as in the repository, below the folder they have in common.
+
+    Raises InputError for a path out of the folder.
+    """
     for name in names:
-        other = seen.setdefault(PurePosixPath(name).name, name)
-        if other != name:
-            raise InputError(
-                f"{address(file)} matches {other!r} and {name!r}, which have one name; use a narrower file: * also "
-                "matches /"
-            )
+        if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
+            raise InputError(f"the hub lists the file {name!r}, which lies outside the folder; do not use it")
+    root = os.path.commonpath([PurePosixPath(name).parent for name in names])
+    return [str(PurePosixPath(name).relative_to(root)) for name in names]
 
 
 def is_glob(file: HubFile) -> bool:
     """Whether `file` is a pattern for many files."""
-    return any(sign in file.file for sign in "*?[")
+    return sequences.is_glob(file.file)
 
 
 def unreachable(file: HubFile, error: object) -> InputError:

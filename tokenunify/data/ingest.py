@@ -123,7 +123,14 @@ def _open(source: Path, unpacked: Path) -> dict[str, SourceArray]:
         file = content.get(role)
         if file is not None:
             _check_unchanged(paths[role], file, source)
-            opened[role] = readers.open_array(paths[role], file["format"], file["dataset"], unpacked / role)
+            opened[role] = readers.open_array(
+                paths[role],
+                file["format"],
+                file["dataset"],
+                unpacked / role,
+                max_bytes=stages.permit().max_unpacked_bytes,
+                is_grey=role == "raw",
+            )
             if box := file.get("box"):
                 place, shape = Roi(tuple(box["offset"]), tuple(box["shape"])), tuple(box["whole"])
                 opened[role].box, opened[role].whole = place, shape

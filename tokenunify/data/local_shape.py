@@ -1,7 +1,7 @@
 """The shape of a volume whose raw lies on this machine: what its header says, without reading voxels."""
 
 from tokenunify.config import FileSource, Volume
-from tokenunify.data import readers, sources
+from tokenunify.data import packed, readers, sources
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
 
@@ -19,7 +19,7 @@ def _shape(file: FileSource) -> Coordinate | None:
         return None
     try:
         path = sources.find(file.path, file.format)
-        if readers.is_packed(path):
+        if packed.is_gzip(path):
             return None  # it would have to be unpacked first
         return readers.open_array(path, file.format, file.dataset).whole
     except (InputError, OSError):

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import h5py
 
 from tokenunify import manifest
-from tokenunify.data import unwritten, virtual
+from tokenunify.data import tiff_set, unwritten, virtual
 from tokenunify.data.faults import UNREADABLE, naming
 from tokenunify.errors import InputError
 
@@ -52,6 +52,8 @@ def referred(path: str, format: str, dataset: str | None, *, alone: bool = False
     Raises InputError for those that are gone, too short or outside the folder, and of a file that came `alone` for any.
     A file that cannot be opened is told of where it is read.
     """
+    if format == "tiff":
+        return tiff_set.referred(path)
     if format not in ("hdf5", *DATASETS) or not (os.path.isfile(path) and h5py.is_hdf5(path)):
         return {}
     try:

@@ -1,11 +1,12 @@
 """What every reader gives: an array (z, y, x) read in boxes, its stated voxel size, and errors that name the file."""
 
 import contextlib
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from math import inf, prod
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import dask
 import numpy as np
@@ -26,6 +27,25 @@ STATED = {"voxel_size_nm": 1.0, "voxel_size_nm_zyx": 1.0, "resolution": 1.0, "el
 """Attributes in use for the voxel size (`resolution`: CREMI; `element_size_um`: ilastik) and their unit in nm."""
 Stated = tuple[float | None, float, float]
 """A voxel size in nm (z, y, x) as a file states it; None where it does not say how thick sections are."""
+
+
+class Opening(NamedTuple):
+    """How a file is opened: where and how much may be unpacked, and what its values are."""
+
+    scratch: Path
+    max_bytes: float = inf
+    is_grey: bool = True
+    """Whether tags that tell how values are shown hold: they do not for the numbers of labels and masks."""
+
+    def check(self, what: str, num_bytes: int) -> None:
+        """Raise InputError for an image that is larger, decoded, than the limit or than the memory."""
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        if num_bytes > min(self.max_bytes, memory):
+            limits = f"download.max_unpacked_gb allows {self.max_bytes / 1e9:g}, the memory {memory / 1e9:.3g}"
+            raise InputError(
+                f"{what} takes {num_bytes / 1e9:g} GB when decoded, by its header; {limits}: cut it into tiles or "
+                "smaller sections, or raise the limit"
+            )
 
 
 class ArrayLike(Protocol):

@@ -1,7 +1,6 @@
 """Find source files on this machine and identify what is in them."""
 
 import errno
-import glob
 import hashlib
 import os
 import re
@@ -10,11 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenunify import manifest
+from tokenunify.data import regular
+from tokenunify.data.sequences import image_files
 from tokenunify.errors import InputError
 
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 """Errors of this machine, not of the file that is being read."""
-IMAGE_SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 
 
 def expand(text: str) -> str:
@@ -30,33 +30,18 @@ def find(text: str, format: str) -> str:
     path = expand(text)
     if format == "images":
         image_files(path)
-    elif not os.path.exists(path):
+    elif not regular.is_file(path) and not os.path.isdir(path):
         raise InputError(f"{path} does not exist; put the file there or correct the path")
     return path
-
-
-def image_files(path: str | Path) -> list[Path]:
-    """Images of a folder, or of a glob pattern, in natural order (2 before 10)."""
-    found = Path(path).iterdir() if os.path.isdir(path) else map(Path, glob.glob(str(path)))
-    files = sorted((f for f in found if f.suffix.lower() in IMAGE_SUFFIXES and f.name[0] != "."), key=natural)
-    if not files:
-        raise InputError(
-            f"{path} has no images ({', '.join(IMAGE_SUFFIXES)}); give a folder or a pattern such as a/*.png"
-        )
-    return files
-
-
-def natural(path: Path) -> list:
-    """Sort key that orders numbers inside a name by value."""
-    return [int(word) if word.isdigit() else word for word in re.split(r"(\d+)", path.name)]
 
 
 def checksum(path: str | Path, format: str) -> str:
     """SHA-256 of a file; of a folder or glob, over the sorted (name, size, SHA-256) of its files.
 
-    Raises InputError for what lies outside the folder and is only linked from it.
+    Names count from the folder that all the files have in common: they tell the order of images. Raises InputError for
+    what lies outside the folder and is only linked from it.
     """
-    if os.path.isfile(path):
+    if regular.is_file(path):
         return manifest.file_sha256(path)
     entries = sorted((name, file.stat().st_size, manifest.file_sha256(file)) for name, file in _named(path, format))
     text = "".join(f"{sha256}  {size}  {name}\n" for name, size, sha256 in entries)
@@ -71,13 +56,14 @@ def _named(path: str | Path, format: str) -> list[tuple[str, Path]]:
     if format != "images":
         return list(files(Path(path)))
     found = image_files(path)
-    _check_links(images_root(path), found)
-    return [(file.name, file) for file in found]
+    root = Path(os.path.commonpath([file.parent for file in found]))
+    _check_links(root, found)
+    return [(file.relative_to(root).as_posix(), file) for file in found]
 
 
 def state(path: str | Path, format: str) -> str:
     """Size and time of change of a file; of a folder or glob, a digest of those of its files."""
-    if os.path.isfile(path):
+    if regular.is_file(path):
         return _size_and_time(Path(path))
     entries = [f"{name}  {_size_and_time(file)}" for name, file in _named(path, format)]
     return manifest.digest(sorted(entries))
@@ -86,13 +72,6 @@ def state(path: str | Path, format: str) -> str:
 def _size_and_time(file: Path) -> str:
     found = file.stat()
     return f"{found.st_size} {found.st_mtime_ns}"
-
-
-def images_root(path: str | Path) -> Path:
-    """The folder of images; of a glob, the part of it without signs of a pattern."""
-    parts = Path(path).parts
-    plain = next((n for n, part in enumerate(parts) if glob.has_magic(part)), len(parts))
-    return Path(path) if os.path.isdir(path) else Path(*parts[:plain])
 
 
 def _check_links(root: Path, found: list[Path]) -> None:

@@ -2,16 +2,18 @@
 
 import logging
 import threading
+from collections.abc import Callable
 from math import prod
-from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
 import zarr
 
+from tokenunify.data import tiff_checks, tiff_set, tiff_values
 from tokenunify.data.axes import ordered
-from tokenunify.data.source_array import NM, ArrayLike, Sections, SourceArray, Stated, product
+from tokenunify.data.source_array import NM, ArrayLike, Opening, Sections, SourceArray, Stated, product
 from tokenunify.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -24,28 +26,48 @@ FINE = 1e4
 """A resolution of finer pixels (nm) than any printer's is the specimen's; others are a program's default."""
 
 
-def open_tiff(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+@tiff_checks.bad_tags()
+def open_tiff(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """A file's images at full resolution, one after another; pages are decoded whole, tiles as far as needed."""
+    tiff_set.check(path)
     file = tifffile.TiffFile(path)
+    tiff_checks.check_whole(path, file)
     first, *others = file.series
     images = [first, *(series for series in others if not series.keyframe.is_reduced)]
+    tiff_values.tell(path, first.keyframe)
+    for series in images:
+        tiff_checks.check_series(path, series, opening)
     if len(images) > 1:
-        data: ArrayLike = _joined(path, images)
+        data: ArrayLike = _joined(path, images, opening.is_grey)
     elif len(first.shape) == 3 and _is_stack(first) and not first.keyframe.is_tiled:
-        data = _sections(path, [(first, z) for z in range(first.shape[0])])
+        data = _sections(path, [(first, z) for z in range(first.shape[0])], opening.is_grey)
     else:
         data = zarr.open_array(first.aszarr(level=0), mode="r")
-        data, _ = ordered(path, data, _names(path, first.axes, data.shape))
+        names = _names(path, first.axes, data.shape)
+        shown = tiff_values.shown(path, first.keyframe) if opening.is_grey else None
+        data, _ = ordered(path, _Shown(data, shown) if shown else data, names)
     return SourceArray(path, data, _ome_size(file) or _imagej_size(file) or _tagged_size(file))
+
+
+class _Shown:
+    """The grey values of an array of stored ones."""
+
+    def __init__(self, array: ArrayLike, shown: Callable[[np.ndarray], np.ndarray]):
+        self.array, self.shown, self.shape = array, shown, array.shape
+        self.chunks = getattr(array, "chunks", None)
+        self.dtype = shown(np.zeros(1, array.dtype)).dtype
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return self.shown(np.asarray(self.array[index]))
 
 
 def _is_stack(series: tifffile.TiffPageSeries) -> bool:
     """Whether each page is a section."""
-    channels = series.axes.startswith("C") and series.shape[0] <= MOST_CHANNELS
+    channels = series.axes[0] in "CS" and series.shape[0] <= MOST_CHANNELS
     return series.axes.endswith("YX") and not channels and len(series.pages) == prod(series.shape[:-2])
 
 
-def _joined(path: str, images: list[tifffile.TiffPageSeries]) -> Sections:
+def _joined(path: str, images: list[tifffile.TiffPageSeries], is_grey: bool) -> Sections:
     """Equal images as one volume: programs that write a file piece by piece make an image of each piece."""
     kinds = {(series.shape[-2:], series.dtype) for series in images}
     if len(kinds) > 1 or not all(len(series.shape) <= 3 and _is_stack(series) for series in images):
@@ -58,26 +80,29 @@ def _joined(path: str, images: list[tifffile.TiffPageSeries]) -> Sections:
     pages = [(series, key) for series in images for key in range(len(series.pages))]
     if images[0].kind == "generic":  # which sorts pages by how they are packed
         pages.sort(key=lambda page: page[0][page[1]].index)  # type: ignore[union-attr]
-    return _sections(path, pages)
+    return _sections(path, pages, is_grey)
 
 
-def _sections(path: str, pages: list[tuple[tifffile.TiffPageSeries, int]]) -> Sections:
+def _sections(path: str, pages: list[tuple[tifffile.TiffPageSeries, int]], is_grey: bool) -> Sections:
     turn = threading.Lock()
+    shown = {id(series): tiff_values.shown(path, series.keyframe) if is_grey else None for series, _ in pages}
 
     def read(z: int) -> np.ndarray:
         series, key = pages[z]
-        with turn:
-            return series.asarray(key=key)
+        with turn, tiff_checks.bad_tags():
+            values = series.asarray(key=key)
+        convert = shown[id(series)]
+        return convert(values) if convert else values
 
     return Sections(path, read, len(pages))
 
 
 def _names(path: str, axes: str, shape: tuple[int, ...]) -> str:
     """The letters of the axes; a stack whose first axis is named otherwise (I, Q: unknown, T) is one of z."""
-    if axes == "CYX" and shape[0] <= MOST_CHANNELS:
+    if axes in ("CYX", "SYX") and shape[0] <= MOST_CHANNELS:
         raise InputError(
-            f"{path} has axes CYX, that is several channels: store one channel; if they are sections, save them as z "
-            "(ImageJ: Image > Hyperstacks > Re-order Hyperstack)"
+            f"{path} has axes {axes}, that is several channels: store one channel; if they are sections, save them as "
+            "z (ImageJ: Image > Hyperstacks > Re-order Hyperstack)"
         )
     if len(shape) != 3:
         return axes if len(shape) > 3 else _refuse(path, axes)

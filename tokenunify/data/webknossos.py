@@ -10,7 +10,7 @@ import wkw
 from tokenunify.data import metadata
 from tokenunify.data.absent import Chunks
 from tokenunify.data.axes import Ordered
-from tokenunify.data.source_array import NM, SourceArray, product
+from tokenunify.data.source_array import NM, Opening, SourceArray, product
 from tokenunify.data.stored import of_wkw
 from tokenunify.errors import InputError
 
@@ -19,7 +19,7 @@ MOST_VOXELS = 2**32
 """Along an axis: wkw counts them by 32 bits."""
 
 
-def open_wkw(path: str, dataset: str | None, scratch: Path) -> SourceArray:
+def open_wkw(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """Magnification `layer/mag` (color/1, color/2-2-1) of a dataset's folder, within the layer's bounding box."""
     with metadata.using(path, f"{PROPERTIES} or the header of {dataset} is not as wkw has it"):
         return _opened(path, dataset)

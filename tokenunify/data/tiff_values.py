@@ -1,0 +1,73 @@
+"""The grey values that the tags of a TIFF page say: white where it stores zero, or by a table of colours."""
+
+import logging
+from collections.abc import Callable
+
+import numpy as np
+from tifffile import PHOTOMETRIC, TiffPage
+
+from tokenunify.errors import InputError
+
+logger = logging.getLogger(__name__)
+
+WHITE_IS_ZERO = PHOTOMETRIC.MINISWHITE
+COLOUR_TABLE = PHOTOMETRIC.PALETTE
+ORIENTATION = 274
+NODATA = 42113
+"""GDAL's tag of the value that stands for no data."""
+
+
+def described(page: TiffPage) -> str:
+    """Type, samples and what the values mean, in words."""
+    words = [str(page.dtype)]
+    if page.samplesperpixel > 1:
+        words.append(f"{page.samplesperpixel} samples")
+    if (turned := page.tags.valueof(ORIENTATION, 1)) > 1:
+        words.append(f"orientation {turned}")
+    named: dict[int, str] = {WHITE_IS_ZERO: "white is zero", COLOUR_TABLE: "colour table"}
+    return ", ".join([*words, *filter(None, [named.get(page.photometric)])])
+
+
+def tell(path: str, page: TiffPage) -> None:
+    """Log what the tags say that nothing else tells."""
+    if (turned := page.tags.valueof(ORIENTATION, 1)) > 1:
+        logger.warning("%s: its tag says that it is to be turned when shown (orientation %d): it is not", path, turned)
+    if (value := page.tags.valueof(NODATA)) is not None:
+        logger.warning("%s: its tag says that %s means no data: it is read as a value", path, value)
+    if page.photometric == WHITE_IS_ZERO:
+        logger.warning("%s: its tag says that white is zero: grey values are inverted, ids and masks are not", path)
+
+
+def shown(path: str, page: TiffPage) -> Callable[[np.ndarray], np.ndarray] | None:
+    """The function from stored values to grey values; None where they are the same.
+
+    Raises InputError where the tags give no grey value.
+    """
+    if page.photometric == WHITE_IS_ZERO:
+        return _inverted(path, page)
+    return _looked_up(path, page) if page.photometric == COLOUR_TABLE else None
+
+
+def _inverted(path: str, page: TiffPage) -> Callable[[np.ndarray], np.ndarray]:
+    if page.dtype == np.bool_:
+        return np.logical_not
+    if page.dtype is None or page.dtype.kind != "u":
+        raise InputError(
+            f"{path}: its tag says that white is zero, which has no meaning for values of {page.dtype}; save it with "
+            "photometric interpretation black is zero"
+        )
+    most = page.dtype.type((1 << page.bitspersample) - 1)
+    return lambda values: most - values
+
+
+def _looked_up(path: str, page: TiffPage) -> Callable[[np.ndarray], np.ndarray] | None:
+    table = np.asarray(page.colormap)
+    if (table != table[:1]).any():
+        raise InputError(
+            f"{path}: expected grey values, found a table of colours; save it as grey (ImageJ: Image > Lookup Tables > "
+            "Grays)"
+        )
+    grey = table[0] if table.max() < 256 else table[0] >> 8  # some programs write values of 8 bits
+    if np.array_equal(grey, np.arange(len(grey))):
+        return None
+    return lambda values: grey.astype(np.uint8)[values]
