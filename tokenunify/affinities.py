@@ -5,7 +5,6 @@ from typing import Literal
 
 import numpy as np
 
-from tokenunify import ids
 from tokenunify.geometry import Coordinate
 
 IGNORE = 2**64 - 1
@@ -19,10 +18,8 @@ def from_labels(
 
     affinities (c, z, y, x), float32: 1 where labels[v] == labels[v + offsets[c]] > 0, else 0.
     mask (c, z, y, x), bool: False where v + offsets[c] is outside the array or either label is CREMI's 2^64-1; with
-    zero="unlabelled" also where either label is 0, with zero="background" such pairs are known to be 0. Raises
-    InputError for labels that are no integers from 0 on.
+    zero="unlabelled" also where either label is 0, with zero="background" such pairs are known to be 0.
     """
-    ids.check("labels", labels)
     known = labels != IGNORE if zero == "background" else (labels != IGNORE) & (labels != 0)
     inside = (labels != IGNORE) & (labels != 0)
     affinities = np.zeros((len(offsets), *labels.shape), np.float32)

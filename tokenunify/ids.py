@@ -2,26 +2,6 @@
 
 import numpy as np
 
-from tokenunify.errors import InputError
-
-
-def check(name: str, ids: np.ndarray) -> None:
-    """Refuse an array that cannot be ids: they are compared as uint64, which would make others of them."""
-    check_integers(name, ids.dtype)
-    check_not_negative(name, ids)
-
-
-def check_integers(name: str, dtype: np.dtype) -> None:
-    """Refuse ids of another type than integers."""
-    if dtype.kind not in "biu":
-        raise InputError(f"{name} must hold integer ids, got {dtype}; convert it, if no id is lost by that")
-
-
-def check_not_negative(name: str, ids: np.ndarray) -> None:
-    """Refuse negative ids."""
-    if ids.dtype.kind == "i" and ids.size and (least := ids.min()) < 0:
-        raise InputError(f"{name} must hold ids from 0 on, got {least}; give what has no id the id 0")
-
 
 def compact(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Sorted distinct ids, and for each element its index among them (int64, same shape)."""

@@ -5,7 +5,6 @@ from dataclasses import asdict
 
 import numpy as np
 import pytest
-from scipy import ndimage
 
 from tokenunify import affinities, arrays, manifest
 from tokenunify.errors import InputError
@@ -56,50 +55,6 @@ def test_what_the_mask_excludes_is_not_scored(workspace, labels):
         key: metrics.scores(labels * mask, expected, 999)[key] for key in ("voi", "arand")
     }
     assert content["num_segments"] == np.unique(labels[expected != 999]).size
-
-
-@pytest.mark.parametrize("ignored", [0, 999, 5])
-@pytest.mark.parametrize("label_ids", ["keep", "dense", "components"])
-def test_the_ignored_label_is_one_of_the_source(workspace, labels, caplog, label_ids, ignored):
-    original = labels.astype(np.uint64) * 7 + 100
-    original[:, :, 40:] = 999  # two parts that do not touch
-    original[2:5, 3:9, 3:9] = 999
-    original[0, 30:, :9] = 0
-    stored, originals = renumbered(original, label_ids)
-    volume = workspace.volume("test", stored)
-    if originals is not None:
-        content = manifest.content(volume) | {"config": {"label_ids": label_ids}}
-        manifest.write(volume, content)
-        arrays.zarr.open_group(str(volume.with_suffix(".zarr") / "labels"), mode="a").create_array(
-            "original_ids", data=originals
-        )
-    prepared = workspace.prepare("relabel", workspace.section("relabel"), [volume], "relabel")
-    found = 1 + np.indices(labels.shape)[2].astype(np.uint64) // 7
-    arrays.zarr.open_array(str(arrays.prepared_store(prepared)), mode="r+")[:] = found
-    content = manifest.content(workspace.evaluate(prepared, volume, ignore_label=ignored))
-    scored = original != ignored
-    truth = stored[scored].astype(np.uint64)
-    expected = metrics.scores(found[scored][None, None], truth[None, None] + 1, ignore_label=0)
-    assert {key: content[key] for key in expected} == pytest.approx(expected, rel=1e-12)
-    assert content["num_labels"] == np.unique(truth).size and content["ignore_label"] == ignored
-    assert ("no voxel of test has it" in caplog.text) == (ignored == 5)
-
-
-def renumbered(labels, label_ids):
-    """What ingest stores of labels, and the source's id of each stored one."""
-    if label_ids == "keep":
-        return labels, None
-    if label_ids == "dense":
-        originals, stored = np.unique(labels, return_inverse=True)
-        return stored.reshape(labels.shape).astype(np.uint16), originals
-    stored, count = np.zeros(labels.shape, np.uint16), 0
-    originals = [0]
-    for label in np.unique(labels[labels > 0]):
-        parts, number = ndimage.label(labels == label)
-        stored[parts > 0] = parts[parts > 0] + count
-        count += number
-        originals += [label] * number
-    return stored, np.array(originals, np.uint64)
 
 
 def test_run_lengths_are_those_of_the_whole_volume(workspace, segmented):

@@ -97,25 +97,3 @@ def test_different_shapes_and_nothing_to_score_are_refused():
         metrics.scores(segmentation[..., 1:], labels)
     with pytest.raises(InputError, match="no voxel has another label than 0"):
         metrics.scores(segmentation, labels * 0)
-
-
-@pytest.mark.parametrize(
-    ("segmentation", "labels", "words"),
-    [
-        (np.full((1, 2, 3), 1.5), np.ones((1, 2, 3), np.uint8), "segmentation must hold integer ids, got float64"),
-        (np.ones((1, 2, 3), np.uint8), np.ones((1, 2, 3), np.float32), "labels must hold integer ids, got float32"),
-        (np.ones((1, 2, 3), np.uint8), np.full((1, 2, 3), -1, np.int64), "labels must hold ids from 0 on, got -1"),
-        (np.full((1, 2, 3), -7, np.int8), np.ones((1, 2, 3), np.uint8), "segmentation must hold ids from 0 on, got -7"),
-    ],
-)
-def test_what_would_be_cast_to_other_ids_is_refused(segmentation, labels, words):
-    with pytest.raises(InputError, match=words):
-        metrics.scores(segmentation, labels)
-
-
-def test_the_largest_ids_are_ignored_exactly():
-    top = 2**64 - 1
-    labels = np.array([[[top, top - 1, top - 1, top - 2]]], np.uint64)
-    segmentation = np.array([[[1, 2, 3, 4]]], np.uint8)
-    assert metrics.scores(segmentation, labels, ignore_label=top)["voi_split"] == pytest.approx(2 / 3)
-    assert metrics.scores(segmentation, labels, ignore_label=top - 1)["voi"] == 0

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from tokenunify import arrays
-from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks
 from tokenunify.segmentation import graph, rag
@@ -142,27 +141,3 @@ def test_pairs_across_all_corners_of_a_block_are_counted_once():
     assert found.counts.tolist() == [1] * 12
     neighbours = {(u, v) for u, v in product(range(8), range(8)) if u < v and (u ^ v) in (1, 2, 4)}
     assert {(int(u) - 1, int(v) - 1) for u, v in found.edges} == neighbours
-
-
-SMALL = (2, 3, 4)
-
-
-@pytest.mark.parametrize(
-    ("affinities", "fragments", "offsets", "words"),
-    [
-        ((3, *SMALL), (2, 4, 4), NEAREST, r"z, y, x of the fragments, \[2, 4, 4\], got \[3, 2, 3, 4\]"),
-        ((3, *SMALL), (2, 3, 3), NEAREST, r"z, y, x of the fragments, \[2, 3, 3\]"),
-        ((2, *SMALL), SMALL, NEAREST, r"with 3 channels .* got \[2, 2, 3, 4\]"),
-        (SMALL, SMALL, NEAREST, r"got \[2, 3, 4\]"),
-        ((3, *SMALL), SMALL, ((-1, 0, 0), (0, 0, -1), (0, -2, 0)), r"\[\(0, -1, 0\)\] are missing"),
-    ],
-)
-def test_arrays_that_do_not_belong_together_are_refused(affinities, fragments, offsets, words):
-    with pytest.raises(InputError, match=words):
-        rag.from_arrays(np.zeros(affinities, np.uint8), np.ones(fragments, np.uint64), offsets)
-
-
-@pytest.mark.parametrize(("fragments", "words"), [(np.full(SMALL, 1.5), "float64"), (np.full(SMALL, -1), "got -1")])
-def test_fragments_that_are_no_ids_are_refused(fragments, words):
-    with pytest.raises(InputError, match=f"fragments must hold .*{words}"):
-        rag.from_arrays(np.zeros((3, *SMALL), np.uint8), fragments)

@@ -1,6 +1,5 @@
 """Stage evaluate: score a segmentation against the labels of its volume, block by block."""
 
-import logging
 from dataclasses import asdict
 from pathlib import Path
 
@@ -9,11 +8,8 @@ import numpy as np
 from tokenunify import affinities, arrays, blockwise, manifest
 from tokenunify.errors import InputError
 from tokenunify.evaluation import metrics, objects, run_length
-from tokenunify.evaluation.ignored import Ignored, of_volume
 from tokenunify.geometry import Blocks, Coordinate, Roi
 from tokenunify.stages import Evaluate
-
-logger = logging.getLogger(__name__)
 
 
 def labels_of(volume: arrays.Volume) -> arrays.Store:
@@ -23,41 +19,28 @@ def labels_of(volume: arrays.Volume) -> arrays.Store:
     return volume.labels
 
 
-def read_labels(volume: arrays.Volume, roi: Roi, *, erode: bool, ignored: Ignored) -> np.ndarray:
-    """Labels of a box as they are scored: eroded in each section if wanted, `ignored.value` where none is scored.
+def read_labels(volume: arrays.Volume, roi: Roi, *, erode: bool, ignore_label: int) -> np.ndarray:
+    """Labels of a box as they are scored: eroded in each section if wanted.
 
-    Those are the ignored labels, unknown ones (2^64-1), and what the volume's mask excludes from segmentation.
+    Unknown ones (2^64-1) are ignored, and what the volume's mask excludes from segmentation.
     """
     labels = labels_of(volume)
     z, y, x = labels.shape
     outer = roi.grow((0, 1, 1), (0, 1, 1), (z, y, x)) if erode else roi
     read = labels[outer.slices]
     scored = affinities.erode_labels(read)[roi.within(outer)] if erode else read
-    if ignored.ids.size > 1:
-        scored[np.isin(scored, ignored.ids)] = ignored.value
     if scored.dtype == np.uint64:
-        scored[scored == affinities.IGNORE] = ignored.value
+        scored[scored == affinities.IGNORE] = ignore_label
     if volume.mask is not None:
-        scored = np.where(volume.mask[roi.slices], scored, np.uint64(ignored.value))
+        scored = np.where(volume.mask[roi.slices], scored, np.uint64(ignore_label))
     return scored
 
 
 def read(
-    segmentation: arrays.Store, volume: arrays.Volume, roi: Roi, *, erode: bool, ignored: Ignored
+    segmentation: arrays.Store, volume: arrays.Volume, roi: Roi, *, erode: bool, ignore_label: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """A box of a segmentation (or of fragments), and of the labels as they are scored."""
-    return segmentation[roi.slices], read_labels(volume, roi, erode=erode, ignored=ignored)
-
-
-def tell_absent(table: metrics.Contingency, ignored: Ignored, ignore_label: int, volume: Path) -> None:
-    """Warn where no voxel has the label that is to be ignored; label 0 may be absent."""
-    if ignore_label and not (ignored.ids.size and (table.labels == ignored.value).any()):
-        logger.warning(
-            "evaluation.ignore_label is %d, an id of the source's labels, but no voxel of %s has it: all labels are "
-            "scored, 0 among them; see whether it is the right id",
-            ignore_label,
-            volume.stem,
-        )
+    return segmentation[roi.slices], read_labels(volume, roi, erode=erode, ignore_label=ignore_label)
 
 
 def run(section: Evaluate, plain: dict, *, segmentation: Path, volume: Path, output: Path) -> None:
@@ -67,11 +50,10 @@ def run(section: Evaluate, plain: dict, *, segmentation: Path, volume: Path, out
     inputs = {"segmentation": manifest.content_hash(segmentation), "volume": manifest.content_hash(volume)}
     folder = blockwise.store_folder(output, "evaluate", plain, inputs)
     blocks = Blocks(segments.shape, section.block_shape)
-    ignored = of_volume(volume, section.ignore_label)
     step = run_length.steps(opened.voxel_size_nm, section.skeleton_spacing_nm)
 
     def process(index: int, roi: Roi) -> None:
-        found, truth = read(segments, opened, roi, erode=section.erode_labels, ignored=ignored)
+        found, truth = read(segments, opened, roi, erode=section.erode_labels, ignore_label=section.ignore_label)
         if step is not None:
             samples = run_length.sampled(truth, found, roi, step)
             arrays.write_npz(folder / "samples" / f"{index}.npz", **samples._asdict())
@@ -83,20 +65,21 @@ def run(section: Evaluate, plain: dict, *, segmentation: Path, volume: Path, out
 
     run = blockwise.run_part(folder, blocks, process)
     table = metrics.merge(metrics.Contingency(**kept("blocks", index)) for index in range(len(blocks)))
-    tell_absent(table, ignored, section.ignore_label, volume)
-    content = {**summary(table, section, segments.shape, ignored.value), "inputs": inputs}
+    content = {**summary(table, section, segments.shape), "inputs": inputs}
     if step is not None:
         grid = run_length.Grid(blocks, step, opened.voxel_size_nm)
-        lengths = run_length.of_volume(lambda index: run_length.Samples(**kept("samples", index)), grid, ignored.value)
+        lengths = run_length.of_volume(
+            lambda index: run_length.Samples(**kept("samples", index)), grid, section.ignore_label
+        )
         content |= run_length.scores(lengths)
     manifest.write(output, content, {**run, "store": folder.name})
 
 
-def summary(table: metrics.Contingency, section: Evaluate, shape: Coordinate, ignored: int) -> dict:
-    """Scores where the label is not `ignored`, the objects that cost most, numbers of segments and labels, settings."""
-    scored = metrics.without(table, ignored)
+def summary(table: metrics.Contingency, section: Evaluate, shape: Coordinate) -> dict:
+    """Scores, the objects that cost most, numbers of segments and labels that are scored, and how they were scored."""
+    scored = metrics.without(table, section.ignore_label)
     return {
-        **metrics.scores_of(table, ignored),
+        **metrics.scores_of(table, section.ignore_label),
         "splits": [asdict(error) for error in objects.worst_splits(scored, shape)],
         "merges": [asdict(error) for error in objects.worst_merges(scored, shape)],
         "num_segments": int(np.unique(scored.segments).size),

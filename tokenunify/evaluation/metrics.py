@@ -36,12 +36,9 @@ class Contingency(NamedTuple):
 def scores(segmentation: Any, labels: Any, ignore_label: int = 0) -> dict[str, float]:
     """voi_split, voi_merge, voi and arand of a segmentation against labels, where these are not `ignore_label`.
 
-    Both are numpy or zarr arrays (z, y, x) of integers that are not negative; they are read in slabs. Raises InputError
-    for other arrays.
+    Both are numpy or zarr arrays (z, y, x) of integers; they are read in slabs.
     """
     check_shapes("segmentation", segmentation.shape, "labels", labels.shape)
-    for name, array in (("segmentation", segmentation), ("labels", labels)):
-        ids.check_integers(name, array.dtype)
     depth = (getattr(labels, "shards", None) or getattr(labels, "chunks", None) or labels.shape)[0]
     slabs = (slice(start, start + depth) for start in range(0, labels.shape[0], depth))
     return scores_of(merge(contingency(segmentation[slab], labels[slab]) for slab in slabs), ignore_label)
@@ -59,8 +56,6 @@ def check_shapes(first: str, first_shape: tuple[int, ...], second: str, second_s
 def contingency(segmentation: Any, labels: Any, roi: Roi | None = None, shape: Coordinate | None = None) -> Contingency:
     """Table of two integer arrays (z, y, x), of the box `roi` of a volume of that shape or of a whole volume."""
     truth, found = np.ravel(labels), np.ravel(segmentation)
-    ids.check_not_negative("labels", truth)
-    ids.check_not_negative("segmentation", found)
     starts = ids.run_starts(truth, found)
     of_labels, of_segments = (column[starts].astype(np.uint64) for column in (truth, found))
     keys, values = _overlaps(of_labels, of_segments, starts, np.diff(starts, append=truth.size))

@@ -12,7 +12,6 @@ from tokenunify import arrays, blockwise, forms
 from tokenunify.compiled import loop
 from tokenunify.components import connect
 from tokenunify.config import Fragments
-from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, Roi
 from tokenunify.segmentation.distance import capped_distance
 from tokenunify.segmentation.flood import flood
@@ -128,11 +127,6 @@ def of_block(affinities: Any, mask: Any, roi: Roi, settings: Fragments) -> np.nd
     Where the mask is 0 the affinities count as 0, and so do the fragments.
     """
     z, y, x = affinities.shape[-3:]
-    if mask is not None and mask.shape != (z, y, x):
-        raise InputError(
-            f"the volume's mask has shape {list(mask.shape)}, expected that of the affinities, {[z, y, x]}: give files "
-            "of the same volume"
-        )
     halo = (0, *settings.halo[1:]) if settings.dimensions == 2 else settings.halo
     outer = roi.grow(halo, halo, (z, y, x))
     values = affinities[(slice(0, 3), *outer.slices)]

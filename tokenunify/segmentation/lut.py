@@ -24,7 +24,6 @@ class Lut(NamedTuple):
 
         Raises InputError for a fragment that the table lacks.
         """
-        ids.check("fragments", fragments)
         values, index = ids.compact(fragments.astype(np.uint64, copy=False))
         position, known = ids.find(values, self.fragments)
         if lacking := values[~known & (values != 0)].tolist():

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from tokenunify import arrays, blockwise, forms, ids, manifest, pairs
+from tokenunify import arrays, blockwise, forms, manifest, pairs
 from tokenunify.compiled import loop
 from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
@@ -31,26 +31,11 @@ def from_arrays(
     """Graph of arrays in memory.
 
     affinities (c, z, y, x): uint8, or floats that are binned as waterz does; `offsets` are those of the channels and
-    must contain the three nearest neighbours. fragments (z, y, x): integer ids, 0 is none. Raises InputError for arrays
-    that do not belong together.
+    must contain the three nearest neighbours. fragments (z, y, x): integer ids, 0 is none.
     """
-    channels = [tuple(offset) for offset in offsets]
-    if lacking := [nearest for nearest in NEAREST if nearest not in channels]:
-        raise InputError(f"offsets must contain the nearest neighbours, {lacking} are missing in {channels}; add them")
-    order = [channels.index(nearest) for nearest in NEAREST]
-    ids.check("fragments", fragments)
-    check_shapes(affinities.shape, fragments.shape, len(channels))
+    order = [[tuple(offset) for offset in offsets].index(nearest) for nearest in NEAREST]
     z, y, x = fragments.shape
     return of_block(levels(affinities[order]), fragments, Roi((0, 0, 0), (z, y, x)), histograms=histograms)
-
-
-def check_shapes(affinities: tuple[int, ...], fragments: tuple[int, ...], num_channels: int) -> None:
-    """Refuse affinities (c, z, y, x) of fewer channels than offsets, and fragments of another shape (z, y, x)."""
-    if len(affinities) != 4 or affinities[0] < num_channels or affinities[1:] != fragments:
-        raise InputError(
-            f"affinities must have shape (channels, z, y, x) with {num_channels} channels and the z, y, x of the "
-            f"fragments, {list(fragments)}, got {list(affinities)}; give arrays of the same volume"
-        )
 
 
 def levels(affinities: np.ndarray) -> np.ndarray:
@@ -198,9 +183,8 @@ def run(
     """
     source = arrays.open_prepared(affinities, forms.Affinities)
     labels = arrays.open_prepared(fragments, forms.Fragments)
-    offsets = source.attrs.get("offsets", NEAREST)
-    check_shapes(source.shape, labels.shape, len(offsets))
     z, y, x = labels.shape
+    offsets = source.attrs.get("offsets", NEAREST)
     inputs = {"affinities": manifest.content_hash(affinities), "fragments": manifest.content_hash(fragments)}
     folder = blockwise.store_folder(output, "rag", plain, inputs)
     blocks = Blocks((z, y, x), section.block_shape)
