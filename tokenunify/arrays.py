@@ -38,6 +38,30 @@ class Volume:
     """1 where the volume is segmented, else 0."""
     voxel_size_nm: tuple[float, float, float]
     zero: str
+    origin: Coordinate
+    """Where its first voxel lies in the source, in voxels."""
+    source_ids: "SourceIds | None"
+    """The source's ids, where the labels are numbered anew."""
+
+
+@dataclass(frozen=True)
+class SourceIds:
+    """The source's id of each stored label, beside the labels."""
+
+    path: Path
+    remake: str
+
+    def read(self) -> np.ndarray:
+        """The ids (labels,), in the order of their labels; that of label 0 is 0."""
+        try:
+            found = np.asarray(zarr.open_array(str(self.path), mode="r")[:])
+        except PermissionError:
+            raise
+        except Exception as error:  # whatever zarr meets in an array that is damaged
+            raise InputError(f"{self.path} is damaged ({error}); {self.remake}") from None
+        if not found.size or found[0] != 0 or not found[1:].all():  # zarr reads what is missing as zeros
+            raise InputError(f"{self.path} is damaged: it lacks the ids of some labels; {self.remake}")
+        return found
 
 
 def create(
@@ -214,6 +238,8 @@ def open_volume(path: str | Path) -> Volume:
         return store
 
     labels, mask = (opened(role) if content.get(role) else None for role in ("labels", "mask"))
+    numbered_anew = labels is not None and content.get("config", {}).get("label_ids", "keep") != "keep"
+    z, y, x = (round(o / v) for o, v in zip(content["offset_nm"], content["voxel_size_nm"], strict=True))
     return Volume(
         name=path.stem,
         raw=opened("raw"),
@@ -221,6 +247,8 @@ def open_volume(path: str | Path) -> Volume:
         mask=mask,
         voxel_size_nm=tuple(content["voxel_size_nm"]),
         zero=content["zero"],
+        origin=(z, y, x),
+        source_ids=SourceIds(root / "labels" / "original_ids", remake) if numbered_anew else None,
     )
 
 

@@ -43,8 +43,10 @@ def files(source: dict) -> dict[str, dict]:
 
 
 def _state(file: dict) -> str | None:
+    """The path is part of it: a variable in it may name another folder, with a file of equal size and time."""
     try:
-        return sources.state(sources.find(file["path"], _format(file)), _format(file))
+        path = sources.find(file["path"], _format(file))
+        return f"{sources.state(path, _format(file))} {path}"
     except (InputError, OSError):
         return None  # it is not there, or not yet: the download says so if it is needed
 
@@ -62,7 +64,7 @@ def section(output: Path, text: str) -> str:
         return text
     before = made["run"].get("section")
     try:
-        if before is None or not _answers(made, before, asked):
+        if before is None or not _answers(output, made, before, asked):
             return text
         changed = _changed(output, made, before)
     except (KeyError, IndexError, TypeError, AttributeError):
@@ -71,12 +73,35 @@ def section(output: Path, text: str) -> str:
     return json.dumps(section, sort_keys=True)
 
 
-def _answers(made: dict, before: dict, asked: dict) -> bool:
-    """Whether the source that was used is still listed, or one that must hold the same bytes."""
+def _answers(output: Path, made: dict, before: dict, asked: dict) -> bool:
+    """Whether the source that was used is still listed, or one that must hold the same bytes.
+
+    Files on this machine that are listed in front of it must hold the same bytes, too: they may be corrected ones.
+    """
     if any(before.get(key) != asked.get(key) for key in OF_THE_BOX):
         return False
     used, content = before["sources"][made["run"]["source"]], made["content"]
-    return any(_is_same(used, source, content) or _has_same_bytes(source, content) for source in asked["sources"])
+    for index, source in enumerate(asked["sources"]):
+        if _is_same(used, source, content) or _has_same_bytes(source, content):
+            return True
+        if _is_another(output, source, index, content):
+            return False
+    return False
+
+
+def _is_another(output: Path, source: dict, index: int, content: dict) -> bool:
+    """Whether a source that was not used has all of its files on this machine, and one of them holds other bytes."""
+    locals_ = [
+        _Local(f"in front {index}.{role}", file["path"], _format(file), _recorded(file, content, role))
+        for role, file in files(source).items()
+        if file.get("path") is not None
+    ]
+    if not locals_ or len(locals_) < len(files(source)):
+        return False
+    states = [_state({"path": local.path, "format": local.format}) for local in locals_]
+    if None in states:
+        return False  # it is not there, so that it would not be used
+    return any(not _holds(output, local, str(state), {}) for local, state in zip(locals_, states, strict=True))
 
 
 def _is_same(used: dict, source: dict, content: dict) -> bool:
@@ -137,18 +162,22 @@ def _changed(output: Path, made: dict, before: dict) -> dict[str, str]:
         state = _state({"path": local.path, "format": local.format})
         if state is None:
             logger.warning("%s (of %s) is not there any more; what was made of it stays", local.path, output)
-        elif state not in (known.get(local.key), _seen(output).get(local.key)):
-            if _has_checksum(local):
-                _note_seen(output, local.key, state)
-            else:
-                logger.warning("%s (of %s) has changed: it and what follows is made again", local.path, output)
-                changed[local.key] = state
+        elif not _holds(output, local, state, known):
+            logger.warning("%s (of %s) has changed: it and what follows is made again", local.path, output)
+            changed[local.key] = state
     return changed
 
 
-def _has_checksum(local: _Local) -> bool:
-    found = sources.find(local.path, local.format)
-    return local.sha256 is not None and sources.checksum(found, local.format) == local.sha256
+def _holds(output: Path, local: _Local, state: str, known: dict[str, str]) -> bool:
+    """Whether a file in that state holds the recorded bytes; each state is compared once."""
+    if state in (known.get(local.key), _seen(output).get(local.key)):
+        return True
+    if local.sha256 is None:
+        return False
+    if sources.checksum(sources.find(local.path, local.format), local.format) != local.sha256:
+        return False
+    _note_seen(output, local.key, state)
+    return True
 
 
 def _format(file: dict) -> str:

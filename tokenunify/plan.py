@@ -282,10 +282,9 @@ class Plan:
         return stages.to_json("metrics", stages.Metrics(rows=tuple(self._row(run) for run in self.runs(volume))))
 
     def report(self) -> str:
-        volumes = {name: self.volume(name) for name in (*self.config.volumes, *self._sampled)}
         rights = {
             name: stages.Rights(license=volume.license, terms=volume.terms, citation=volume.citation)
-            for name, volume in volumes.items()
+            for name, volume in self.config.volumes.items()
             if volume.license or volume.terms or volume.citation
         }
         return stages.to_json("report", stages.Report(title=", ".join(self.test_volumes), rights=rights))

@@ -202,7 +202,7 @@ class Rights(Strict):
 class Report(Strict):
     title: str
     rights: dict[c.Name, Rights] = Field({})
-    """By volume."""
+    """By volume; those of a sampled region are its volume's."""
 
 
 SECTIONS: dict[str, type[Strict]] = {

@@ -131,6 +131,26 @@ def test_a_file_of_equal_size_and_old_time_is_noticed():
     assert asked(place()) != before
 
 
+def test_a_variable_that_names_another_folder_is_noticed(monkeypatch):
+    monkeypatch.setenv("EM", "lab")
+    source = {role: {"path": f"${{EM}}/{role}.npy", "format": "npy"} for role in ("raw", "labels")}
+    before = made(source)
+    for role, values in (("raw", RAW), ("labels", RAW // 8)):
+        np.save(f"archive/{role}.npy", values)
+        time = os.stat(f"lab/{role}.npy").st_mtime_ns
+        os.utime(f"archive/{role}.npy", ns=(time, time))
+    monkeypatch.setenv("EM", "archive")
+    assert asked(source) != before
+
+
+@pytest.mark.parametrize("corrected", [True, False])
+def test_files_in_front_count_where_they_hold_other_bytes(corrected):
+    before = made(place())
+    np.save("archive/raw.npy", RAW)
+    np.save("archive/labels.npy", RAW // 8 if corrected else RAW // 16)
+    assert (asked(place("archive"), place()) == before) is not corrected
+
+
 def test_a_touched_file_is_compared_once(monkeypatch, caplog):
     before = made(place())
     os.utime("lab/raw.npy", ns=(1, 1))
