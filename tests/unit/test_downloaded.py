@@ -109,7 +109,7 @@ def test_another_source_is_asked_for(source):
 def test_another_phantom_is_another_source():
     phantom = {"phantom": {"seed": 1, "shape": [3, 8, 10]}}
     before = made(phantom)
-    assert asked(phantom) == asked(place(), phantom) == before
+    assert asked(phantom) == asked(place("archive"), phantom) == before
     assert asked({"phantom": {"seed": 2, "shape": [3, 8, 10]}}) != before
 
 
