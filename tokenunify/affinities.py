@@ -5,6 +5,8 @@ from typing import Literal
 
 import numpy as np
 
+from tokenunify import ids
+from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
 
 IGNORE = 2**64 - 1
@@ -18,8 +20,10 @@ def from_labels(
 
     affinities (c, z, y, x), float32: 1 where labels[v] == labels[v + offsets[c]] > 0, else 0.
     mask (c, z, y, x), bool: False where v + offsets[c] is outside the array or either label is CREMI's 2^64-1; with
-    zero="unlabelled" also where either label is 0, with zero="background" such pairs are known to be 0.
+    zero="unlabelled" also where either label is 0, with zero="background" such pairs are known to be 0. Raises
+    InputError for labels that are not integers, or negative.
     """
+    _check(labels)
     known = labels != IGNORE if zero == "background" else (labels != IGNORE) & (labels != 0)
     inside = (labels != IGNORE) & (labels != 0)
     affinities = np.zeros((len(offsets), *labels.shape), np.float32)
@@ -29,6 +33,12 @@ def from_labels(
         affinities[channel][here] = (labels[here] == labels[there]) & inside[here]
         mask[channel][here] = known[here] & known[there]
     return affinities, mask
+
+
+def _check(labels: np.ndarray) -> None:
+    ids.check_ids("labels", labels)
+    if labels.ndim != 3:
+        raise InputError(f"labels must be (z, y, x), found the shape {list(labels.shape)}; add the axes that lack")
 
 
 def pairs(offset: Coordinate, shape: tuple[int, ...]) -> tuple[tuple[slice, ...], tuple[slice, ...]]:
@@ -42,8 +52,9 @@ def erode_labels(labels: np.ndarray, axes: tuple[int, ...] = (1, 2)) -> np.ndarr
     """Labels (z, y, x) with 0 wherever a voxel's window, 3x3 in its section, holds two different neurons.
 
     `axes` are those along which the window extends. It is reflected at the array's faces; 0 and CREMI's 2^64-1 are no
-    neurons and stay as they are.
+    neurons and stay as they are. Raises InputError for labels that are not integers, or negative.
     """
+    _check(labels)
     neuron = (labels != 0) & (labels != IGNORE)
     top = np.iinfo(labels.dtype).max
     highest, lowest = np.where(neuron, labels, 0), np.where(neuron, top - labels, 0)

@@ -19,7 +19,7 @@ import numpy as np
 from tokenunify import arrays, manifest
 from tokenunify.config import NEAREST, Multicut, Waterz
 from tokenunify.evaluation import metrics
-from tokenunify.geometry import Blocks, Coordinate, Roi
+from tokenunify.geometry import Blocks, Coordinate, Roi, check_shapes
 from tokenunify.segmentation import agglomerate, fragments, lifted, rag
 from tokenunify.segmentation.graph import Rag, Stored
 from tokenunify.segmentation.lut import Lut
@@ -53,6 +53,8 @@ def compare(
     arrays or stores. `value` is the threshold or beta. Fragments and graphs of blocks are kept in the folder `scratch`.
     """
     z, y, x = affinities.shape[-3:]
+    if mask is not None:
+        check_shapes("the mask", mask.shape, "the affinities", (z, y, x))
     made = {shape: segment(affinities, mask, section, value, shape, scratch, offsets) for shape in section.block_shapes}
     blocks = Blocks((z, y, x), section.block_shape)
     return [
@@ -101,7 +103,7 @@ def between(one: Segmented, other: Segmented, blocks: Blocks) -> dict[str, float
     """Scores of the other segmentation against the first as labels, counted block by block."""
     rois = map(blocks.roi, range(len(blocks)))
     tables = (metrics.contingency(other.read(roi), one.read(roi), roi, blocks.volume_shape) for roi in rois)
-    return metrics.scores_of(metrics.merge(tables))
+    return metrics.scores_of(metrics.without(metrics.merge(tables), 0))
 
 
 @contextmanager

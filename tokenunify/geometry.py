@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from functools import cache
 from math import ceil, prod
 
+from tokenunify.errors import InputError
+
 Coordinate = tuple[int, int, int]
 VoxelSize = tuple[float, float, float]
 
@@ -149,6 +151,15 @@ def centre(shape: Coordinate, extent: Coordinate) -> tuple[slice, slice, slice]:
     start = ((n - e) // 2 for n, e in zip(shape, extent, strict=True))
     z, y, x = (slice(s, s + e) for s, e in zip(start, extent, strict=True))
     return z, y, x
+
+
+def check_shapes(first: str, first_shape: Sequence[int], second: str, second_shape: Sequence[int]) -> None:
+    """Refuse arrays of different shapes."""
+    if tuple(first_shape) != tuple(second_shape):
+        raise InputError(
+            f"{first} has shape {list(first_shape)}, expected that of {second}, {list(second_shape)}: "
+            "give arrays of the same volume"
+        )
 
 
 def _coordinate(values) -> Coordinate:

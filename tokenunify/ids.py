@@ -1,6 +1,23 @@
 """Arrays of ids: compact indices and sums over equal pairs, by runs and sorting (volumes of ids are mostly runs)."""
 
+from typing import Any
+
 import numpy as np
+
+from tokenunify.errors import InputError
+
+
+def check_integers(name: str, array: Any) -> None:
+    """Refuse an array that is not of integers (or bool): other values would be cut to ids without a word."""
+    if array.dtype.kind not in "biu":
+        raise InputError(f"{name} must be integers, found {array.dtype}; convert the ids to integers")
+
+
+def check_ids(name: str, array: np.ndarray) -> None:
+    """Refuse an array that is not of integers, or has negative ones, which would be taken for huge ids."""
+    check_integers(name, array)
+    if array.dtype.kind == "i" and array.size and (least := array.min()) < 0:
+        raise InputError(f"{name} must not be negative, found {least}; give voxels without one the id 0")
 
 
 def compact(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ import numpy as np
 from tokenunify import ids, pairs
 from tokenunify.compiled import loop
 from tokenunify.errors import InputError
-from tokenunify.geometry import Coordinate, Roi
+from tokenunify.geometry import Coordinate, Roi, check_shapes
 
 STRIDE = 1024
 """Runs between two looks at the room that the table has."""
@@ -36,25 +36,27 @@ class Contingency(NamedTuple):
 def scores(segmentation: Any, labels: Any, ignore_label: int = 0) -> dict[str, float]:
     """voi_split, voi_merge, voi and arand of a segmentation against labels, where these are not `ignore_label`.
 
-    Both are numpy or zarr arrays (z, y, x) of integers; they are read in slabs.
+    Both are numpy or zarr arrays (z, y, x) of integers; they are read in slabs. Raises InputError for other types,
+    different shapes, or nothing to score.
     """
     check_shapes("segmentation", segmentation.shape, "labels", labels.shape)
     depth = (getattr(labels, "shards", None) or getattr(labels, "chunks", None) or labels.shape)[0]
-    slabs = (slice(start, start + depth) for start in range(0, labels.shape[0], depth))
-    return scores_of(merge(contingency(segmentation[slab], labels[slab]) for slab in slabs), ignore_label)
+    slabs = (slice(start, start + depth) for start in range(0, labels.shape[0], max(1, depth)))
+    table = merge(contingency(segmentation[slab], labels[slab]) for slab in slabs)
+    return scores_of(without(table, ignore_label, _in_tables(ignore_label, labels.dtype)))
 
 
-def check_shapes(first: str, first_shape: tuple[int, ...], second: str, second_shape: tuple[int, ...]) -> None:
-    """Refuse arrays of different shapes."""
-    if tuple(first_shape) != tuple(second_shape):
-        raise InputError(
-            f"{first} has shape {list(first_shape)}, expected that of {second}, {list(second_shape)}: "
-            "give arrays of the same volume"
-        )
+def _in_tables(label: int, dtype: np.dtype) -> np.ndarray:
+    """What tables hold for a label of that type: negative ones have 2^64 added; nothing for one that it cannot hold."""
+    low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
+    return np.array([int(label) % 2**64] if low <= label <= high else [], np.uint64)
 
 
 def contingency(segmentation: Any, labels: Any, roi: Roi | None = None, shape: Coordinate | None = None) -> Contingency:
     """Table of two integer arrays (z, y, x), of the box `roi` of a volume of that shape or of a whole volume."""
+    check_shapes("segmentation", segmentation.shape, "labels", labels.shape)
+    ids.check_integers("segmentation", segmentation)
+    ids.check_integers("labels", labels)
     truth, found = np.ravel(labels), np.ravel(segmentation)
     starts = ids.run_starts(truth, found)
     of_labels, of_segments = (column[starts].astype(np.uint64) for column in (truth, found))
@@ -105,20 +107,20 @@ def _sum(labels: np.ndarray, segments: np.ndarray, counts: np.ndarray, firsts: n
     return Contingency(overlaps[:, 0], overlaps[:, 1], sums, lowest)
 
 
-def without(table: Contingency, ignore_label: int) -> Contingency:
-    """The table without the overlaps of the ignored label.
+def without(table: Contingency, ignore_label: int, ids_in_table: np.ndarray | None = None) -> Contingency:
+    """The table without the overlaps of the ignored label, or of all ids (n,), uint64, that stand for it in the table.
 
     Raises InputError if nothing is left.
     """
-    keep = table.labels != ignore_label
+    keep = ~np.isin(table.labels, np.array([ignore_label], np.uint64) if ids_in_table is None else ids_in_table)
     if not keep.any():
         raise InputError(f"no voxel has another label than {ignore_label}: nothing can be scored; give labels")
     return Contingency(*(column[keep] for column in table))
 
 
-def scores_of(table: Contingency, ignore_label: int = 0) -> dict[str, float]:
-    """The scores from a table."""
-    labels, segments, counts, _ = without(table, ignore_label)
+def scores_of(table: Contingency) -> dict[str, float]:
+    """The scores from a table of what is scored."""
+    labels, segments, counts, _ = table
     joint = counts.astype(np.float64)
     label_sizes, label_index = _marginal(labels, joint)
     segment_sizes, segment_index = _marginal(segments, joint)

@@ -10,9 +10,13 @@ from numba.core.cgutils import get_or_insert_function, int32_t, ir, voidptr_t
 from numba.extending import intrinsic
 
 from tokenunify.compiled import inner, loop
+from tokenunify.errors import InputError
+from tokenunify.geometry import check_shapes
 
 LEVELS = 255 * 252 + 1
 """Of heights in [0, 1], in 16 bits; means of two or three 8-bit channels are whole levels, so their plateaus stay."""
+SLACK = 0.4 / LEVELS
+"""What a sum in single precision may lie beyond [0, 1]: its level is still the first or last one."""
 GROUP = 2**6
 """Levels that are passed over at once where nothing waits at any of them."""
 AHEAD = 16
@@ -27,6 +31,7 @@ def flood(heights: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     heights, float32, are in [0, 1]; labels are below 2^31. What no seed reaches stays 0. Of equal levels the seeds
     flood first, in raster order.
     """
+    _check(heights, seeds)
     shape = (1,) * (3 - heights.ndim) + heights.shape
     z, y, x = (n + 2 for n in shape)
     state = np.zeros((z, y, x), np.uint32)  # with a rim that is never dry
@@ -36,6 +41,16 @@ def flood(heights: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     _flood(heights.reshape(shape), seeds.reshape(shape), state, state.reshape(-1), around, queue)
     labels = state[1:-1, 1:-1, 1:-1].reshape(heights.shape)
     return np.where(labels < DRY, labels, np.uint32(0))
+
+
+def _check(heights: np.ndarray, seeds: np.ndarray) -> None:
+    """Refuse what would lie outside the tables of levels and labels."""
+    check_shapes("seeds", seeds.shape, "the heights", heights.shape)
+    lowest, highest = heights.min(), heights.max()
+    if not -SLACK < lowest <= highest < 1 + SLACK:  # also where they are NaN
+        raise InputError(f"heights must lie in [0, 1], found {lowest:g}..{highest:g}; give affinities in [0, 1]")
+    if seeds.dtype.kind not in "iu" or seeds.min() < 0 or seeds.max() >= DRY:
+        raise InputError(f"seeds must be integers in 0..2^31-1, found {seeds.dtype} up to {seeds.max()}")
 
 
 @inner

@@ -12,7 +12,7 @@ from tokenunify import arrays, blockwise
 from tokenunify.compiled import loop
 from tokenunify.components import connect
 from tokenunify.config import Fragments
-from tokenunify.geometry import Coordinate, Roi
+from tokenunify.geometry import Coordinate, Roi, check_shapes
 from tokenunify.segmentation.distance import capped_distance
 from tokenunify.segmentation.flood import flood
 from tokenunify.stages import Fragments as Section
@@ -149,9 +149,10 @@ def run(
     part: tuple[int, int],
 ) -> None:
     """Fill a part of the blocks of the `fragments` store (z, y, x), uint64."""
-    source, mask = arrays.open_prepared(affinities), arrays.open_volume(volume).mask
+    source, opened = arrays.open_prepared(affinities), arrays.open_volume(volume)
+    check_shapes(str(affinities), source.shape[-3:], str(volume), opened.raw.shape)
 
     def compute(_index: int, roi: Roi) -> np.ndarray:
-        return of_block(source, mask, roi, section)
+        return of_block(source, opened.mask, roi, section)
 
     blockwise.fill(prepared, output, compute, part=part, plain=plain, inputs=[affinities, volume])

@@ -38,6 +38,19 @@ class Rag:
     amounts: np.ndarray
     """Pairs of each entry (k,), uint64."""
 
+    def check(self) -> None:
+        """Refuse tables that do not belong together: compiled loops would go beyond them."""
+        number, u, v = len(self.edges), *self.edges.T
+        fits = {
+            "nodes": len(self.sizes) == len(self.nodes) and bool((self.nodes[1:] > self.nodes[:-1]).all()),
+            "edges": self.edges.dtype == self.nodes.dtype and bool(ids.find(self.edges, self.nodes)[1].all()),
+            "ends of edges": bool((u < v).all()),
+            "statistics": len(self.counts) == len(self.sums) == len(self.highest) == number,
+            "histograms": divided(number, self.starts, self.bins, self.amounts),
+        }
+        if wrong := [name for name, fit in fits.items() if not fit]:
+            raise InputError(f"the graph's {wrong[0]} do not fit its other tables: make it with rag.from_arrays")
+
     def mean_affinities(self) -> np.ndarray:
         """Mean affinity of each edge in [0, 1], float64."""
         return self.sums / (255 * self.counts)
@@ -51,6 +64,16 @@ class Stored:
 
     def __getattr__(self, name: str) -> np.ndarray:
         return arrays.read_npz(self.path, self.remake, name)[name]
+
+
+def divided(num_edges: int, starts: np.ndarray, bins: np.ndarray, amounts: np.ndarray) -> bool:
+    """Whether `starts` divides the entries among so many edges, and levels rise within each."""
+    if len(starts) != num_edges + 1 or starts[0] != 0 or (starts[1:] < starts[:-1]).any():
+        return False
+    if not starts[-1] == len(bins) == len(amounts):
+        return False
+    falls = 1 + np.flatnonzero(bins[1:] <= bins[:-1])
+    return bool(ids.find(falls, starts)[1].all())
 
 
 def highest_alone(rag: Rag, which: np.ndarray | None = None) -> Rag:
@@ -124,6 +147,9 @@ def _merge_histograms(parts: Sequence[Rag | Stored], places: Sequence[np.ndarray
     `places` are the rows that the parts' edges have in it.
     """
     filled = [(part, place) for part, place in zip(parts, places, strict=True) if part.starts[-1]]
+    for part, place in filled:
+        if not divided(len(place), part.starts, part.bins, part.amounts):
+            raise InputError("the histograms of a graph do not fit its edges: run rag again")
     if not filled:
         return np.zeros(num_edges + 1, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint64)
     present = np.zeros((num_edges, NUM_LEVELS // 8), np.uint8)

@@ -22,8 +22,9 @@ class Lut(NamedTuple):
     def apply(self, fragments: np.ndarray) -> np.ndarray:
         """Segmentation (any shape, uint64) of an array of fragment ids; 0 stays 0.
 
-        Raises InputError for a fragment that the table lacks.
+        Raises InputError for a fragment that the table lacks, and for what is no id.
         """
+        ids.check_ids("fragments", fragments)
         values, index = ids.compact(fragments.astype(np.uint64, copy=False))
         position, known = ids.find(values, self.fragments)
         if lacking := values[~known & (values != 0)].tolist():

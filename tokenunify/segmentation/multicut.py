@@ -16,6 +16,7 @@ from bioimage_cpp.graph import lifted_multicut as lmc
 
 from tokenunify import ids
 from tokenunify.config import Solver
+from tokenunify.errors import InputError
 from tokenunify.segmentation import lut
 from tokenunify.segmentation.graph import Rag
 
@@ -28,6 +29,9 @@ def agglomerate(rag: Rag, beta: float = 0.5, solver: Solver = "kernighan-lin", l
 
     `lifted` are the edges between fragments that do not touch: `lifted.apart`.
     """
+    rag.check()
+    if lifted is not None and not ids.find(lifted.edges, rag.nodes)[1].all():
+        raise InputError("lifted edges join fragments that the graph lacks: they are of other fragments")
     if not len(rag.edges):
         return lut.from_groups(rag.nodes, np.arange(rag.nodes.size))
     problem = _indexed(rag, rag.nodes, beta)
@@ -49,7 +53,7 @@ def costs(rag: Rag, beta: float = 0.5) -> np.ndarray:
 
 def energy(rag: Rag, table: lut.Lut, beta: float = 0.5, lifted: Rag | None = None) -> float:
     """Sum of the costs of the edges, lifted ones included, that the table cuts: what the solvers keep low."""
-    segments = table.segments[np.searchsorted(table.fragments, rag.edges)]
+    segments = table.apply(rag.edges)
     near = float(costs(rag, beta)[segments[:, 0] != segments[:, 1]].sum())
     return near if lifted is None else near + energy(lifted, table, beta)
 

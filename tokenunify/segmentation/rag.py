@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from tokenunify import arrays, blockwise, manifest, pairs
+from tokenunify import arrays, blockwise, ids, manifest, pairs
 from tokenunify.compiled import loop
 from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
-from tokenunify.geometry import Blocks, Coordinate, Roi
+from tokenunify.geometry import Blocks, Coordinate, Roi, check_shapes
 from tokenunify.segmentation import lifted
 from tokenunify.segmentation.graph import Rag, Stored, merge
 from tokenunify.stages import Rag as Section
@@ -31,17 +31,34 @@ def from_arrays(
     """Graph of arrays in memory.
 
     affinities (c, z, y, x): uint8, or floats that are binned as waterz does; `offsets` are those of the channels and
-    must contain the three nearest neighbours. fragments (z, y, x): integer ids, 0 is none.
+    must contain the three nearest neighbours. fragments (z, y, x): integer ids, 0 is none. Raises InputError for
+    arrays of other types, or that do not belong together.
     """
+    check(affinities, fragments, offsets)
+    ids.check_ids("fragments", fragments)
     order = [[tuple(offset) for offset in offsets].index(nearest) for nearest in NEAREST]
     z, y, x = fragments.shape
     return of_block(levels(affinities[order]), fragments, Roi((0, 0, 0), (z, y, x)), histograms=histograms)
+
+
+def check(affinities: Any, fragments: Any, offsets: Sequence[Coordinate]) -> None:
+    """Refuse affinities (c, z, y, x) and fragments (z, y, x), arrays or stores, that do not belong together."""
+    if lacking := [nearest for nearest in NEAREST if nearest not in map(tuple, offsets)]:
+        raise InputError(f"offsets lack {lacking[0]}: the graph needs the nearest neighbours, {list(NEAREST)}")
+    if len(affinities.shape) != 4 or affinities.shape[0] != len(offsets):
+        raise InputError(
+            f"affinities have shape {list(affinities.shape)}, expected (c, z, y, x) with a channel for each of "
+            f"{len(offsets)} offsets; give the offsets of their channels"
+        )
+    check_shapes("fragments", fragments.shape, "the affinities", affinities.shape[1:])
 
 
 def levels(affinities: np.ndarray) -> np.ndarray:
     """Affinities as levels 0..255: uint8 as it is; of floats the bin floor(256 a), so that v / 255 is level v."""
     if affinities.dtype == np.uint8:
         return affinities
+    if affinities.dtype.kind != "f":
+        raise InputError(f"affinities must be uint8 or floats in [0, 1], found {affinities.dtype}; convert them")
     scaled = np.clip(np.nan_to_num(affinities.astype(np.float32), nan=0), 0, 1) * np.float32(256)
     return np.minimum(scaled, 255).astype(np.uint8)
 
@@ -182,8 +199,9 @@ def run(
     Those of long-range pairs, where they are asked for, lie in `lifted/` in the same way.
     """
     source, labels = arrays.open_prepared(affinities), arrays.open_prepared(fragments)
-    z, y, x = labels.shape
     offsets = source.attrs.get("offsets", NEAREST)
+    check(source, labels, offsets)
+    z, y, x = labels.shape
     inputs = {"affinities": manifest.content_hash(affinities), "fragments": manifest.content_hash(fragments)}
     folder = blockwise.store_folder(output, "rag", plain, inputs)
     blocks = Blocks((z, y, x), section.block_shape)

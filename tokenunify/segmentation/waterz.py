@@ -63,6 +63,9 @@ def agglomerate(
     All thresholds come from one pass; each result is that of the threshold alone. `frozen` (n,), bool, are nodes that
     are left as they are.
     """
+    rag.check()
+    if frozen is not None and frozen.shape != rag.nodes.shape:
+        raise InputError(f"frozen has shape {list(frozen.shape)}, expected {list(rag.nodes.shape)}: one for each node")
     ordered = sorted(thresholds)
     state = _start(rag, score, np.zeros(rag.nodes.size, bool) if frozen is None else frozen)
     roots = _merge(state, np.array(ordered, np.float32))
