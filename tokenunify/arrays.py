@@ -31,6 +31,26 @@ class Volume:
     """1 where the volume is segmented, else 0."""
     voxel_size_nm: tuple[float, float, float]
     zero: str
+    origin: Coordinate
+    """Where its first voxel lies in the source, in voxels."""
+    source_ids: "SourceIds | None"
+    """The source's ids, where the labels are numbered anew."""
+
+
+@dataclass(frozen=True)
+class SourceIds:
+    """The source's id of each stored label, beside the labels."""
+
+    path: Path
+    remake: str
+
+    def read(self) -> np.ndarray:
+        """The ids (labels,), in the order of their labels; that of label 0 is 0."""
+        with naming_damage(self.path, self.remake):
+            found = np.asarray(_open(self.path, "r", self.remake)[:])
+        if not found.size or found[0] != 0 or not found[1:].all():  # zarr reads what is missing as zeros
+            raise InputError(f"{self.path} is damaged: it lacks the ids of some labels; {self.remake}")
+        return found
 
 
 def create(
@@ -162,6 +182,8 @@ def open_volume(path: str | Path) -> Volume:
     root = path.with_suffix(".zarr")
     remake = f"delete {path} and {root} and run snakemake again"
     labels, mask = (Store(root / role / "0", remake) if content.get(role) else None for role in ("labels", "mask"))
+    numbered_anew = labels is not None and content.get("config", {}).get("label_ids", "keep") != "keep"
+    z, y, x = (round(o / v) for o, v in zip(content["offset_nm"], content["voxel_size_nm"], strict=True))
     return Volume(
         name=path.stem,
         raw=Store(root / "raw" / "0", remake),
@@ -169,6 +191,8 @@ def open_volume(path: str | Path) -> Volume:
         mask=mask,
         voxel_size_nm=tuple(content["voxel_size_nm"]),
         zero=content["zero"],
+        origin=(z, y, x),
+        source_ids=SourceIds(root / "labels" / "original_ids", remake) if numbered_anew else None,
     )
 
 

@@ -15,8 +15,8 @@ import numpy as np
 from tokenunify import arrays, manifest
 from tokenunify.config import Tuned
 from tokenunify.errors import InputError
-from tokenunify.evaluation import evaluate, metrics
-from tokenunify.geometry import Blocks
+from tokenunify.evaluation import evaluate, ignored, metrics
+from tokenunify.geometry import Blocks, check_shapes
 from tokenunify.segmentation import agglomerate, rag
 from tokenunify.segmentation.lut import Lut
 from tokenunify.stages import Tune
@@ -29,11 +29,10 @@ def composed(table: metrics.Contingency, lut: Lut) -> metrics.Contingency:
     return metrics.merge([table._replace(segments=lut.apply(table.segments))])
 
 
-def disjoint(tables: Sequence[metrics.Contingency], ignore_label: int) -> metrics.Contingency:
-    """The sum of tables of different volumes, without the ignored label; labels and segments are numbered anew."""
+def disjoint(tables: Sequence[metrics.Contingency]) -> metrics.Contingency:
+    """The sum of tables of different volumes, whose labels and segments are numbered anew."""
     parts, last = [], np.zeros(2, np.uint64)
-    for table in tables:
-        labels, segments, counts, firsts = metrics.without(table, ignore_label)
+    for labels, segments, counts, firsts in tables:
         names = [np.unique(column, return_inverse=True)[1].astype(np.uint64) + 1 for column in (labels, segments)]
         parts.append(metrics.Contingency(names[0] + last[0], names[1] + last[1], counts, firsts))
         last += [name.max() for name in names]
@@ -41,16 +40,13 @@ def disjoint(tables: Sequence[metrics.Contingency], ignore_label: int) -> metric
 
 
 def curve(
-    candidates: Sequence[float],
-    luts: Sequence[dict[float, Lut]],
-    tables: Sequence[metrics.Contingency],
-    ignore_label: int,
+    candidates: Sequence[float], luts: Sequence[dict[float, Lut]], tables: Sequence[metrics.Contingency]
 ) -> list[dict[str, float]]:
-    """Scores at each candidate; `luts` and `tables` (of fragments and labels) are parallel, one per volume."""
+    """Scores at each candidate; `luts` and `tables` (fragments and scored labels) are parallel, one per volume."""
     scored = []
     for value in candidates:
         parts = [composed(table, lut[value]) for lut, table in zip(luts, tables, strict=True)]
-        scored.append({"value": value, **metrics.scores_of(disjoint(parts, ignore_label))})
+        scored.append({"value": value, **metrics.scores_of(disjoint(parts))})
     return scored
 
 
@@ -72,7 +68,7 @@ def run(
     given = zip(graphs, linked, strict=True)
     luts = [agglomerate.luts(parts, section.segmentation, tuned.tune, far) for parts, far in given]
     tables = [_table(*paths, section) for paths in zip(fragments, volumes, strict=True)]
-    scored = curve(tuned.tune, luts, tables, section.ignore_label)
+    scored = curve(tuned.tune, luts, tables)
     best = min(scored, key=lambda entry: entry["voi"])
     logger.info("chosen %s with VOI %.4f among %d candidates", best["value"], best["voi"], len(scored))
     paths = {"rags": rags, "fragments": fragments, "volumes": volumes}
@@ -87,10 +83,11 @@ def run(
 
 
 def _table(fragments: Path, volume: Path, section: Tune) -> metrics.Contingency:
-    """Overlaps of a volume's fragments and labels, read block by block."""
+    """Overlaps of a volume's fragments and the labels that are scored, read block by block."""
     source, opened = arrays.open_prepared(fragments), arrays.open_volume(volume)
-    metrics.check_shapes(str(fragments), source.shape, f"the labels of {volume}", evaluate.labels_of(opened).shape)
+    check_shapes(str(fragments), source.shape, f"the labels of {volume}", evaluate.labels_of(opened).shape)
     blocks = Blocks(source.shape, tuple(manifest.content(fragments)["block_shape"]))
-    read = partial(evaluate.read, source, opened, erode=section.erode_labels, ignore_label=section.ignore_label)
+    read = partial(evaluate.read, source, opened, erode=section.erode_labels)
     rois = map(blocks.roi, range(len(blocks)))
-    return metrics.merge(metrics.contingency(*read(roi), roi, source.shape) for roi in rois)
+    table = metrics.merge(metrics.contingency(*read(roi), roi, source.shape) for roi in rois)
+    return ignored.without(table, opened, section.ignore_label)

@@ -12,8 +12,8 @@ STAGES = {
     "tune": 2,
     "agglomerate": 3,
     "relabel": 2,
-    "evaluate": 5,
+    "evaluate": 6,
     "blockings": 1,
     "metrics": 2,
-    "report": 3,
+    "report": 4,
 }

@@ -41,8 +41,16 @@ class Workspace:
     parts: int = 1
 
     def volume(
-        self, name: str, labels: np.ndarray | None, raw: np.ndarray | None = None, mask: np.ndarray | None = None
+        self,
+        name: str,
+        labels: np.ndarray | None,
+        raw: np.ndarray | None = None,
+        mask: np.ndarray | None = None,
+        *,
+        origin: tuple[int, int, int] = (0, 0, 0),
+        source_ids: np.ndarray | None = None,
     ) -> Path:
+        """A volume whose first voxel is `origin` in its source, where label n has the id source_ids[n]."""
         shape = (labels if raw is None else raw).shape
         path = self.folder / "data" / "volumes" / f"{name}.json"
         held = {"raw": np.full(shape, 128, np.uint8) if raw is None else raw, "labels": labels, "mask": mask}
@@ -52,7 +60,11 @@ class Workspace:
                 grid = {"chunk_shape": self.chunk_shape, "shard_shape": self.shard_shape}
                 arrays.create(place, shape=shape, dtype=dtype, attributes={}, **grid)[:] = values
         described = {k: None if v is None else {"shape": shape, "dtype": str(v.dtype)} for k, v in held.items()}
-        fixed = {"voxel_size_nm": VOXEL_SIZE, "offset_nm": (0, 0, 0), "zero": "background"}
+        offset = [o * size for o, size in zip(origin, VOXEL_SIZE, strict=True)]
+        fixed = {"voxel_size_nm": VOXEL_SIZE, "offset_nm": offset, "zero": "background"}
+        if source_ids is not None:
+            fixed["config"] = {"label_ids": "dense"}
+            arrays.zarr.create_array(str(path.with_suffix(".zarr") / "labels" / "original_ids"), data=source_ids)
         manifest.write(path, {**described, **fixed})
         return path
 

@@ -116,8 +116,9 @@ class Tree:
         self.store(f"{folder}/relabel", "relabel", segments, {}, 2.5)
         scores = metrics.scores(segments, self.labels)
         table = metrics.without(metrics.contingency(segments, self.labels), 0)
+        places = {(0, 0, 1): (3, 4, 5)}
         worst = {
-            "splits": [asdict(error) for error in objects.worst_splits(table, segments.shape)],
+            "splits": [asdict(e) for e in objects.located(objects.worst_splits(table, segments.shape), places)],
             "merges": [asdict(error) for error in objects.worst_merges(table, segments.shape)],
             **{"expected_run_length_nm": 1234.4, "run_length_share": 0.256},
         }
@@ -257,12 +258,16 @@ def test_the_largest_errors_of_the_best_segmentation_are_named(tree):
     best = min(learned, key=lambda path: contents[path]["voi"])
     assert f"Largest errors of {best.parts[-4]}, {best.parts[-2]}" in page.text
     worst = contents[best]["splits"][0]
-    piece = worst["pieces"][0]
     assert f"Neuron {worst['id']} is split" in page.text
-    assert (
-        f"segment {piece['id']}: {report.grouped(piece['voxels'])} at ({', '.join(map(str, piece['position']))})"
-        in page.text
-    )
+    assert [piece["contact"] for piece in worst["pieces"][:2]] == [[3, 4, 5]] * 2
+    for piece in (
+        piece for kind in ("splits", "merges") for error in contents[best][kind] for piece in error["pieces"]
+    ):
+        place = ("at ", piece["contact"]) if piece["contact"] else ("apart, from ", piece["position"])
+        assert (
+            f"{piece['id']}: {report.grouped(piece['voxels'])} {place[0]}({', '.join(map(str, place[1]))})" in page.text
+        )
+    assert "Places count in voxels of the source" in page.text
     assert "Expected run length: 1234 nm, 26 % of a perfect segmentation's" in page.text
 
 
@@ -273,7 +278,7 @@ def test_the_same_inputs_give_the_same_page(tree):
 
 def test_panels_are_in_order_whatever_that_of_the_manifests(tree):
     made = [report.locate(path) for path in reversed(tree.manifests)]
-    (row,) = report.pictures("test", sorted(made, key=lambda m: m.model == tables.BASELINE))
+    (row,) = report.pictures("test", sorted(made, key=lambda m: m.model == tables.BASELINE), 0)
     titles = [panel["title"] for panel in row["panels"]]
     assert titles == [
         *("raw", "ground truth", "affinities y, x", "multicut", "waterz"),

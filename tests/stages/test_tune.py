@@ -75,7 +75,7 @@ def test_betas_are_tuned_too(workspace, volumes):
 def test_ties_go_to_the_first_candidate():
     table = metrics.contingency(np.array([[[4, 4, 9, 9]]]), np.array([[[1, 1, 2, 2]]]))
     alone = lut.Lut(np.array([4, 9], np.uint64), np.array([4, 9], np.uint64))
-    scored = tune.curve((0.5, 0.3), [{0.5: alone, 0.3: alone}], [table], 0)
+    scored = tune.curve((0.5, 0.3), [{0.5: alone, 0.3: alone}], [table])
     assert min(scored, key=lambda entry: entry["voi"])["value"] == 0.5
 
 

@@ -22,7 +22,7 @@ def measured(labels, segments, *, spacing=40.0, voxel_size=VOXEL_SIZE, block_sha
         roi = blocks.roi(index)
         return run_length.sampled(labels[roi.slices], segments[roi.slices], roi, step)
 
-    return run_length.of_volume(samples, Grid(blocks, step, voxel_size), 0)
+    return run_length.of_volume(samples, Grid(blocks, step, voxel_size), np.zeros(1, np.uint64))
 
 
 @pytest.fixture

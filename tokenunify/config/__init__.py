@@ -167,7 +167,8 @@ class Evaluation(Strict):
 
     erode_labels: bool = False
     """Score against labels whose borders were eroded, as one of the paper's protocols does."""
-    ignore_label: Count = 0
+    ignore_label: Annotated[int, Field(ge=0, lt=2**64)] = 0
+    """Label that is not scored: an id of the source, also where `label_ids` numbers the stored ones anew."""
     skeleton_spacing_nm: Annotated[float, Field(gt=0)] | None = 40.0
     """Distance of the samples from which the labels' skeletons are made, for expected run lengths; null: none are."""
     baseline: Baseline | None = Baseline()

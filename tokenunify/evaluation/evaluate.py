@@ -1,14 +1,18 @@
-"""Stage evaluate: score a segmentation against the labels of its volume, block by block."""
+"""Stage evaluate: score a segmentation against the labels of its volume, block by block.
+
+The worst errors are then looked at again: in the blocks where two of their pieces lie near each other.
+"""
 
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from tokenunify import affinities, arrays, blockwise, manifest
 from tokenunify.errors import InputError
-from tokenunify.evaluation import metrics, objects, run_length
-from tokenunify.geometry import Blocks, Coordinate, Roi
+from tokenunify.evaluation import contacts, ignored, metrics, objects, run_length
+from tokenunify.geometry import Blocks, Roi, check_shapes
 from tokenunify.stages import Evaluate
 
 
@@ -19,41 +23,42 @@ def labels_of(volume: arrays.Volume) -> arrays.Store:
     return volume.labels
 
 
-def read_labels(volume: arrays.Volume, roi: Roi, *, erode: bool, ignore_label: int) -> np.ndarray:
+def read_labels(volume: arrays.Volume, roi: Roi, *, erode: bool) -> np.ndarray:
     """Labels of a box as they are scored: eroded in each section if wanted.
 
-    Unknown ones (2^64-1) are ignored, and what the volume's mask excludes from segmentation.
+    What the volume's mask excludes from segmentation is unknown (2^64-1).
     """
     labels = labels_of(volume)
     z, y, x = labels.shape
     outer = roi.grow((0, 1, 1), (0, 1, 1), (z, y, x)) if erode else roi
     read = labels[outer.slices]
     scored = affinities.erode_labels(read)[roi.within(outer)] if erode else read
-    if scored.dtype == np.uint64:
-        scored[scored == affinities.IGNORE] = ignore_label
     if volume.mask is not None:
-        scored = np.where(volume.mask[roi.slices], scored, np.uint64(ignore_label))
+        scored = np.where(volume.mask[roi.slices], scored, np.uint64(affinities.IGNORE))
     return scored
 
 
-def read(
-    segmentation: arrays.Store, volume: arrays.Volume, roi: Roi, *, erode: bool, ignore_label: int
-) -> tuple[np.ndarray, np.ndarray]:
+def read(segmentation: arrays.Store, volume: arrays.Volume, roi: Roi, *, erode: bool) -> tuple[np.ndarray, np.ndarray]:
     """A box of a segmentation (or of fragments), and of the labels as they are scored."""
-    return segmentation[roi.slices], read_labels(volume, roi, erode=erode, ignore_label=ignore_label)
+    return segmentation[roi.slices], read_labels(volume, roi, erode=erode)
 
 
 def run(section: Evaluate, plain: dict, *, segmentation: Path, volume: Path, output: Path) -> None:
-    """Write the scores; what the blocks add to them is kept in a folder beside, and a rerun continues with the rest."""
+    """Write the scores; what the blocks add to them is kept in a folder beside, and a rerun continues with the rest.
+
+    Places of errors are in the source's voxels.
+    """
     opened, segments = arrays.open_volume(volume), arrays.open_prepared(segmentation)
-    metrics.check_shapes(str(segmentation), segments.shape, f"the labels of {volume}", labels_of(opened).shape)
+    check_shapes(str(segmentation), segments.shape, f"the labels of {volume}", labels_of(opened).shape)
     inputs = {"segmentation": manifest.content_hash(segmentation), "volume": manifest.content_hash(volume)}
     folder = blockwise.store_folder(output, "evaluate", plain, inputs)
     blocks = Blocks(segments.shape, section.block_shape)
     step = run_length.steps(opened.voxel_size_nm, section.skeleton_spacing_nm)
 
+    read_box = partial(read, segments, opened, erode=section.erode_labels)
+
     def process(index: int, roi: Roi) -> None:
-        found, truth = read(segments, opened, roi, erode=section.erode_labels, ignore_label=section.ignore_label)
+        found, truth = read_box(roi)
         if step is not None:
             samples = run_length.sampled(truth, found, roi, step)
             arrays.write_npz(folder / "samples" / f"{index}.npz", **samples._asdict())
@@ -63,25 +68,32 @@ def run(section: Evaluate, plain: dict, *, segmentation: Path, volume: Path, out
     def kept(name: str, index: int) -> dict[str, np.ndarray]:
         return arrays.read_npz(folder / name / f"{index}.npz", f"delete {folder} and run snakemake again")
 
+    def table_of(index: int) -> metrics.Contingency:
+        return metrics.Contingency(**kept("blocks", index))
+
     run = blockwise.run_part(folder, blocks, process)
-    table = metrics.merge(metrics.Contingency(**kept("blocks", index)) for index in range(len(blocks)))
-    content = {**summary(table, section, segments.shape), "inputs": inputs}
+    table = metrics.merge(map(table_of, range(len(blocks))))
+    scored = ignored.without(table, opened, section.ignore_label)
+    unscored = ignored.ids_of(opened, section.ignore_label)
+    splits = contacts.Objects(objects.worst_splits(scored, segments.shape), False, unscored)
+    merges = contacts.Objects(objects.worst_merges(scored, segments.shape), True, unscored)
+
+    def located(worst: contacts.Objects) -> list[dict]:
+        touching = contacts.of_volume(worst, read_box, table_of, blocks, opened.voxel_size_nm)
+        return [asdict(error.moved(opened.origin)) for error in objects.located(worst.errors, touching)]
+
+    content = {**summary(scored, section), "splits": located(splits), "merges": located(merges), "inputs": inputs}
     if step is not None:
         grid = run_length.Grid(blocks, step, opened.voxel_size_nm)
-        lengths = run_length.of_volume(
-            lambda index: run_length.Samples(**kept("samples", index)), grid, section.ignore_label
-        )
+        lengths = run_length.of_volume(lambda index: run_length.Samples(**kept("samples", index)), grid, unscored)
         content |= run_length.scores(lengths)
     manifest.write(output, content, {**run, "store": folder.name})
 
 
-def summary(table: metrics.Contingency, section: Evaluate, shape: Coordinate) -> dict:
-    """Scores, the objects that cost most, numbers of segments and labels that are scored, and how they were scored."""
-    scored = metrics.without(table, section.ignore_label)
+def summary(scored: metrics.Contingency, section: Evaluate) -> dict:
+    """Scores, numbers of segments and labels that are scored, and how they were scored."""
     return {
-        **metrics.scores_of(table, section.ignore_label),
-        "splits": [asdict(error) for error in objects.worst_splits(scored, shape)],
-        "merges": [asdict(error) for error in objects.worst_merges(scored, shape)],
+        **metrics.scores_of(scored),
         "num_segments": int(np.unique(scored.segments).size),
         "num_labels": int(np.unique(scored.labels).size),
         "erode_labels": section.erode_labels,

@@ -1,6 +1,7 @@
 """Which neurons are split and which segments merge neurons, by what that costs, and where to look."""
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -20,6 +21,12 @@ class Piece:
     voxels: int
     position: Coordinate
     """Its first voxel (z, y, x) in raster order."""
+    contact: Coordinate | None = None
+    """Where it touches the largest of the other pieces that it touches."""
+
+    def moved(self, by: Coordinate) -> "Piece":
+        """The same with its places counted from another origin."""
+        return replace(self, position=_sum(self.position, by), contact=self.contact and _sum(self.contact, by))
 
 
 @dataclass(frozen=True)
@@ -33,6 +40,14 @@ class Error:
     pieces: tuple[Piece, ...]
     """The largest."""
 
+    def moved(self, by: Coordinate) -> "Error":
+        """The same with all places counted from another origin."""
+        return replace(self, pieces=tuple(piece.moved(by) for piece in self.pieces))
+
+
+Contacts = dict[tuple[int, int, int], Coordinate]
+"""(error, piece, other piece further down its list), by their numbers there -> where the two touch."""
+
 
 def worst_splits(table: Contingency, shape: Coordinate) -> list[Error]:
     """Neurons of a volume of that shape, those that cost most first."""
@@ -42,6 +57,24 @@ def worst_splits(table: Contingency, shape: Coordinate) -> list[Error]:
 def worst_merges(table: Contingency, shape: Coordinate) -> list[Error]:
     """Segments, those that cost most first."""
     return _worst(table.segments, table.labels, table, shape)
+
+
+def located(errors: Sequence[Error], found: Contacts) -> list[Error]:
+    """The errors with the places where their pieces touch."""
+
+    def contact(error: int, piece: int) -> Coordinate | None:
+        pairs = ((error, min(piece, other), max(piece, other)) for other in range(PIECES))
+        return next((found[pair] for pair in pairs if pair in found), None)
+
+    return [
+        replace(e, pieces=tuple(replace(p, contact=contact(number, n)) for n, p in enumerate(e.pieces)))
+        for number, e in enumerate(errors)
+    ]
+
+
+def _sum(place: Coordinate, by: Coordinate) -> Coordinate:
+    z, y, x = (p + b for p, b in zip(place, by, strict=True))
+    return z, y, x
 
 
 def _worst(owners: np.ndarray, others: np.ndarray, table: Contingency, shape: Coordinate) -> list[Error]:

@@ -17,10 +17,9 @@ import pandas as pd
 
 import tokenunify
 from tokenunify import arrays, manifest
-from tokenunify.affinities import IGNORE
 from tokenunify.config import BASELINE
 from tokenunify.errors import InputError
-from tokenunify.evaluation import figures, tables
+from tokenunify.evaluation import figures, ignored, tables
 from tokenunify.stages import Report
 
 logger = logging.getLogger(__name__)
@@ -103,7 +102,8 @@ def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], mani
     rows = pd.concat([tables.read(path) for path in metrics], ignore_index=True)
     paths = dict.fromkeys(path for given in manifests for path in all_parts(given))
     made = sorted(map(locate, paths), key=lambda m: m.model == BASELINE)
-    volumes_shown = dict.fromkeys(rows["volume"])
+    unscored = dict(zip(rows["volume"], map(int, rows["ignore_label"]), strict=True))
+    volumes_shown = list(unscored)
     timed = times(made)
     page = {
         "title": section.title,
@@ -111,7 +111,7 @@ def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], mani
         "commit": tables.commit(),
         "commits": sorted(set(rows["commit"])),
         "tables": [tables.summary(part) for _, part in rows.groupby(["volume", "dataset", "split"], sort=False)],
-        "pictures": {volume: list(pictures(volume, made)) for volume in volumes_shown},
+        "pictures": {volume: list(pictures(volume, made, labels)) for volume, labels in unscored.items()},
         "energies": {volume: energies(volume, made) for volume in volumes_shown},
         "worst": {volume: worst_objects(volume, made) for volume in volumes_shown},
         "blockings": {volume: blockings(volume, made) for volume in volumes_shown},
@@ -172,8 +172,11 @@ def rate(voxels_per_second: float) -> str:
 # ------------------------------------------------------------------------------------------------ pictures
 
 
-def pictures(volume: str, made: list[Made]) -> Iterator[dict]:
-    """One row of pictures per cut: raw, labels, then each model's affinities and segmentations (its first seed)."""
+def pictures(volume: str, made: list[Made], ignore_label: int) -> Iterator[dict]:
+    """One row of pictures per cut: raw, labels, then each model's affinities and segmentations (its first seed).
+
+    Labels that are not scored have no colour. `index` is that of the cut in the source.
+    """
     source = next((m.path for m in made if m.stage == "ingest" and m.volume == volume), None)
     if source is None:
         return
@@ -182,23 +185,24 @@ def pictures(volume: str, made: list[Made]) -> Iterator[dict]:
     names = [m.model for m in first]
     shown = sorted(first, key=lambda m: (names.index(m.model), m.stage))  # predict before relabel
     opened = arrays.open_volume(source)
+    unscored = np.zeros(0, np.uint64) if opened.labels is None else ignored.ids_of(opened, ignore_label)
     for plane in figures.planes(opened.raw.shape, opened.voxel_size_nm):
         height, width = ((s.stop - s.start) for a, s in enumerate(plane.slices) if a != plane.axis)
         size = (height * plane.pixel_nm[0] / 1000, width * plane.pixel_nm[1] / 1000)
         yield {
             "plane": plane.name,
-            "index": plane.slices[plane.axis].start,
+            "index": opened.origin[plane.axis] + plane.slices[plane.axis].start,
             "across": "zyx"[plane.axis],
             "size_um": size,
             "bar_nm": figures.bar_nm(size[1] * 1000),
-            "panels": list(_panels(opened, plane, shown)),
+            "panels": list(_panels(opened, plane, shown, unscored)),
         }
 
 
-def _panels(volume: arrays.Volume, plane: figures.Plane, shown: list[Made]) -> Iterator[dict]:
+def _panels(volume: arrays.Volume, plane: figures.Plane, shown: list[Made], unscored: np.ndarray) -> Iterator[dict]:
     raw = plane.cut(volume.raw) / 255
     yield {"title": "raw", "detail": "", "png": figures.picture(raw, plane.pixel_nm)}
-    labels = None if volume.labels is None else _neurons(plane.cut(volume.labels))
+    labels = None if volume.labels is None else _neurons(plane.cut(volume.labels), unscored)
     if labels is not None:
         image = figures.overlay(raw, figures.coloured(labels))
         yield {"title": "ground truth", "detail": "", "png": figures.picture(image, plane.pixel_nm)}
@@ -221,9 +225,9 @@ def _panel(made: Made, cut: np.ndarray, raw: np.ndarray, labels: np.ndarray | No
     return {"title": title, "detail": f"{made.model}, seed {made.seed}", "png": figures.picture(image, plane.pixel_nm)}
 
 
-def _neurons(labels: np.ndarray) -> np.ndarray:
-    """Labels with 0 for those that are unknown (2^64-1)."""
-    return np.where(labels == IGNORE, 0, labels)
+def _neurons(labels: np.ndarray, unscored: np.ndarray) -> np.ndarray:
+    """Labels with 0 for those that are not scored."""
+    return np.where(np.isin(labels, unscored), 0, labels)
 
 
 def worst_objects(volume: str, made: list[Made]) -> dict | None:

@@ -82,8 +82,8 @@ def sampled(labels: np.ndarray, segments: np.ndarray, roi: Roi, step: Coordinate
     return Samples(labels[places], segments[places])
 
 
-def of_volume(samples: Callable[[int], Samples], grid: Grid, ignore_label: int) -> Lengths:
-    """Lengths in a volume, whose samples are given block by block; labels of `ignore_label` have no skeleton."""
+def of_volume(samples: Callable[[int], Samples], grid: Grid, unscored: np.ndarray) -> Lengths:
+    """Lengths in a volume, whose samples are given block by block; labels `unscored` (n,) have no skeleton."""
     shares = [grid.share(grid.blocks.roi(index)) for index in range(len(grid.blocks))]
     shape = _divided_up(grid.blocks.volume_shape, grid.step)
     boxes = Blocks(shape, BOX)
@@ -92,7 +92,8 @@ def of_volume(samples: Callable[[int], Samples], grid: Grid, ignore_label: int) 
         outer = box.grow(HALO, HALO, shape)
         held = _assembled(samples, shares, outer)
         # Around a cavity a skeleton would be a closed surface.
-        skeleton = skeletonize(binary_fill_holes(apart(held.labels, ignore_label))) & (held.labels != ignore_label)
+        known = ~np.isin(held.labels, unscored)
+        skeleton = skeletonize(binary_fill_holes(apart(held.labels, known))) & known
         tables.append(lengths(skeleton, held, box.within(outer), grid.spacing_nm))
     return merge(tables)
 
@@ -114,12 +115,12 @@ def _assembled(samples: Callable[[int], Samples], shares: list[Roi], outer: Roi)
     return whole
 
 
-def apart(labels: np.ndarray, ignore_label: int) -> np.ndarray:
-    """Mask (z, y, x) of the labels without samples that follow a 26-neighbour of another label in raster order."""
-    mask = labels != ignore_label
+def apart(labels: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Mask (z, y, x) of known labels without samples that follow a 26-neighbour of another one in raster order."""
+    mask = known.copy()
     for offset in NEXT:
         here, there = pairs(offset, labels.shape)
-        mask[there] &= (labels[here] == labels[there]) | (labels[here] == ignore_label)
+        mask[there] &= (labels[here] == labels[there]) | ~known[here]
     return mask
 
 

@@ -162,7 +162,7 @@ class Table:
 def read(path: Path) -> pd.DataFrame:
     """A metrics.csv; one with other columns is refused."""
     try:
-        table = pd.read_csv(path, keep_default_na=False)
+        table = pd.read_csv(path, keep_default_na=False, dtype={"ignore_label": str})  # may not fit into a float
     except (OSError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path} cannot be read ({error}): make it with `snakemake {path}`") from None
     if list(table.columns) != list(COLUMNS):
