@@ -324,6 +324,19 @@ def test_a_configuration_without_keys_is_explained(value, found: str):
             ["volumes.a.label_ids: expected 'keep', 'dense' or 'components', found \"component\"; correct the value"],
         ),
         (
+            "evaluation/ignore_label",
+            -1,
+            ["evaluation.ignore_label: expected greater than or equal to 0, found -1; correct the value"],
+        ),
+        (
+            "evaluation/ignore_label",
+            2**64,
+            [
+                "evaluation.ignore_label: expected less than 18446744073709551616, found 18446744073709551616; correct "
+                "the value"
+            ],
+        ),
+        (
             "resources/predicts!",
             5,
             [

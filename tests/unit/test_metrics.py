@@ -97,3 +97,26 @@ def test_different_shapes_and_nothing_to_score_are_refused():
         metrics.scores(segmentation[..., 1:], labels)
     with pytest.raises(InputError, match="no voxel has another label than 0"):
         metrics.scores(segmentation, labels * 0)
+
+
+@pytest.mark.parametrize("ignored", [-3, 2, 2**64 - 3, 999, -(2**70)])
+def test_the_ignored_label_is_compared_by_the_arrays_own_values(ignored):
+    segmentation, labels = volumes(3)
+    labels = labels - 3
+    expected = pytest.approx(metrics.scores(segmentation, np.where(labels == ignored, 0, labels + 10)), abs=1e-12)
+    for dtype in (np.int64, np.int8, ">i2"):
+        assert metrics.scores(segmentation, labels.astype(dtype), ignored) == expected
+    wrapped = labels.astype(np.uint64)  # what was -3 is 2^64-3
+    own = {2: 2, 2**64 - 3: -3}.get(ignored)
+    expected = pytest.approx(metrics.scores(segmentation, np.where(labels == own, 0, labels + 10)), abs=1e-12)
+    assert metrics.scores(segmentation, wrapped, ignored) == expected
+
+
+def test_neighbouring_large_ids_are_told_apart_as_the_ignored_label():
+    labels = np.array([[[2**63, 2**63 + 1, 2**64 - 2, 2**64 - 1]]], np.uint64)
+    segmentation = np.array([[[1, 1, 2, 2]]])
+    assert metrics.scores(segmentation, labels)["voi"] == 1
+    assert metrics.scores(segmentation, labels, 2**63 + 1)["voi"] == pytest.approx(2 / 3)
+    assert metrics.scores(segmentation, labels, 2**64 - 1)["voi"] == pytest.approx(2 / 3)
+    whole = metrics.scores(segmentation == 1, labels == 2**63, np.bool_(False))
+    assert whole == {"voi_split": 0, "voi_merge": 0, "voi": 0, "arand": 0}

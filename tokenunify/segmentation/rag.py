@@ -43,13 +43,13 @@ def from_arrays(
 
 def check(affinities: Any, fragments: Any, offsets: Sequence[Coordinate]) -> None:
     """Refuse affinities (c, z, y, x) and fragments (z, y, x), arrays or stores, that do not belong together."""
-    if len(affinities.shape) != 4 or len(affinities) != len(offsets):
+    if lacking := [nearest for nearest in NEAREST if nearest not in map(tuple, offsets)]:
+        raise InputError(f"offsets lack {lacking[0]}: the graph needs the nearest neighbours, {list(NEAREST)}")
+    if len(affinities.shape) != 4 or affinities.shape[0] != len(offsets):
         raise InputError(
             f"affinities have shape {list(affinities.shape)}, expected (c, z, y, x) with a channel for each of "
             f"{len(offsets)} offsets; give the offsets of their channels"
         )
-    if lacking := [nearest for nearest in NEAREST if nearest not in map(tuple, offsets)]:
-        raise InputError(f"offsets lack {list(lacking[0])}: the graph needs the nearest neighbours {list(NEAREST)}")
     check_shapes("fragments", fragments.shape, "the affinities", affinities.shape[1:])
 
 
@@ -201,7 +201,7 @@ def run(
     source = arrays.open_prepared(affinities, forms.Affinities)
     labels = arrays.open_prepared(fragments, forms.Fragments)
     offsets = source.attrs.get("offsets", NEAREST)
-    check(source.array, labels, offsets)
+    check(source, labels, offsets)
     z, y, x = labels.shape
     inputs = {"affinities": manifest.content_hash(affinities), "fragments": manifest.content_hash(fragments)}
     folder = blockwise.store_folder(output, "rag", plain, inputs)
