@@ -145,7 +145,7 @@ def shapes(plan: Plan) -> Callable[[str], Coordinate]:
 
     @cache
     def shape_of(name: str) -> Coordinate:
-        if shape := known_shape(plan, name):
+        if shape := known_shape(plan, name) or _local_shape(plan, name):
             return shape
         logger.warning(
             "volumes.%s counts as nothing: its shape is known when it has a roi, lies on this machine or is ingested",
@@ -157,13 +157,15 @@ def shapes(plan: Plan) -> Callable[[str], Coordinate]:
 
 
 def known_shape(plan: Plan, name: str) -> Coordinate | None:
-    """A volume's shape: as ingested into data/volumes, as configured, or as its local source says; else None."""
+    """A volume's shape, as ingested into data/volumes, else as configured; None where neither is there."""
     ingested = Path("data/volumes", f"{name}.json")
     if ingested.exists():
         z, y, x = manifest.content(ingested, forms.Extent)["raw"]["shape"]
         return z, y, x
-    if shape := plan.shape(name):
-        return shape
+    return plan.shape(name)
+
+
+def _local_shape(plan: Plan, name: str) -> Coordinate | None:
     headers = importlib.import_module("tokenunify.data.local_shape")  # the readers of all formats take a second
     return headers.local_shape(plan.volume(name))
 

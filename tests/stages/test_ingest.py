@@ -566,7 +566,7 @@ def test_a_file_of_a_set_that_changed_is_refused(ingested, tmp_path, monkeypatch
     other = tmp_path / "set" / "b.ome.tif"
     other.write_bytes(other.read_bytes()[:-1] + b"?")
     with pytest.raises(InputError, match=r"a\.ome\.tif takes voxels from \['b\.ome\.tif'\], which changed since"):
-        ingested(source, citation="another")
+        ingested(source, zero="background")
 
 
 def test_float_labels_are_refused(store, raw, labels):

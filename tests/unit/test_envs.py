@@ -22,7 +22,7 @@ OPTIONAL = {"mamba_ssm"}  # the extra `gpu`
 # Needed although no module of ours imports them: what for.
 INDIRECT = {
     "imagecodecs": "tifffile decodes LZW and JPEG with it",
-    "pillow": "imageio and matplotlib read and write PNG with it",
+    "pillow": "matplotlib reads and writes PNG with it",
     "tensorboard": "torch.utils.tensorboard",
 }
 

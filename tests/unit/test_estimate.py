@@ -147,9 +147,9 @@ def test_the_shape_of_a_local_source_is_known_before_it_is_ingested(tmp_path, mo
             imageio.imwrite(path / f"{z}.png", section)
     gone = {"path": "${NOT_SET}/raw.npy", "format": "npy"}
     volumes = {"v": {"sources": [{"raw": gone}, {"raw": place}], "voxel_size_nm": [40, 4, 4]}}
-    assert estimate.known_shape(Plan(config.from_dict({"volumes": volumes})), "v") == raw.shape
+    assert estimate.shapes(Plan(config.from_dict({"volumes": volumes})))("v") == raw.shape
     volumes["v"]["sources"].pop()
-    assert estimate.known_shape(Plan(config.from_dict({"volumes": volumes})), "v") is None
+    assert estimate.shapes(Plan(config.from_dict({"volumes": volumes})))("v") == (0, 0, 0)
 
 
 def test_volumes_alone_are_a_configuration_and_a_report_of_nothing_is_refused():

@@ -146,5 +146,5 @@ def test_what_is_no_file_is_refused_at_once(tmp_path, monkeypatch, kind, format)
         path.symlink_to("/dev/zero")
     with pytest.raises(InputError, match=r"1\.png is a .*: expected a file or folder"):
         sources.find(str(path), format)
-    with pytest.raises(InputError, match=r"1\.png is a .*: expected a file or folder"):
+    with pytest.raises(InputError, match=r"1\.png is (a|no) "):
         sources.checksum(path.parent if format != "npy" else path, format)

@@ -73,7 +73,7 @@ def of_attributes(attributes: dict, *, backwards: bool = False) -> list[Stated]:
     for key, (read, as_in_zarr) in ATTRIBUTES.items():
         try:
             names = read(attributes[key]) if key in attributes else None
-        except (KeyError, TypeError, ValueError):
+        except (IndexError, KeyError, TypeError, ValueError):
             continue  # of something else than axes
         if names:
             found.append(Stated(key, names[::-1] if backwards and as_in_zarr else names))

@@ -76,7 +76,7 @@ class _Missing:
     def __init__(self, folder: Path, source: Remote, box: Roi):
         self.folder, self.source, self.box = folder, source, box
         self.total = source.chunks.count(box) if source.chunks else 0
-        self.by_block = {path.stem: int(path.read_text()) for path in folder.glob("*.txt")}
+        self.by_block = {path.stem: int(path.read_text(encoding="ascii")) for path in folder.glob("*.txt")}
 
     @property
     def found(self) -> int:
