@@ -13,7 +13,7 @@ from tokenunify import arrays, manifest, prepare, stages
 from tokenunify import config as c
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks
-from tokenunify.learning import checkpoint, networks, predict
+from tokenunify.learning import checkpoint, networks, predict, waiting
 from tokenunify.learning.tiling import Tiling, blending_weight
 
 SHAPE = (7, 37, 45)
@@ -157,14 +157,15 @@ def test_crops_that_a_killed_part_left_are_neither_read_nor_kept(workplace):
 
 
 def test_an_interrupted_part_removes_its_crops(workplace, monkeypatch):
-    blend, left = predict.blend, []
+    blend, left = predict.Crops.blend, []
 
-    def failing(crops, *arguments):
-        blend(crops, *arguments)
+    def failing(*arguments):
+        blend(*arguments)
         left.extend((workplace / "results").glob("*/crops-*/*.npy"))
         raise OSError("disk full")
 
-    monkeypatch.setattr(predict, "blend", failing)
+    monkeypatch.setattr(waiting, "MOST_BYTES", 0)
+    monkeypatch.setattr(predict.Crops, "blend", failing)
     with pytest.raises(OSError, match="disk full"):
         run(workplace, section(**PLANES))
     assert left and not any(path.parent.exists() for path in left)
@@ -173,7 +174,7 @@ def test_an_interrupted_part_removes_its_crops(workplace, monkeypatch):
 def test_killed_prediction_goes_on_at_the_next_block(workplace, monkeypatch):
     settings = section(block_shape=(4, 16, 16))
     expected, _ = run(workplace, settings, folder="whole")
-    blend, calls = predict.blend, []
+    blend, calls = predict.Crops.blend, []
 
     def dying(*arguments):
         calls.append(arguments)
@@ -181,12 +182,55 @@ def test_killed_prediction_goes_on_at_the_next_block(workplace, monkeypatch):
             raise KeyboardInterrupt
         return blend(*arguments)
 
-    monkeypatch.setattr(predict, "blend", dying)
+    monkeypatch.setattr(predict.Crops, "blend", dying)
     with pytest.raises(KeyboardInterrupt):
         run(workplace, settings)
     result, (part,) = run(workplace, settings)
     assert part["run"]["blocks"] == 18 and part["run"]["blocks_computed_now"] == 18 - 7
     np.testing.assert_array_equal(result, expected)
+
+
+def undo(place, settings, blocks):
+    """Make blocks zero, and take them out of the ledger, as if they had never been finished."""
+    affinities = arrays.open_writable(place / "results/prepared.json")
+    for block in blocks:
+        affinities[(..., *Blocks(SHAPE, settings.block_shape).roi(block).slices)] = 0
+    for path in place.glob("results/*/ledger/*.jsonl"):
+        lines = path.read_text().splitlines(keepends=True)
+        path.write_text("".join(line for line in lines if json.loads(line)["block"] not in blocks))
+
+
+@pytest.mark.parametrize("lost", [{0}, {7, 19}, {0, 12, 18}, {3, 4, 10, 15, 16, 23}, set(range(5, 24))])
+def test_blocks_that_are_done_again_come_out_the_same(workplace, lost):
+    settings = section(**PLANES)
+    expected, _ = run(workplace, settings)
+    undo(workplace, settings, lost)
+    result, (part,) = run(workplace, settings)
+    assert part["run"]["blocks_computed_now"] == len(lost)
+    assert part["run"]["crops_computed"] == part["run"]["crops_unique"]
+    np.testing.assert_array_equal(result, expected)
+
+
+def all_saved(monkeypatch):
+    """Bytes of every array that np.save writes from now on."""
+    save, sizes = np.save, []
+    monkeypatch.setattr(np, "save", lambda path, array: (sizes.append(array.nbytes), save(path, array)))
+    return sizes
+
+
+@pytest.mark.parametrize("grid", [PLANES, {"block_shape": (4, 16, 16)}, {"block_shape": (8, 8, 48)}])
+def test_however_much_waits_in_files_the_bytes_are_the_same(workplace, monkeypatch, grid):
+    settings, saved = section(**grid), all_saved(monkeypatch)
+    expected, _ = run(workplace, settings, folder="held")
+    assert saved == []
+    monkeypatch.setattr(waiting, "MOST_BYTES", 40_000)
+    some, _ = run(workplace, settings, folder="some")
+    num_bytes = sum(saved)
+    monkeypatch.setattr(waiting, "MOST_BYTES", 0)
+    none, _ = run(workplace, settings, folder="none")
+    assert 0 < num_bytes < sum(saved) - num_bytes
+    np.testing.assert_array_equal(some, expected)
+    np.testing.assert_array_equal(none, expected)
 
 
 def test_a_volume_smaller_than_the_crop_is_mirrored(workplace):

@@ -1,8 +1,8 @@
 """Block-wise prediction: a block is the blend of every crop of the whole volume that touches it.
 
 Any blocks, parts and processes give the same bytes: crops lie where the volume's shape puts them, one crop's affinities
-do not depend on what is computed beside or before it (see CropPredictor), they are kept in full precision until their
-last block is done, and a voxel adds up its crops in the order of their numbers. `threads` and the processor do matter.
+do not depend on what is computed beside or before it (see CropPredictor), they and their sums wait in full precision,
+and a voxel adds up its crops in the order of their numbers (see Schedule). `threads` and the processor do matter.
 """
 
 import time
@@ -22,17 +22,20 @@ from torch import Tensor
 from torch.nn import functional
 
 from tokenunify import arrays, blockwise
-from tokenunify.compiled import inner, loop
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi
 from tokenunify.learning import checkpoint
 from tokenunify.learning.networks.base import Network, output_extent
+from tokenunify.learning.schedule import Schedule
 from tokenunify.learning.table import MOST_THREADS, use_tables
 from tokenunify.learning.tiling import Tiling, blending_weight, read_mirrored
+from tokenunify.learning.waiting import Waiting
 from tokenunify.stages import Predict
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
+SUMS = -1
+"""Number, beside those of crops, under which a block's sums wait."""
 DTYPES = {"32-true": torch.float32, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 
 
@@ -56,11 +59,11 @@ def run(
     blocks = Blocks(volume.shape, section.block_shape)
     tiling = Tiling(volume.shape, predict.output, section.stride, section.padding)
     store = arrays.prepared_store(prepared).parent
-    crops = Crops(volume, tiling, blocks, predict, mine=blocks.part(*part), store=store)
     weight = blending_weight(predict.output, section.sigma)
+    crops = Crops(volume, tiling, blocks, predict, weight, mine=blocks.part(*part), store=store)
 
     def compute(index: int, roi: Roi) -> np.ndarray:
-        return arrays.to_uint8(blend(crops.of_block(index), tiling, roi, weight))
+        return arrays.to_uint8(crops.blend(index, roi))
 
     def facts() -> dict:
         counts = {"crops_computed": predict.computed, "crops_unique": crops.unique}
@@ -84,41 +87,6 @@ def choose_device(device: str) -> torch.device:
     if device == "cuda" and not visible:
         raise InputError("device is cuda, but no GPU is visible to torch: use device auto or cpu, or mend the driver")
     return torch.device("cuda" if visible and device != "cpu" else "cpu")
-
-
-def blend(crops: Iterator[tuple[int, np.ndarray]], tiling: Tiling, roi: Roi, weight: np.ndarray) -> np.ndarray:
-    """Weighted mean of crops (number, (c, z, y, x)) over the box, float32; they are summed as they come."""
-    total, sums = np.zeros(roi.shape, np.float32), np.zeros(0, np.float32)
-    for number, affinities in crops:
-        if not sums.size:
-            sums = np.zeros((len(affinities), *roi.shape), np.float32)
-        in_crop, in_roi = tiling.overlap(number, roi)
-        spans = [(c.start, r.start, r.stop - r.start) for c, r in zip(in_crop, in_roi, strict=True)]
-        _add(sums, total, affinities, weight, np.array(spans).T)
-    sums /= total
-    return sums
-
-
-@loop
-def _add(sums, total, affinities, weight, spans):
-    """Add the voxels that a crop and a box share: `spans` are its first in the crop and in the box, and its shape."""
-    (z, y, x), (z_to, y_to, x_to), (depth, rows, columns) = spans
-    for k in range(depth):
-        for j in range(rows):
-            of_crop, of_box = (z + k, y + j, x), (z_to + k, y_to + j, x_to)
-            _add_row(sums, total, affinities, weight, of_crop, of_box, columns)
-
-
-@inner
-def _add_row(sums, total, affinities, weight, of_crop, of_box, columns):
-    (z, y, x), (z_to, y_to, x_to) = of_crop, of_box
-    weights, totals = weight[z, y, x : x + columns], total[z_to, y_to, x_to : x_to + columns]
-    for i in range(columns):
-        totals[i] += weights[i]
-    for channel in range(len(sums)):
-        values, target = affinities[channel, z, y, x : x + columns], sums[channel, z_to, y_to, x_to : x_to + columns]
-        for i in range(columns):
-            target[i] += weights[i] * values[i]
 
 
 class CropPredictor:
@@ -202,14 +170,24 @@ def _move_pairs(affinities: Tensor, known: Tensor, offset: Coordinate, flipped: 
 
 
 class Crops:
-    """The predicted crops of a part, each computed when a block first needs it.
+    """The predicted crops of a part, each computed when a block first needs it, and blended.
 
-    Those that later blocks need too wait in files, so that memory holds a batch of them whatever the volume's size, and
+    What later blocks need of them waits (see Waiting), so that memory is bounded whatever the volume's size; it holds
     the raw of two blocks: the next one's is read while the network runs.
     """
 
-    def __init__(self, raw, tiling: Tiling, blocks: Blocks, predict: CropPredictor, *, mine: range, store: Path):
-        self.raw, self.tiling, self.blocks, self.predict = raw, tiling, blocks, predict
+    def __init__(
+        self,
+        raw,
+        tiling: Tiling,
+        blocks: Blocks,
+        predict: CropPredictor,
+        weight: np.ndarray,
+        *,
+        mine: range,
+        store: Path,
+    ):
+        self.raw, self.tiling, self.blocks, self.predict, self.weight = raw, tiling, blocks, predict, weight
         self.mine, self.store = mine, store
         self.scale = np.float32(1 / np.iinfo(raw.dtype).max)
         self.unique = 0
@@ -221,30 +199,44 @@ class Crops:
             _, start, stop, _ = left.name.split("-", 3)
             if int(start) < self.mine.stop and self.mine.start < int(stop):
                 rmtree(left, ignore_errors=True)  # its process was killed: else it would hold some of our blocks
-        self.todo = frozenset(todo)
+        self.schedule = Schedule(self.tiling, self.blocks, todo)
         prefix = f"crops-{self.mine.start}-{self.mine.stop}-"
         with TemporaryDirectory(prefix=prefix, dir=self.store) as folder, closing(self._predicted(todo)) as predicted:
-            self.folder, self.predicted = Path(folder), predicted
+            self.waiting, self.predicted = Waiting(Path(folder)), predicted
             yield
 
-    def of_block(self, index: int) -> Iterator[tuple[int, np.ndarray]]:
-        """(number, affinities) of every crop that touches the block, in the order of their numbers."""
-        for number in self.tiling.touching(self.blocks.roi(index)):
-            users, path = self._users(number), self.folder / f"{number}.npy"
-            if index == users[0]:
-                affinities = next(self.predicted)
-                self.unique += 1
-                if len(users) > 1:
-                    np.save(path, affinities)
-            else:
-                affinities = np.asarray(np.load(path, mmap_mode="c"))  # of the type that is compiled for
-            yield number, affinities
-            if index == users[-1] and len(users) > 1:
-                path.unlink()
+    def blend(self, index: int, roi: Roi) -> np.ndarray:
+        """Weighted mean of all crops that touch the block, float32 (c, z, y, x)."""
+        box = self.schedule.box(index)
+        sums = np.zeros((len(self.predict.offsets), *box.shape), np.float32)
+        if index in self.schedule.above:
+            handed = self.waiting.take(index, SUMS)
+            sums[:, : handed.shape[1]] = handed
+        for number, affinities in self._of_block(index, roi):
+            self.tiling.add(sums, number, affinities, self.weight, box)
+        if below := self.schedule.below.get(index):
+            depth = self.blocks.roi(below).offset[0] - roi.offset[0]
+            self.waiting.put(below, SUMS, sums[:, depth:])
+        means = sums[:, : roi.shape[0]]
+        means /= self.tiling.total_weight(roi, self.weight)
+        return means
 
-    def _users(self, number: int) -> list[int]:
-        """The blocks, in their order, that the crop is computed for."""
-        return [block for block in self.tiling.blocks(number, self.blocks) if block in self.todo]
+    def _of_block(self, index: int, roi: Roi) -> Iterator[tuple[int, np.ndarray]]:
+        """(number, affinities in the block's box) of the crops that it adds, in the order of their numbers."""
+        for number in self.tiling.touching(roi):
+            users = self.schedule.users(number)
+            if index not in users:
+                continue  # a block above has added it
+            if index == users[0]:
+                self._compute(number, users)
+            yield number, self.waiting.take(index, number)
+
+    def _compute(self, number: int, users: list[int]) -> None:
+        affinities = next(self.predicted)
+        self.unique += 1
+        for user in users:
+            in_crop, _ = self.tiling.overlap(number, self.schedule.box(user))
+            self.waiting.put(user, number, affinities[(slice(None), *in_crop)])
 
     def _predicted(self, todo: list[int]) -> Iterator[np.ndarray]:
         """Affinities of the crops in the order in which the blocks first need them."""
@@ -254,7 +246,7 @@ class Crops:
 
     def _read(self, index: int) -> list[np.ndarray]:
         """Raw (z, y, x) of the crops that this block is the first to need, from one read of the box around them."""
-        numbers = [n for n in self.tiling.touching(self.blocks.roi(index)) if self._users(n)[0] == index]
+        numbers = [n for n in self.tiling.touching(self.blocks.roi(index)) if self.schedule.users(n)[0] == index]
         if not numbers:
             return []
         starts = np.array([self._raw_start(number) for number in numbers])

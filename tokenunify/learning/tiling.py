@@ -10,6 +10,7 @@ from math import ceil
 
 import numpy as np
 
+from tokenunify.compiled import inner, loop
 from tokenunify.geometry import Blocks, Coordinate, Roi, crop_starts
 from tokenunify.learning.augment import mirrored
 
@@ -57,6 +58,10 @@ class Tiling:
         rows, columns = len(self.starts[1]), len(self.starts[2])
         return [(k * rows + j) * columns + i for k in z for j in y for i in x]
 
+    def reach(self, roi: Roi) -> int:
+        """First z behind all crops that share a voxel with the box."""
+        return max(start for start in self.starts[0] if start < roi.end[0]) + self.crop[0]
+
     def blocks(self, number: int, blocks: Blocks) -> list[int]:
         """Numbers, rising, of the blocks that share a voxel with the crop."""
         spans = [
@@ -74,3 +79,35 @@ class Tiling:
         in_crop = tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))
         in_roi = tuple(slice(a - o, b - o) for a, b, o in zip(low, high, roi.offset, strict=True))
         return in_crop, in_roi
+
+    def total_weight(self, roi: Roi, weight: np.ndarray) -> np.ndarray:
+        """Sum of all crops' weights in the box, float32, in the order of their numbers."""
+        total = np.zeros(roi.shape, np.float32)
+        for number in self.touching(roi):
+            in_crop, in_roi = self.overlap(number, roi)
+            total[in_roi] += weight[in_crop]
+        return total
+
+    def add(self, sums: np.ndarray, number: int, affinities: np.ndarray, weight: np.ndarray, roi: Roi) -> None:
+        """Add to the box's sums (c, z, y, x) what the crop has in the box, (c, ...), both float32, weighted."""
+        in_crop, in_roi = self.overlap(number, roi)
+        spans = [(c.start, r.start, r.stop - r.start) for c, r in zip(in_crop, in_roi, strict=True)]
+        _add(sums, affinities, weight, np.array(spans).T)
+
+
+@loop
+def _add(sums, affinities, weight, spans):
+    """Add the voxels that a crop and a box share: `spans` are its first in the crop and in the box, and its shape."""
+    (z, y, x), (z_to, y_to, x_to), (depth, rows, columns) = spans
+    for k in range(depth):
+        for j in range(rows):
+            weights = weight[z + k, y + j, x : x + columns]
+            for channel in range(len(sums)):
+                target = sums[channel, z_to + k, y_to + j, x_to : x_to + columns]
+                _add_row(target, affinities[channel, k, j], weights)
+
+
+@inner
+def _add_row(target, values, weights):
+    for i in range(len(target)):
+        target[i] += weights[i] * values[i]
