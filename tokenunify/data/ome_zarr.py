@@ -124,7 +124,11 @@ def _arrays(path: str) -> list[str]:
     """Paths of the arrays of a local folder."""
     root = Path(path)
     found = [file.parent for file in root.rglob(".zarray")]
-    found += [file.parent for file in root.rglob("zarr.json") if '"array"' in file.read_text(encoding="utf-8", errors="replace")]
+    found += [
+        file.parent
+        for file in root.rglob("zarr.json")
+        if '"array"' in file.read_text(encoding="utf-8", errors="replace")
+    ]
     return sorted({folder.relative_to(root).as_posix() for folder in found})
 
 
