@@ -282,12 +282,28 @@ class Plan:
         return stages.to_json("metrics", stages.Metrics(rows=tuple(self._row(run) for run in self.runs(volume))))
 
     def report(self) -> str:
-        rights = {
-            name: stages.Rights(license=volume.license, terms=volume.terms, citation=volume.citation)
-            for name, volume in self.config.volumes.items()
-            if volume.license or volume.terms or volume.citation
-        }
-        return stages.to_json("report", stages.Report(title=", ".join(self.test_volumes), rights=rights))
+        return stages.to_json("report", stages.Report(title=", ".join(self.test_volumes), rights=self._rights()))
+
+    def _rights(self) -> tuple[stages.Rights, ...]:
+        """What the volumes behind the report's tables ask for; equal ones together: a command must be short."""
+        together: dict[str, stages.Rights] = {}
+        for name, volume in self.config.volumes.items():
+            given = {"license": volume.license, "terms": volume.terms, "citation": volume.citation}
+            if name in self._cited and any(given.values()):
+                key = stages.Rights(volumes=(), **given).model_dump_json()
+                others = together[key].volumes if key in together else ()
+                together[key] = stages.Rights(volumes=(*others, name), **given)
+        return tuple(together.values())
+
+    @cached_property
+    def _cited(self) -> set[str]:
+        """The volumes that are scored, train, choose or pre-train, without the sampled regions."""
+        runs = [run for volume in self.test_volumes for run in self.runs(volume)]
+        datasets = [self.config.datasets[name] for name in {run.dataset for run in runs}]
+        pretrainings = {found for run in runs if (found := self.pretraining_of(run.model))}
+        members = [m.volume for name in pretrainings for group in self._datasets(name) for m in group]
+        trained = [t.volume for d in datasets for t in d.train]
+        return {*self.test_volumes, *trained, *(v for d in datasets for v in d.validation), *members}
 
     def _row(self, run: Run) -> stages.Row:
         model = self.config.models.get(run.model)

@@ -192,17 +192,18 @@ class Metrics(Strict):
 
 
 class Rights(Strict):
-    """What the owner of a volume's data asks of who uses them; it changes no voxel, and only the report tells it."""
+    """What the owner of some volumes' data asks of who uses them; it changes no voxel, and only the report tells it."""
 
-    license: str | None
-    terms: c.Terms | None
-    citation: str | None
+    volumes: tuple[c.Name, ...]
+    license: str | None = Field(None, exclude_if=lambda license: license is None)
+    terms: c.Terms | None = Field(None, exclude_if=lambda terms: terms is None)
+    citation: str | None = Field(None, exclude_if=lambda citation: citation is None)
 
 
 class Report(Strict):
     title: str
-    rights: dict[c.Name, Rights] = Field({})
-    """By volume; those of a sampled region are its volume's."""
+    rights: tuple[Rights, ...] = ()
+    """Those of a sampled region are its volume's."""
 
 
 SECTIONS: dict[str, type[Strict]] = {

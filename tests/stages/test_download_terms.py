@@ -87,8 +87,8 @@ def test_the_terms_go_along(tmp_path, monkeypatch):
     ingest.run(section, plain, source=tmp_path / "v.json", output=output, threads=1)
     attributes = json.loads((output.with_suffix(".zarr") / "zarr.json").read_text())["attributes"]["tokenunify"]
     assert (attributes["terms"], attributes["citation"]) == ({**TERMS, "ask": True}, "Em et al.")
-    told, _ = stages.from_json("report", planned.report())
-    (shown,) = report.volumes([report.locate(output)], told.rights)
+    told = stages.Rights(volumes=("v",), terms={**TERMS, "ask": True}, citation="Em et al.")
+    (shown,) = report.volumes([report.locate(output)], [told])
     assert (shown["terms"].text, shown["citation"]) == (TERMS["text"], "Em et al.")
 
 

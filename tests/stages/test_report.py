@@ -167,7 +167,9 @@ class Tree:
 
     def report(self, metrics: list[Path], manifests: list[Path]) -> str:
         output = self.folder / "results" / "report.html"
-        section = stages.to_json("report", stages.Report(title=self.name, rights={self.name: self.rights}))
+        section = stages.to_json(
+            "report", stages.Report(title=self.name, rights=[{"volumes": [self.name], **self.rights}])
+        )
         words = ["--metrics", *map(str, metrics), "--manifests", *map(str, manifests), "--output", str(output)]
         cli.run(cli.parser().parse_args(["report", "--config-json", section, *words]))
         return output.read_text()

@@ -223,6 +223,21 @@ def test_rights_travel_to_the_report_alone():
         for rights in ({}, {"license": "MIT", "citation": "Someone 2026", "terms": TERMS, "facts_from": "a wiki"})
     )
     assert plain.ingest("v") == told.ingest("v")
-    assert json.loads(told.report())["rights"]["v"]["citation"] == "Someone 2026"
-    assert json.loads(plain.report())["rights"] == {}
-    assert json.loads(json.dumps(json.loads(told.report())["rights"]["v"]["terms"]))["text"] == "research only"
+
+
+def test_the_report_is_told_the_rights_of_what_it_cites_once():
+    base = {"sources": [{"phantom": {"seed": 1, "shape": [16, 160, 160]}}], "voxel_size_nm": [40, 4, 8]}
+    lab = {**base, "license": "MIT", "terms": TERMS}
+    volumes = {"a": lab, "b": {**base, "citation": "Someone 2026"}, "c": lab, "unused": {**lab, "license": "CC0"}}
+    value = {
+        "volumes": volumes,
+        "datasets": {"d": {"train": ["a"], "validation": ["b"], "test": ["c"]}},
+        "models": {"m": {"network": {"name": "superhuman"}, "dataset": "d"}},
+        "segmentations": {"w": {"method": "waterz", "threshold": 0.5}},
+        "evaluation": {"baseline": None},
+    }
+    rights = json.loads(Plan(config.from_dict(value)).report())["rights"]
+    assert rights == [
+        {"volumes": ["a", "c"], "license": "MIT", "terms": {**TERMS, "url": None}},
+        {"volumes": ["b"], "citation": "Someone 2026"},
+    ]

@@ -7,7 +7,7 @@ import base64
 import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -331,13 +331,14 @@ def times(made: list[Made]) -> list[dict]:
     ]
 
 
-def volumes(made: list[Made], rights: dict[str, Rights]) -> list[dict]:
+def volumes(made: list[Made], rights: Sequence[Rights]) -> list[dict]:
     """Size, licence, terms and citation of every volume, and the time of its ingest."""
     read = [(m.volume, m.read) for m in _of(made, "ingest")]
 
     def of(name: str) -> dict:
-        nothing = Rights(license=None, terms=None, citation=None)
-        return dict(rights.get(name) or rights.get(re.sub(r"-region\d+$", "", name), nothing))
+        names = {name, re.sub(r"-region\d+$", "", name)}
+        found = next((r for r in rights if names & set(r.volumes)), Rights(volumes=()))
+        return {"license": found.license, "terms": found.terms, "citation": found.citation}
 
     return [
         {"name": name, "absent_chunks": {}, **parts["content"], **of(name), "run": parts["run"]} for name, parts in read
