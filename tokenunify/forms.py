@@ -85,7 +85,7 @@ class Volume(Form):
     labels: Image | None = None
     mask: Image | None = None
     voxel_size_nm: VoxelSize
-    offset_nm: Offset | None = None
+    offset_nm: Offset
     zero: str
     config: Grid = Grid()
     run: Written

@@ -90,7 +90,7 @@ def alone(root, tmp_path_factory):
 def disturbed(root, cluster, submit, alone, tmp_path_factory):
     """Folder of the same volume and weights, run in four parts on the cluster under SCENARIO."""
     workflow = tmp_path_factory.mktemp("workflow")
-    for name in ("Snakefile", "workflow", "tokenunify"):
+    for name in ("Snakefile", "workflow", "tokenunify", "envs"):
         (workflow / name).symlink_to(root / name)
     (workflow / "sitecustomize.py").write_text(SCENARIO)
     folder = tmp_path_factory.mktemp("parts") / "run"

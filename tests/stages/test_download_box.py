@@ -234,13 +234,13 @@ def test_chunks_that_are_absent(server, run, tmp_path, raw, caplog, write):
         run(volume(source))
     described = volume({**source, "allow_missing": 0.5})
     box_made = run(described)["content"]["raw"]["box"]
-    number, total = box_made["absent"]
+    number, total, unit = box_made["absent"]
     assert (number, total > 4) == (2 if write is write_zarr3 else 1, True)  # a shard has several
     assert f"/v: {number} of the {total} chunks" in caplog.text
     caplog.clear()
     ingested(described, tmp_path)
     made = manifest.content(tmp_path / "volumes" / "v.json")
-    assert made["absent_chunks"] == {"raw": {"absent": number, "chunks": total}}
+    assert made["absent"] == {"raw": {"absent": number, "total": total, "unit": unit}}
     assert f"{number} of the {total} chunks" in caplog.text
     with pytest.raises(InputError, match="more than the 1 %"):
         run(volume(source))
@@ -581,6 +581,19 @@ def test_faults_while_reading_ranges(server, run, hdf5, raw):
     server.choose_fault = lambda _: faults[random.integers(len(faults))]
     made = run(volume(hdf5))
     np.testing.assert_array_equal(zarr.open_array(made["run"]["raw"], mode="r")[:], raw[CUT])
+
+
+def test_voxels_of_a_ranged_file_that_nobody_has_written(server, run, hdf5, tmp_path, raw, caplog):
+    with h5py.File(tmp_path / "served" / "v.h5", "a") as file:
+        del file["raw"]
+        file.create_dataset("raw", SHAPE, "u1", chunks=(4, 32, 32))[:, :64] = raw[:, :64]
+    offset, shape = ROI["offset"], ROI["shape"]
+    lost, whole = shape[0] * (offset[1] + shape[1] - 64) * shape[2], 30 * 70 * 60
+    with pytest.raises(InputError, match=r"v\.h5, as far as it was read: \d+ of the \d+ voxels .* allow_missing"):
+        run(volume(hdf5))
+    told = run(volume(hdf5 | {"allow_missing": 0.5}))["content"]["raw"]["box"]["absent"]
+    assert told == [lost, whole, "voxels"]
+    assert f"v.h5: {lost} of the {whole} voxels" in caplog.text
 
 
 def test_a_server_without_ranges(server, run, hdf5):

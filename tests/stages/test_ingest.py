@@ -123,16 +123,31 @@ def test_chunks_that_the_source_lacks_are_told_of(tmp_path, ingested, raw, caplo
     path = tmp_path / "source.zarr"
     zarr.create_array(str(path), data=raw, chunks=(4, 24, 64), zarr_format=version)
     whole = manifest.content(ingested({"raw": {"path": str(path), "format": "zarr"}}))
-    assert "absent_chunks" not in whole
+    assert "absent" not in whole
     (path / ("1.2.0" if version == 2 else "c/1/2/0")).unlink()
     source = {"raw": {"path": str(path), "format": "zarr", "allow_missing": 0.03}}
     with pytest.raises(InputError, match=r"source\.zarr: 1 of the 27 chunks .* \(3\.7 %\), more than the 3 %"):
         ingested(source)
     source["raw"]["allow_missing"] = 0.04
-    assert manifest.content(ingested(source))["absent_chunks"] == {"raw": {"absent": 1, "chunks": 27}}
+    assert manifest.content(ingested(source))["absent"] == {"raw": {"absent": 1, "total": 27, "unit": "chunks"}}
     assert "source.zarr: 1 of the 27 chunks in the volume's box are absent (3.7 %)" in caplog.text
     box = {"offset": [0, 0, 0], "shape": [11, 48, 150]}
-    assert "absent_chunks" not in manifest.content(ingested({"raw": source["raw"] | {"allow_missing": 0}}, roi=box))
+    assert "absent" not in manifest.content(ingested({"raw": source["raw"] | {"allow_missing": 0}}, roi=box))
+
+
+def test_voxels_that_nobody_has_written_are_told_of(tmp_path, ingested, raw, caplog):
+    path = tmp_path / "source.h5"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("raw", SHAPE, "u1", chunks=(4, 24, 64))[:, :, :128] = raw[:, :, :128]
+    lost, whole = SHAPE[0] * SHAPE[1] * (SHAPE[2] - 128), raw.size
+    source = {"raw": {"path": str(path), "format": "hdf5", "dataset": "raw"}}
+    with pytest.raises(InputError, match=rf"source\.h5: {lost} of the {whole} voxels .* more than the 1 %"):
+        ingested(source)
+    source["raw"]["allow_missing"] = 0.2
+    assert manifest.content(ingested(source))["absent"] == {"raw": {"absent": lost, "total": whole, "unit": "voxels"}}
+    assert f"source.h5: {lost} of the {whole} voxels in the volume's box are absent" in caplog.text
+    box = {"offset": [0, 0, 0], "shape": [11, 48, 128]}
+    assert "absent" not in manifest.content(ingested({"raw": source["raw"] | {"allow_missing": 0}}, roi=box))
 
 
 def test_a_hollow_volume_is_refused_before_it_is_read(tmp_path, ingested):

@@ -40,7 +40,7 @@ class Tree:
         content = {
             **{role: {"shape": raw.shape, "dtype": "uint8"} for role in ("raw", "labels")},
             **{"voxel_size_nm": voxel_size_nm, "offset_nm": (0, 0, 0), "zero": "background"},
-            **{"absent_chunks": {"raw": {"absent": 1234, "chunks": 200_000}}},
+            **{"absent": {"raw": {"absent": 1234, "total": 200_000, "unit": "chunks"}}},
             **{"config": {}, "inputs": {}},
         }
         manifest.write(path, content, {"voxels": raw.size, "seconds": 0.5})

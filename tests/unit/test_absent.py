@@ -11,6 +11,7 @@ import wkw
 import zarr
 
 from tokenunify.data import absent
+from tokenunify.data.absent import Count
 from tokenunify.data.chunked import open_chunked
 from tokenunify.data.readers import open_array
 from tokenunify.errors import InputError
@@ -82,6 +83,12 @@ def sharded_zarr(folder: Path, volume: np.ndarray) -> tuple[str, None]:
 WRITERS = [precomputed, sharded_precomputed, n5, zarr_array, zarr_2, zarr_turned, sharded_zarr]
 
 
+def counted(array, box):
+    count = array.absence.absent(box)
+    assert count.unit == "chunks"
+    return count.absent, count.total
+
+
 @pytest.mark.parametrize("write", WRITERS)
 @pytest.mark.parametrize("at", [str, Path.as_uri])
 def test_absent_chunks_are_counted(tmp_path, volume, write, at):
@@ -89,11 +96,11 @@ def test_absent_chunks_are_counted(tmp_path, volume, write, at):
     place = at(tmp_path / "v")
     array = open_array(place, format, dataset) if at is str else open_chunked(place, format, dataset)
     np.testing.assert_array_equal(array[:], volume)
-    assert array.absent(ALL) == (1, 36)
-    assert array.absent(HOLE) == (1, 1)
-    assert array.absent(Roi((7, 15, 23), (1, 1, 1))) == (1, 1)
-    assert array.absent(Roi((7, 15, 23), (2, 2, 2))) == (1, 8)
-    assert array.absent(Roi((8, 15, 23), (2, 2, 2))) == (0, 4)
+    assert counted(array, ALL) == (1, 36)
+    assert counted(array, HOLE) == (1, 1)
+    assert counted(array, Roi((7, 15, 23), (1, 1, 1))) == (1, 1)
+    assert counted(array, Roi((7, 15, 23), (2, 2, 2))) == (1, 8)
+    assert counted(array, Roi((8, 15, 23), (2, 2, 2))) == (0, 4)
 
 
 @pytest.mark.parametrize("write", WRITERS)
@@ -103,8 +110,8 @@ def test_absent_chunks_are_counted_block_by_block(tmp_path, volume, write, box):
     array = open_chunked((tmp_path / "v").as_uri(), format, dataset)
     blocks = Blocks(box.shape, (5, 7, 13))
     places = [blocks.roi(index).moved(box.offset) for index in range(len(blocks))]
-    found = sum(array.chunks.absent_of_block(volume[place.slices], place, box) for place in places)
-    assert (found, array.chunks.count(box)) == array.absent(box)
+    found = sum(array.absence.absent_of_block(volume[place.slices], place, box) for place in places)
+    assert array.absence.size(box)._replace(absent=found) == array.absence.absent(box)
     assert found == 1
 
 
@@ -113,17 +120,17 @@ def test_a_volume_without_any_chunk(tmp_path, volume, write):
     format, dataset = write(tmp_path / "v", np.zeros_like(volume))
     for folder in [path for path in (tmp_path / "v").iterdir() if path.is_dir() and format == "precomputed"]:
         shutil.rmtree(folder)
-    assert open_array(tmp_path / "v", format, dataset).absent(ALL) == (36, 36)
+    assert counted(open_array(tmp_path / "v", format, dataset), ALL) == (36, 36)
 
 
 def test_a_shard_that_is_gone(tmp_path, volume):
     format, dataset = sharded_zarr(tmp_path / "v", volume)
     (tmp_path / "v" / "c" / "0" / "0" / "1").unlink()  # of 8 chunks, one of which was absent
-    assert open_array(tmp_path / "v", format, dataset).absent(ALL) == (8, 36)
+    assert counted(open_array(tmp_path / "v", format, dataset), ALL) == (8, 36)
     format, dataset = sharded_precomputed(tmp_path / "w", volume)
-    before = open_array(tmp_path / "w", format, dataset).absent(ALL)[0]
+    before = counted(open_array(tmp_path / "w", format, dataset), ALL)[0]
     next((tmp_path / "w" / "4_8_40").glob("0.shard")).unlink()
-    assert open_array(tmp_path / "w", format, dataset).absent(ALL)[0] > before
+    assert counted(open_array(tmp_path / "w", format, dataset), ALL)[0] > before
 
 
 def test_files_of_wkw_that_are_gone(tmp_path):
@@ -135,36 +142,36 @@ def test_files_of_wkw_that_are_gone(tmp_path):
     layer = {"name": "color", "category": "color", "boundingBox": box}
     (folder / "datasource-properties.json").write_text(json.dumps({"dataLayers": [layer], "scale": [4, 8, 40]}))
     array = open_array(folder, "wkw", "color/1")
-    assert array.absent(Roi((0, 0, 0), array.shape)) == (0, 4 * 2 * 2)
+    assert counted(array, Roi((0, 0, 0), array.shape)) == (0, 4 * 2 * 2)
     (folder / "color" / "1" / "z1" / "y0" / "x2.wkw").unlink()
-    assert array.absent(Roi((0, 0, 0), array.shape)) == (1, 16)
-    assert array.absent(Roi((3, 0, 10), (1, 1, 1))) == (1, 1)
-    assert array.absent(Roi((2, 0, 10), (1, 1, 1))) == (0, 1)
+    assert counted(array, Roi((0, 0, 0), array.shape)) == (1, 16)
+    assert counted(array, Roi((3, 0, 10), (1, 1, 1))) == (1, 1)
+    assert counted(array, Roi((2, 0, 10), (1, 1, 1))) == (0, 1)
 
 
 def test_a_hollow_volume_is_counted_without_a_look_at_each_chunk(tmp_path):
     zarr.create_array(str(tmp_path / "v"), shape=(10**4,) * 3, chunks=(8, 8, 8), dtype="u1", zarr_format=2)
     (tmp_path / "v" / "3.0.1249").write_bytes(b"")
-    counted = open_array(tmp_path / "v", "zarr").absent(Roi((0, 0, 0), (10**4,) * 3))
-    assert counted == (1250**3 - 1, 1250**3)
+    count = open_array(tmp_path / "v", "zarr").absence.absent(Roi((0, 0, 0), (10**4,) * 3))
+    assert count == (1250**3 - 1, 1250**3, "chunks")
     with pytest.raises(InputError, match=r"/v: 1953124999 of the 1953125000 chunks .* \(100 %\), more than the 1 %"):
-        absent.check(str(tmp_path / "v"), counted, absent.ALLOWED)
+        absent.check(str(tmp_path / "v"), count, absent.ALLOWED)
 
 
 def test_a_few_absent_chunks_are_told_and_many_refused(caplog):
-    absent.check("v", (0, 100), 0.0)
+    absent.check("v", Count(0, 100), 0.0)
     assert not caplog.records
-    absent.check("v", (1, 100), 0.01)
+    absent.check("v", Count(1, 100), 0.01)
     assert "v: 1 of the 100 chunks in the volume's box are absent (1 %)" in caplog.text
     with pytest.raises(InputError, match=r"v: 2 of the 100 chunks .* set allow_missing of this source"):
-        absent.check("v", (2, 100), 0.01)
-    absent.check("v", (100, 100), 1.0)
+        absent.check("v", Count(2, 100), 0.01)
+    absent.check("v", Count(100, 100), 1.0)
 
 
 def test_other_files_beside_chunks_do_not_count(tmp_path, volume):
     format, dataset = zarr_array(tmp_path / "v", volume, zarr_format=2)
     for name in ("1.1.02", "1.1.2.tmp", "1.1.2.0", "9.9.9", ".DS_Store"):
         (tmp_path / "v" / name).write_bytes(b"")
-    assert open_array(tmp_path / "v", format, dataset).absent(ALL) == (1, 36)
+    assert counted(open_array(tmp_path / "v", format, dataset), ALL) == (1, 36)
     shutil.copy(tmp_path / "v" / "0.0.0", tmp_path / "v" / "1.1.2")
-    assert open_array(tmp_path / "v", format, dataset).absent(ALL) == (0, 36)
+    assert counted(open_array(tmp_path / "v", format, dataset), ALL) == (0, 36)

@@ -171,7 +171,8 @@ def ingested(tmp_path):
         store = path.with_suffix(".zarr") / "raw" / "0"
         arrays.create(store, shape=shape, dtype="uint8", attributes={}, **grid)[:] = raw
         content = {"raw": {"shape": shape, "dtype": "uint8"}, "labels": None}
-        manifest.write(path, {**content, "voxel_size_nm": ANISOTROPIC, "zero": "background"})
+        placed = {"voxel_size_nm": ANISOTROPIC, "offset_nm": (0, 0, 0)}
+        manifest.write(path, {**content, **placed, "zero": "background"})
         paths.append(path)
     return paths
 

@@ -98,7 +98,8 @@ class FileSource(Strict):
     """
 
     allow_missing: Annotated[float, Field(ge=0, le=1)] = Field(0.01, exclude_if=lambda share: share == 0.01)
-    """Share of the chunks in the volume's box that a chunked file may lack: they are read as its fill value, mostly 0.
+    """Share of the chunks (of HDF5: voxels) in the volume's box that a file may lack: they are read as its fill value,
+    mostly 0.
 
     They are counted and told of; where they are more, the volume is refused. 1 (or true) allows any number.
     """

@@ -1,7 +1,7 @@
-"""Chunks that a volume does not store: their format reads them as its fill value, mostly 0, and so would a bad copy."""
+"""Voxels that a volume does not store: its format reads them as its fill value, mostly 0, and so would a bad copy."""
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from math import prod
@@ -19,6 +19,27 @@ ALLOWED = 0.01
 ASKED_AT_ONCE = 16
 Index = tuple[int, ...]
 """Of a chunk, in the order of the file's axes."""
+
+
+class Count(NamedTuple):
+    """How many chunks or voxels of a box are absent."""
+
+    absent: int
+    total: int
+    unit: str = "chunks"
+
+
+class Absence(Protocol):
+    """What an array does not store."""
+
+    def absent(self, box: Roi) -> Count:
+        """How much of a box is absent."""
+
+    def absent_of_block(self, values: np.ndarray, block: Roi, box: Roi) -> int:
+        """As `absent`, of what the box has in one of its blocks, of which `values` were read: blocks add up to it."""
+
+    def size(self, box: Roi) -> Count:
+        """A box of which nothing is absent."""
 
 
 class Stored(Protocol):
@@ -42,15 +63,15 @@ class Chunks(NamedTuple):
     start: Coordinate = (0, 0, 0)
     """The voxel of the grid of chunks that is the array's first."""
 
-    def absent(self, box: Roi) -> tuple[int, int]:
-        """How many of the chunks that touch the box are absent, and of how many; what is stored is listed."""
+    def absent(self, box: Roi) -> Count:
+        """Of the chunks that touch the box; what is stored is listed."""
         low, high = self._range(box)
         total = prod(h - n for n, h in zip(low, high, strict=True))
         stored = self.stored.within(self._in_file(low, 0), self._in_file(high, 1))
-        return total - sum(1 for _ in stored), total
+        return Count(total - sum(1 for _ in stored), total)
 
     def absent_of_block(self, values: np.ndarray, block: Roi, box: Roi) -> int:
-        """As `absent`, of the chunks whose first voxel in the box lies in the block: added up over blocks, of all.
+        """Of the chunks whose first voxel in the box lies in the block.
 
         Only those of one value are asked for: reading has told of the others.
         """
@@ -62,9 +83,9 @@ class Chunks(NamedTuple):
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
             return sum(not found for found in pool.map(self.stored.has, alone))
 
-    def count(self, box: Roi) -> int:
-        """Chunks that touch the box."""
-        return prod(h - n for n, h in zip(*self._range(box), strict=True))
+    def size(self, box: Roi) -> Count:
+        """The chunks that touch the box."""
+        return Count(0, prod(h - n for n, h in zip(*self._range(box), strict=True)))
 
     def _of(self, block: Roi, box: Roi) -> Iterator[tuple[Coordinate, Roi, Coordinate]]:
         """Index of each chunk that touches the block, what it has of the block, and its first voxel in the box."""
@@ -89,18 +110,55 @@ class Chunks(NamedTuple):
         return tuple(by_axis.get(axis, other) for axis in range(self.num_axes))
 
 
+class Unwritten(NamedTuple):
+    """Voxels that HDF5 has by an array's shape, but that nobody has written."""
+
+    count: Callable[[Roi], int]
+    """Those of a box."""
+
+    def absent(self, box: Roi) -> Count:
+        """Of the voxels of the box."""
+        return self.size(box)._replace(absent=self.count(box))
+
+    def absent_of_block(self, values: np.ndarray, block: Roi, box: Roi) -> int:
+        """Of the voxels of the block."""
+        return self.count(block)
+
+    def size(self, box: Roi) -> Count:
+        """The voxels of the box."""
+        return Count(0, box.num_voxels, "voxels")
+
+
+class Copied(NamedTuple):
+    """A box that was fetched alone: what its source lacks was counted then."""
+
+    counted: Count
+
+    def absent(self, box: Roi) -> Count:
+        """Of all that was fetched."""
+        return self.counted
+
+    def absent_of_block(self, values: np.ndarray, block: Roi, box: Roi) -> int:
+        """The copy has all blocks."""
+        return 0
+
+    def size(self, box: Roi) -> Count:
+        """All that was fetched."""
+        return self.counted._replace(absent=0)
+
+
 def _is_one_value(values: np.ndarray) -> bool:
     first = values.flat[0]
     return bool((values == first).all()) or (first != first and bool(np.isnan(values).all()))
 
 
-def check(path: str, counted: Sequence[int], allowed: float) -> None:
-    """Tell of chunks that are absent, of `counted` (absent, all); InputError where their share is above `allowed`."""
-    absent, total = counted
-    if absent == 0:
+def check(path: str, counted: Count, allowed: float) -> None:
+    """Tell of what is absent; InputError where its share is above `allowed`."""
+    number, total, unit = counted
+    if number == 0:
         return
-    told = f"{path}: {absent} of the {total} chunks in the volume's box are absent ({100 * absent / total:.3g} %)"
-    if absent > allowed * total:
+    told = f"{path}: {number} of the {total} {unit} in the volume's box are absent ({100 * number / total:.3g} %)"
+    if number > allowed * total:
         raise InputError(
             f"{told}, more than the {100 * allowed:g} % that allow_missing allows, and would be read as the fill "
             "value, mostly 0; get the volume again, or, where it is sparse, set allow_missing of this source to the "

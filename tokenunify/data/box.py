@@ -14,6 +14,7 @@ import zarr
 from tokenunify import arrays, blockwise, manifest
 from tokenunify.config import RoiConfig
 from tokenunify.data import absent, keep, transfer
+from tokenunify.data.absent import Count
 from tokenunify.data.faults import told
 from tokenunify.data.remote import FAULTS, Remote, unreadable
 from tokenunify.errors import InputError
@@ -34,7 +35,7 @@ def fetch(target: Path, roi: RoiConfig | None, open_source: Callable[[], Remote]
     """Make the zarr `target` of the box `roi` of the source, or of all of it.
 
     Raises InputError for a box that is not inside the source, for a source that changed since the copy began, for one
-    that cannot be read, and as soon as more than the share `allow_missing` of its chunks are absent.
+    that cannot be read, and as soon as more than the share `allow_missing` of it is absent.
     """
     source = open_source()
     partial, progress = (target.with_name(f"{target.name}{ending}") for ending in (".partial", ".progress"))
@@ -45,8 +46,9 @@ def fetch(target: Path, roi: RoiConfig | None, open_source: Callable[[], Remote]
     def read(index: int, block: Roi) -> np.ndarray:
         place = block.moved(box.offset)
         values = read_box(source, place)
-        if missing.count(index, values, place) > allow_missing * missing.total:
-            absent.check(f"{source.address}, as far as it was read", (missing.found, missing.total), allow_missing)
+        found = missing.count(index, values, place)
+        if found.absent > allow_missing * found.total:
+            absent.check(f"{source.address}, as far as it was read", found, allow_missing)
         return values
 
     def write(block: Roi, values: np.ndarray) -> None:
@@ -54,8 +56,8 @@ def fetch(target: Path, roi: RoiConfig | None, open_source: Callable[[], Remote]
 
     blocks = Blocks(box.shape, SHARD_SHAPE)
     blockwise.run_part(progress, blocks, read, write=write, written=array)
-    if missing.found:
-        array.attrs[PLACE] = {**array.attrs[PLACE], "absent": [missing.found, missing.total]}
+    if missing.found.absent:
+        array.attrs[PLACE] = {**array.attrs[PLACE], "absent": list(missing.found)}
     for stray in partial.rglob("*.partial"):
         stray.unlink()
     os.replace(partial, target)
@@ -65,28 +67,28 @@ def fetch(target: Path, roi: RoiConfig | None, open_source: Callable[[], Remote]
 def described(target: Path) -> dict:
     """Where the copy is in its source: `offset` and `shape` of its box, and the `whole` source's shape.
 
-    Where the source lacks chunks of the box, `absent` says how many, and of how many.
+    Where the source lacks some of the box, `absent` is that Count.
     """
     return zarr.open_array(str(target), mode="r").attrs[PLACE]
 
 
 class _Missing:
-    """Chunks that the source lacks, counted block by block and kept in a folder, so that a killed copy goes on."""
+    """What the source lacks of a box, counted block by block and kept in a folder, so that a killed copy goes on."""
 
     def __init__(self, folder: Path, source: Remote, box: Roi):
         self.folder, self.source, self.box = folder, source, box
-        self.total = source.chunks.count(box) if source.chunks else 0
+        self.whole = source.absence.size(box) if source.absence else Count(0, 0)
         self.by_block = {path.stem: int(path.read_text(encoding="ascii")) for path in folder.glob("*.txt")}
 
     @property
-    def found(self) -> int:
-        return sum(self.by_block.values())
+    def found(self) -> Count:
+        return self.whole._replace(absent=sum(self.by_block.values()))
 
-    def count(self, index: int, values: np.ndarray, block: Roi) -> int:
+    def count(self, index: int, values: np.ndarray, block: Roi) -> Count:
         """Count those of a block; return how many were found so far."""
-        chunks = self.source.chunks
-        if chunks is not None and (
-            number := _tried(self.source.address, lambda: chunks.absent_of_block(values, block, self.box))
+        absence = self.source.absence
+        if absence is not None and (
+            number := _tried(self.source.address, lambda: absence.absent_of_block(values, block, self.box))
         ):
             manifest.write_text(self.folder / f"{index}.txt", str(number))
             self.by_block[str(index)] = number

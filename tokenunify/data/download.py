@@ -29,6 +29,7 @@ from tokenunify.data import (
     sources,
     transfer,
 )
+from tokenunify.data.absent import Count
 from tokenunify.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -211,7 +212,7 @@ def _obtain_box(file: FileSource, roi: c.RoiConfig | None, job: Job, allow_missi
 
     sha256 = keep.once(file.url, target, file.sha256, get, lambda made: sources.checksum(made, "zarr"))
     place = box.described(target)
-    absent.check(file.url, place.get("absent", (0, 0)), allow_missing)
+    absent.check(file.url, Count(*place.get("absent", (0, 0))), allow_missing)
     return str(target), {"sha256": sha256, "format": "zarr", "dataset": None, "box": place}
 
 

@@ -8,7 +8,8 @@ import h5py
 import numpy as np
 
 from tokenunify.data import references, unwritten
-from tokenunify.data.axes import ATTRIBUTES, Stated, agreed, of_attributes, ordered
+from tokenunify.data.absent import Unwritten
+from tokenunify.data.axes import ATTRIBUTES, Ordered, Stated, agreed, of_attributes, order
 from tokenunify.data.references import Followed
 from tokenunify.data.source_array import NUMBERS, STATED, Opening, SourceArray, stated_voxel_size
 from tokenunify.errors import InputError
@@ -54,7 +55,12 @@ def open_dataset(path: str, file: h5py.File, dataset: str | None, folder: str | 
     axes = agreed(path, [*_axistags(path, item), *_hdf5_axes(item), *of_attributes(attributes)], len(item.shape))
     in_order: Sequence[str] = axes or "zyx"
     size = stated_voxel_size(attributes, in_order) or stated_voxel_size(_attributes(file), in_order)
-    return SourceArray(path, ordered(path, found, axes)[0] if axes else found, size)
+    data: Voxels | Ordered = Ordered(found, order(path, axes, found.shape)) if axes else found
+    return SourceArray(path, data, size, _unwritten(data))
+
+
+def _unwritten(data: "Voxels | Ordered") -> Unwritten:
+    return Unwritten(lambda box: data.unwritten(box.slices))
 
 
 class Voxels:
@@ -159,7 +165,7 @@ class _Neuroproof:
         order = np.argsort(table[:, 0], kind="stable")
         self.path, self.stack = path, stack
         self.keys, self.bodies = table[order, 0], table[order, 1].astype(np.uint64)
-        self.shape, self.dtype, self.unwritten = stack.shape, self.bodies.dtype, stack.unwritten
+        self.shape, self.dtype = stack.shape, self.bodies.dtype
 
     def __getitem__(self, index: Any) -> np.ndarray:
         stack = np.asarray(self.stack[index])
@@ -183,4 +189,5 @@ def open_neuroproof(path: str, dataset: str | None, opening: Opening) -> SourceA
             f"{path}: expected rows of two ids (supervoxel, body) in `transforms`, found shape {list(table.shape)}; "
             "get the file again"
         )
-    return SourceArray(path, _Neuroproof(path, stack, table[:]), stated_voxel_size(_attributes(file)))
+    size = stated_voxel_size(_attributes(file))
+    return SourceArray(path, _Neuroproof(path, stack, table[:]), size, _unwritten(stack))

@@ -18,6 +18,7 @@ from tokenunify import arrays, blockwise, components, forms, manifest, pyramid, 
 from tokenunify.affinities import IGNORE
 from tokenunify.config import Phantom, validate
 from tokenunify.data import absent, convert, parts, readers, references, sources, streaming, synthetic
+from tokenunify.data.absent import Copied, Count
 from tokenunify.data.faults import naming
 from tokenunify.data.source_array import SourceArray
 from tokenunify.errors import InputError
@@ -54,7 +55,6 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
         roi = _roi(section, opened)
         lacking = _absent(opened, roi, manifest.read(source)["run"].get("allow_missing", {}))
         _warn_of_many_files(section, roi)
-        _warn_of_unwritten(opened, roi)
         with opened["raw"].keeping(section.chunk_shape[0], progress / "sections" / "raw"):
             ends = convert.ends(section.intensity, opened["raw"], roi, section.chunk_shape)
         overruled = {role: list(a.voxel_size_nm or ()) for role, a in opened.items() if _differs(a, section)}
@@ -72,7 +72,7 @@ def run(section: stages.Ingest, plain: dict, *, source: Path, output: Path, thre
         _forget_placed(output)
         _replace(output.with_suffix(".zarr"), partial)
         content = _content(section, stored, roi) | {"config": plain, "inputs": inputs}
-        content |= {"absent_chunks": lacking} if lacking else {}
+        content |= {"absent": lacking} if lacking else {}
         for path in (placed, output):
             manifest.write(path, content, {**_total(runs), arrays.SHARDS: marks})
         _remove_work(output)
@@ -134,25 +134,22 @@ def _open(source: Path, unpacked: Path) -> dict[str, SourceArray]:
             if box := file.get("box"):
                 place, shape = Roi(tuple(box["offset"]), tuple(box["shape"])), tuple(box["whole"])
                 opened[role].box, opened[role].whole = place, shape
-                opened[role].absent = _told(*box.get("absent", (0, 0)))
+                opened[role].absence = Copied(Count(*box.get("absent", (0, 0))))
     return opened
 
 
-def _told(number: int, total: int) -> Callable[[Roi], tuple[int, int]]:
-    """What the download counted: the copy of a box has all chunks."""
-    return lambda roi: (number, total)
+def _absent(opened: dict[str, SourceArray], roi: Roi, allowed: dict[str, float]) -> dict[str, dict]:
+    """By role, how much of the box the source lacks, where it does; InputError for more than is allowed."""
+    counts = {role: _counted(array, roi) for role, array in opened.items() if array.absence}
+    for role, count in counts.items():
+        absent.check(opened[role].path, count, allowed.get(role, absent.ALLOWED))
+    return {role: count._asdict() for role, count in counts.items() if count.absent}
 
 
-def _absent(opened: dict[str, SourceArray], roi: Roi, allowed: dict[str, float]) -> dict[str, dict[str, int]]:
-    """By role, how many chunks of the box the source lacks, where it does; InputError for more than is allowed."""
-    lacking = {}
-    for role, array in opened.items():
-        with naming(array.path):
-            number, total = array.absent(roi) if array.absent else (0, 0)
-        absent.check(array.path, (number, total), allowed.get(role, absent.ALLOWED))
-        if number:
-            lacking[role] = {"absent": number, "chunks": total}
-    return lacking
+def _counted(array: SourceArray, roi: Roi) -> Count:
+    assert array.absence is not None
+    with naming(array.path):
+        return array.absence.absent(roi)
 
 
 def _check_unchanged(path: str, file: dict, source: Path) -> None:
@@ -208,19 +205,6 @@ def _check_voxel_size(array: SourceArray, section: stages.Ingest) -> None:
 def _differs(array: SourceArray, section: stages.Ingest) -> bool:
     pairs = zip(array.voxel_size_nm or (), section.voxel_size_nm, strict=False)
     return any(stated and abs(stated - size) > SIZE_TOLERANCE * size for stated, size in pairs)
-
-
-def _warn_of_unwritten(opened: dict[str, SourceArray], roi: Roi) -> None:
-    for role, array in opened.items():
-        if number := array.unwritten(roi):
-            logger.warning(
-                "%s: %d of %d voxels of %s (%.3g %%) were never written in the file, which has its fill value there",
-                array.path,
-                number,
-                roi.num_voxels,
-                role,
-                100 * number / roi.num_voxels,
-            )
 
 
 class Converted(NamedTuple):

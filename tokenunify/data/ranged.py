@@ -116,4 +116,4 @@ def open_ranged(file: FileSource, throttle: Throttle) -> Remote:
     with naming(file.url):
         array = hdf5.open_dataset(file.url, h5py.File(io.BufferedReader(ranged, PAGE_BYTES), "r"), file.dataset)
     size, identity = array.voxel_size_nm, ranged.identity
-    return Remote(file.url, array, array.shape, array.dtype, size, identity, array.chunks)
+    return Remote(file.url, array, array.shape, array.dtype, size, identity, array.absence)

@@ -9,7 +9,7 @@ import numpy as np
 
 from tokenunify.config import FileSource
 from tokenunify.data import chunked, metadata, places
-from tokenunify.data.absent import Chunks
+from tokenunify.data.absent import Absence
 from tokenunify.data.faults import UNREADABLE, naming, told
 from tokenunify.data.source_array import ArrayLike, Stated, product, turned
 from tokenunify.data.transfer import Throttle
@@ -35,8 +35,8 @@ class Remote(NamedTuple):
     """What the source states."""
     identity: str
     """Changes when the source does, as far as it tells."""
-    chunks: Chunks | None = None
-    """Where its format may leave chunks out."""
+    absence: Absence | None = None
+    """What it does not store, where its format allows that."""
 
 
 def open_remote(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Throttle) -> Remote:
@@ -49,7 +49,7 @@ def open_remote(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Thr
         array = chunked.open_chunked(file.url, file.format, dataset)
     identity = hashlib.sha256(b"\n".join(texts)).hexdigest()
     data = _Paced(array.data, throttle)
-    return Remote(file.url, data, array.shape, array.dtype, array.voxel_size_nm, identity, array.chunks)
+    return Remote(file.url, data, array.shape, array.dtype, array.voxel_size_nm, identity, array.absence)
 
 
 def open_coarser(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Throttle) -> Iterator[Remote]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import dask
 import numpy as np
 
-from tokenunify.data.absent import Chunks
+from tokenunify.data.absent import Absence
 from tokenunify.data.faults import naming
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi, VoxelSize
@@ -64,13 +64,13 @@ class SourceArray:
     """A 3D array (z, y, x) in a file, read when indexed; reading errors name the file.
 
     `voxel_size_nm` is what the file states, or None; `sections` is there where whole sections are read at a time. Of a
-    box that was fetched alone, `box` is its place in the source, and `whole` the source's shape. `absent` tells, of a
-    box, how many of the file's chunks that touch it are not stored, and of how many, where a format allows that.
+    box that was fetched alone, `box` is its place in the source, and `whole` the source's shape. `absence` tells what
+    the file does not store, where its format allows that.
     """
 
     ndim = 3
 
-    def __init__(self, path: str, data: ArrayLike, voxel_size_nm: Stated | None = None, chunks: Chunks | None = None):
+    def __init__(self, path: str, data: ArrayLike, voxel_size_nm: Stated | None = None, absence: Absence | None = None):
         if len(data.shape) != 3:
             raise InputError(
                 f"{path}: expected an array of 3 axes z, y, x, found {len(data.shape)} axes, shape {list(data.shape)}; "
@@ -91,8 +91,7 @@ class SourceArray:
         z, y, x = (int(n) for n in data.shape)
         self.shape = (z, y, x)
         self.box, self.whole = Roi((0, 0, 0), self.shape), self.shape
-        self.absent: Callable[[Roi], tuple[int, int]] | None = chunks and chunks.absent
-        self.chunks = chunks
+        self.absence = absence
 
     @property
     def depth(self) -> int:
@@ -107,12 +106,6 @@ class SourceArray:
     def read(self, box: Roi) -> np.ndarray:
         """The voxels of a box of the source."""
         return self[box.within(self.box)]
-
-    def unwritten(self, box: Roi) -> int:
-        """Voxels of a box of the source that its file does not have; 0 also where the format does not tell."""
-        count = getattr(self.data, "unwritten", None)
-        with naming(self.path):
-            return count(box.within(self.box)) if count else 0
 
     @contextlib.contextmanager
     def keeping(self, num_sections: int, scratch: Path) -> Iterator[None]:

@@ -340,6 +340,4 @@ def volumes(made: list[Made], rights: Sequence[Rights]) -> list[dict]:
         found = next((r for r in rights if names & set(r.volumes)), Rights(volumes=()))
         return {"license": found.license, "terms": found.terms, "citation": found.citation}
 
-    return [
-        {"name": name, "absent_chunks": {}, **parts["content"], **of(name), "run": parts["run"]} for name, parts in read
-    ]
+    return [{"name": name, "absent": {}, **parts["content"], **of(name), "run": parts["run"]} for name, parts in read]
