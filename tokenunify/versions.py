@@ -9,7 +9,7 @@ STAGES = {
     "baseline": 1,
     "fragments": 4,
     "rag": 3,
-    "tune": 2,
+    "tune": 3,
     "agglomerate": 3,
     "relabel": 2,
     "evaluate": 6,
