@@ -10,7 +10,7 @@ sys.path.insert(0, workflow.basedir)
 
 from tokenunify.config import BASELINE, from_dict, text
 from tokenunify.errors import InputError
-from tokenunify.plan import Plan
+from tokenunify.plan.plan import Plan
 
 if not workflow.configfiles:
 

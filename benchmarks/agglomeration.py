@@ -23,14 +23,15 @@ import numpy as np
 import psutil
 import waterz as peer
 
-from tokenunify import arrays, ids, manifest
 from tokenunify.config import Fragments
-from tokenunify.data import synthetic
+from tokenunify.data.phantom import phantom
 from tokenunify.evaluation import metrics
 from tokenunify.geometry import Blocks, Coordinate
+from tokenunify.kernels import ids
 from tokenunify.segmentation import fragments, graph, hierarchy, rag, waterz
 from tokenunify.segmentation.baseline import lower_of_pairs, smooth
 from tokenunify.segmentation.lut import Lut
+from tokenunify.store import arrays, manifest
 
 SHAPE = (48, 384, 384)
 BLOCKINGS = [(32, 128, 128), (7, 210, 97), (64, 64, 400)]
@@ -99,9 +100,9 @@ def differences(affinities: np.ndarray, labels: np.ndarray, graphs: list[graph.R
     return found
 
 
-def phantom() -> tuple[np.ndarray, np.ndarray]:
+def built_in() -> tuple[np.ndarray, np.ndarray]:
     """Smoothed raw for affinities, and their watershed."""
-    raw, _ = synthetic.phantom(SHAPE, seed=5)
+    raw, _ = phantom.generate(SHAPE, seed=5)
     affinities = lower_of_pairs(np.rint(smooth(raw, (0.5, 2.0, 2.0))).astype(np.uint8))
     return affinities, fragments.watershed(arrays.to_float(affinities), Fragments()).astype(np.uint64)
 
@@ -190,7 +191,7 @@ def print_hierarchy(parts: list[graph.Rag]) -> None:
 
 def main(*paths: str) -> None:
     """Print the comparisons."""
-    affinities, labels = stored(*paths) if paths else phantom()
+    affinities, labels = stored(*paths) if paths else built_in()
     graphs = [graph.merge(parts_of(affinities, labels, block_shape)) for block_shape in BLOCKINGS]
     print(f"agglomeration of {labels.shape} voxels, {graphs[0].nodes.size} fragments, {len(graphs[0].edges)} edges")
     for score in SCORES:

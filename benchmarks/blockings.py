@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import zarr
 
-from tokenunify import blockings, stages
+from tokenunify import blockings
 from tokenunify.config import Fragments, Waterz
-from tokenunify.data import synthetic
+from tokenunify.data.phantom import phantom
 from tokenunify.segmentation.baseline import lower_of_pairs, smooth
+from tokenunify.stages import sections
 
 SHAPE = (64, 192, 192)
-SECTION = stages.Blockings(
+SECTION = sections.Blockings(
     segmentation=Waterz(
         method="waterz",
         fragments=Fragments(dimensions=3, threshold=0.6, sigma_seeds=3.0, distance_weight=0.3, halo=(24, 24, 24)),
@@ -30,15 +31,15 @@ SECTION = stages.Blockings(
 THRESHOLDS = (0.1, 0.3, 0.5)
 
 
-def phantom() -> np.ndarray:
+def built_in() -> np.ndarray:
     """Affinities (3, z, y, x), uint8."""
-    raw, _ = synthetic.phantom(SHAPE, seed=5)
+    raw, _ = phantom.generate(SHAPE, seed=5)
     return lower_of_pairs(np.rint(smooth(raw, (0.5, 2.0, 2.0))).astype(np.uint8))
 
 
 def main(paths: list[str]) -> None:
     """Print the table."""
-    affinities = zarr.open_array(paths[0], mode="r") if paths else phantom()
+    affinities = zarr.open_array(paths[0], mode="r") if paths else built_in()
     print(f"blockings of {affinities.shape[1:]} voxels")
     for threshold in THRESHOLDS:
         with tempfile.TemporaryDirectory() as folder:

@@ -18,9 +18,10 @@ import psutil
 from scipy.optimize import nnls
 
 from tokenunify import config as c
-from tokenunify import estimate, manifest
-from tokenunify.plan import Plan
-from tokenunify.workload import Task, Workload
+from tokenunify.plan import estimate
+from tokenunify.plan.plan import Plan
+from tokenunify.plan.workload import Task, Workload
+from tokenunify.store import manifest
 
 RUN = r"results/[^/]+/(?P<model>[^/]+)/seed\d+"
 PLACES = {

@@ -13,11 +13,11 @@ import numpy as np
 import zarr
 from elf.segmentation.watershed import distance_transform_watershed, stacked_watershed
 
-from tokenunify import arrays
 from tokenunify.config import Fragments, Multicut
-from tokenunify.data import synthetic
+from tokenunify.data.phantom import phantom
 from tokenunify.segmentation import fragments
 from tokenunify.segmentation.baseline import lower_of_pairs, smooth
+from tokenunify.store import arrays
 
 SHAPE = (96, 224, 224)
 ELF = {"sigma_seeds": 2.0, "sigma_weights": 2.0, "distance_weight": 0.1, "min_size": 100}
@@ -59,7 +59,7 @@ def main(paths: list[str]) -> None:
     if paths:
         affinities = arrays.to_float(zarr.open_array(paths[0], mode="r")[:3])
     else:
-        raw, _ = synthetic.phantom(SHAPE, seed=5)
+        raw, _ = phantom.generate(SHAPE, seed=5)
         affinities = arrays.to_float(lower_of_pairs(np.rint(smooth(raw, (0.5, 2.0, 2.0))).astype(np.uint8)))
     million = affinities[0].size / 1e6
     print(f"fragments of {affinities.shape[1:]} voxels: Mvoxel/s (number of fragments)")

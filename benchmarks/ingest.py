@@ -21,9 +21,13 @@ import h5py
 import numpy as np
 import zarr
 
-from tokenunify import arrays, config, manifest, stages
-from tokenunify.data import ingest, readers, streaming, synthetic
+from tokenunify import config
+from tokenunify.data.formats import readers
+from tokenunify.data.ingest import ingest, streaming
+from tokenunify.data.phantom import phantom
 from tokenunify.geometry import Roi
+from tokenunify.stages import sections
+from tokenunify.store import arrays, manifest
 
 SIDE = 1024
 THREADS = 2
@@ -40,7 +44,7 @@ def write_raw(path: Path) -> None:
         with h5py.File(sample) as file:
             cube = file["raw"][:]
     else:
-        cube = synthetic.phantom((250, 250, 250), seed=5)[0]
+        cube = phantom.generate((250, 250, 250), seed=5)[0]
     z, y, x = (np.pad(np.arange(n), (0, SIDE - n), mode="symmetric") for n in cube.shape)
     with h5py.File(path, "w") as file:
         data = file.create_dataset("raw", (SIDE,) * 3, np.uint8, chunks=(32, 256, 256))
@@ -74,7 +78,7 @@ def by_ingest(source: str, role: str, store: Path) -> dict:
     array = readers.open_array(source, "hdf5", role, store)
     grid = {"chunk_shape": STORAGE.chunk_shape, "shard_shape": STORAGE.shard_shape}
     given = {"roi": None, "zero": "background"}
-    section = stages.Ingest(voxel_size_nm=VOXEL_SIZE_NM[role], **grid, **given)
+    section = sections.Ingest(voxel_size_nm=VOXEL_SIZE_NM[role], **grid, **given)
     roi, begun = Roi((0, 0, 0), array.shape), time.perf_counter()
     found = ingest._converted(role, array, roi, section, None, store / "progress")
     looking = time.perf_counter() - begun

@@ -12,19 +12,19 @@ import numpy as np
 from bioimage_cpp.graph import UndirectedGraph
 from elf.segmentation.multicut import multicut_kernighan_lin
 
-from tokenunify import arrays
 from tokenunify.config import Fragments, Solver
-from tokenunify.data import synthetic
+from tokenunify.data.phantom import phantom
 from tokenunify.segmentation import fragments, graph, multicut, rag
 from tokenunify.segmentation.baseline import lower_of_pairs, smooth
+from tokenunify.store import arrays
 
 SHAPE = (48, 384, 384)
 BETA = 0.5
 
 
-def phantom() -> graph.Rag:
+def built_in() -> graph.Rag:
     """The graph of a phantom's fragments."""
-    raw, _ = synthetic.phantom(SHAPE, seed=5)
+    raw, _ = phantom.generate(SHAPE, seed=5)
     affinities = lower_of_pairs(np.rint(smooth(raw, (0.5, 2.0, 2.0))).astype(np.uint8))
     return rag.from_arrays(affinities, fragments.watershed(arrays.to_float(affinities), Fragments()), histograms=False)
 
@@ -36,7 +36,7 @@ def run_peer(num_nodes: int, edges: np.ndarray, costs: np.ndarray) -> np.ndarray
 
 def main(words: list[str]) -> None:
     """Print the table."""
-    found = rag.load(Path(words[0])) if words else phantom()
+    found = rag.load(Path(words[0])) if words else built_in()
     edges, costs = np.searchsorted(found.nodes, found.edges).astype(np.uint64), multicut.costs(found, BETA)
     print(f"multicut of {found.nodes.size} fragments, {len(edges)} edges, beta {BETA}")
     best = seconds_of_peer = None

@@ -18,17 +18,18 @@ import numpy as np
 import torch
 from monai.inferers import sliding_window_inference
 
-from tokenunify import arrays, manifest, prepare, stages
 from tokenunify import config as c
-from tokenunify.data import synthetic
+from tokenunify.data.phantom import phantom
 from tokenunify.learning import checkpoint, networks, predict
+from tokenunify.stages import sections
+from tokenunify.store import arrays, manifest, prepare
 
 THREADS = 2
 ISOTROPIC = {"embed_kernel": (3, 3, 3), "embed_stride": (2, 2, 2), "first_kernel": (3, 3, 3), "pooling": (2, 2, 2)}
 TINY = c.Superhuman(filters=(2, 2), **ISOTROPIC)
 """Costs next to nothing, so that large volumes take seconds."""
 GRID = {"chunk_shape": (32, 64, 64), "shard_shape": (32, 128, 128), "block_shape": (64, 128, 128)}
-SMALL = stages.Predict(crop=(64, 64, 64), stride=(32, 32, 32), padding=(0, 0, 0), precision="bf16-mixed", **GRID)
+SMALL = sections.Predict(crop=(64, 64, 64), stride=(32, 32, 32), padding=(0, 0, 0), precision="bf16-mixed", **GRID)
 MEMORY_SHAPE = (128, 128, 128)
 
 
@@ -37,7 +38,7 @@ class Case(NamedTuple):
 
     name: str
     network: c.Superhuman
-    section: stages.Predict
+    section: sections.Predict
     shape: tuple[int, int, int]
     overlap: tuple[float, float, float]
     """The stride as MONAI is told it: it rounds crop x (1 - overlap) down."""
@@ -48,7 +49,7 @@ CASES = (
     Case(
         "superhuman, crop and stride of config/config.yaml",
         c.Superhuman(),
-        stages.Predict(
+        sections.Predict(
             crop=(18, 160, 160),
             stride=(10, 80, 80),
             padding=(0, 0, 0),
@@ -72,7 +73,7 @@ CASES = (
 )
 
 
-def write_inputs(folder: Path, raw: np.ndarray, description: c.Superhuman, section: stages.Predict) -> None:
+def write_inputs(folder: Path, raw: np.ndarray, description: c.Superhuman, section: sections.Predict) -> None:
     """A volume, random weights of a network, and the empty store."""
     place = folder / "v.zarr/raw/0"
     grid = {"chunk_shape": section.chunk_shape, "shard_shape": section.shard_shape}
@@ -86,25 +87,25 @@ def write_inputs(folder: Path, raw: np.ndarray, description: c.Superhuman, secti
     manifest.write(folder / "weights.json", {"weights": weights, "network": plain, "finetune": {"offsets": c.NEAREST}})
 
 
-def prepare_store(folder: Path, section: stages.Predict) -> Path:
+def prepare_store(folder: Path, section: sections.Predict) -> Path:
     """An empty store for the affinities; its prepared.json."""
     shutil.rmtree(folder / "out", ignore_errors=True)
     prepared = folder / "out/prepared.json"
-    text = stages.to_json("predict", section)
+    text = sections.to_json("predict", section)
     prepare.run("predict", text, [folder / "v.json", folder / "weights.json"], prepared)
     return prepared
 
 
-def run_ours(folder: Path, section: stages.Predict) -> dict[str, Any]:
+def run_ours(folder: Path, section: sections.Predict) -> dict[str, Any]:
     """The stage; what its manifest tells of the run."""
-    section, plain = stages.from_json("predict", stages.to_json("predict", section))
+    section, plain = sections.from_json("predict", sections.to_json("predict", section))
     files = {"raw": folder / "v.json", "weights": folder / "weights.json", "prepared": folder / "out/prepared.json"}
     output = folder / "out/part0of1.json"
     predict.run(section, plain, **files, output=output, part=(0, 1), threads=THREADS, device="cpu")
     return manifest.read(output)["run"]
 
 
-def run_peer(folder: Path, section: stages.Predict, overlap: tuple[float, float, float]) -> np.ndarray:
+def run_peer(folder: Path, section: sections.Predict, overlap: tuple[float, float, float]) -> np.ndarray:
     """Affinities (3, z, y, x), float32, by MONAI, with the same network, precision and blending weight."""
     torch.set_num_threads(THREADS)
     network, _ = checkpoint.rebuild(folder / "weights.json")
@@ -132,7 +133,7 @@ def timed(function: Callable, *arguments: Any) -> tuple[float, Any]:
 def compare_speed(folder: Path, case: Case) -> None:
     """Print both rates, and where our time goes, of the fastest run of each."""
     section = case.section
-    write_inputs(folder, synthetic.phantom(case.shape, seed=5)[0], case.network, section)
+    write_inputs(folder, phantom.generate(case.shape, seed=5)[0], case.network, section)
     ours, peer = [], []
     for _ in range(1 + case.repeats):  # the first warms up
         prepare_store(folder, section)

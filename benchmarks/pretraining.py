@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from tokenunify.evaluation import tables
+from tokenunify.evaluation import score_table
 
 ROOT = Path(__file__).resolve().parents[1]
 TABLE = "results/fib25-test/metrics.csv"
@@ -26,7 +26,7 @@ def compute(folder: Path, cores: str) -> Path:
 
 def lines(table: pd.DataFrame) -> list[str]:
     """One line per model and segmentation, the lowest VOI of each segmentation first."""
-    groups = sorted(tables.summary(table).groups, key=lambda group: (group.segmentation, group.mean["voi"]))
+    groups = sorted(score_table.summary(table).groups, key=lambda group: (group.segmentation, group.mean["voi"]))
     return [
         f"{group.segmentation:<24} {group.model:<16} {group.seeds:>5}"
         + "".join(f"  {group.mean[score]:.3f} ± {group.spread[score]:.3f}" for score in ("voi", "arand"))
@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path, help="where data, models and results go")
     parser.add_argument("--cores", default="all")
     arguments = parser.parse_args()
-    table = tables.read(compute(arguments.folder, arguments.cores))
+    table = score_table.read(compute(arguments.folder, arguments.cores))
     print(f"{'segmentation':<24} {'model':<16} {'seeds':>5}  {'VOI, bits':<13}  ARAND")
     print("\n".join(lines(table)))
 

@@ -15,8 +15,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import yaml
 
-from tokenunify import manifest
-from tokenunify.data import synthetic
+from tokenunify.data.phantom import phantom
+from tokenunify.store import manifest
 
 SIDES = (250, 500)
 STAGES = {
@@ -55,7 +55,7 @@ def cube() -> tuple[np.ndarray, np.ndarray]:
     """Raw and labels of 250^3 voxels."""
     data = os.environ.get("TOKENUNIFY_DATA")
     if not data:
-        return synthetic.phantom((SIDES[0],) * 3, seed=5)
+        return phantom.generate((SIDES[0],) * 3, seed=5)
     with h5py.File(Path(data, "fib25/training_sample2.h5")) as file:
         return file["raw"][:], file["labels"][:].astype(np.uint32)
 

@@ -16,9 +16,10 @@ import h5py
 import numpy as np
 from skimage.metrics import adapted_rand_error, variation_of_information
 
-from tokenunify import arrays, manifest, prepare, stages
-from tokenunify.data import synthetic
+from tokenunify.data.phantom import phantom
 from tokenunify.evaluation import evaluate, metrics
+from tokenunify.stages import sections
+from tokenunify.store import arrays, manifest, prepare
 
 SHAPE = (48, 384, 384)
 CROP = (slice(224, 288), slice(256, 768), slice(256, 768))
@@ -77,7 +78,9 @@ def write_stores(folder: Path, labels: h5py.Dataset) -> tuple[Path, Path]:
     create = partial(arrays.create, dtype="uint16", attributes={}, **GRID)
     create(volume.with_suffix(".zarr") / "raw" / "0", shape=(1, 1, 1))[:] = 0  # it is opened, and not read
     truth = create(volume.with_suffix(".zarr") / "labels" / "0", shape=labels.shape)
-    prepare.run("relabel", stages.to_json("relabel", stages.Relabel(**GRID, block_shape=BLOCK)), [volume], segmentation)
+    prepare.run(
+        "relabel", sections.to_json("relabel", sections.Relabel(**GRID, block_shape=BLOCK)), [volume], segmentation
+    )
     found = arrays.open_writable(segmentation)
     depth = GRID["shard_shape"][0]
     for start in range(0, labels.shape[0], depth):
@@ -89,8 +92,8 @@ def write_stores(folder: Path, labels: h5py.Dataset) -> tuple[Path, Path]:
 
 def evaluated(volume: Path, segmentation: Path, spacing: float | None) -> tuple[float, float]:
     """Seconds of the stage, and the peak resident size of this process in GB."""
-    section = stages.Evaluate(block_shape=BLOCK, erode_labels=False, ignore_label=0, skeleton_spacing_nm=spacing)
-    plain, started = stages.from_json("evaluate", stages.to_json("evaluate", section))[1], time.perf_counter()
+    section = sections.Evaluate(block_shape=BLOCK, erode_labels=False, ignore_label=0, skeleton_spacing_nm=spacing)
+    plain, started = sections.from_json("evaluate", sections.to_json("evaluate", section))[1], time.perf_counter()
     evaluate.run(section, plain, segmentation=segmentation, volume=volume, output=segmentation.with_name("scores.json"))
     return time.perf_counter() - started, manifest.peak_mb() * 2**20 / 1e9
 
@@ -114,7 +117,7 @@ def compare_large(path: Path) -> None:
 
 def main() -> None:
     """Print the tables."""
-    _, labels = synthetic.phantom(SHAPE, seed=5)
+    _, labels = phantom.generate(SHAPE, seed=5)
     compare("a phantom", np.roll(labels, (1, 7, 11), axis=(0, 1, 2)), labels)
     if "TOKENUNIFY_DATA" not in os.environ:
         print("TOKENUNIFY_DATA is not set: pinky40 is left out")

@@ -5,9 +5,9 @@ from typing import Literal
 
 import numpy as np
 
-from tokenunify import ids
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
+from tokenunify.kernels import ids
 
 IGNORE = 2**64 - 1
 """CREMI's label for voxels without ground truth."""

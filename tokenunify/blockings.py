@@ -16,14 +16,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenunify import arrays, forms, manifest
 from tokenunify.config import NEAREST, Multicut, Waterz
 from tokenunify.evaluation import metrics
 from tokenunify.geometry import Blocks, Coordinate, Roi, check_shapes
 from tokenunify.segmentation import agglomerate, fragments, lifted, rag
 from tokenunify.segmentation.graph import Rag, Stored
 from tokenunify.segmentation.lut import Lut
-from tokenunify.stages import Blockings
+from tokenunify.stages.sections import Blockings
+from tokenunify.store import arrays, forms, manifest
 
 logger = logging.getLogger(__name__)
 

@@ -14,9 +14,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenunify import config, datasets, estimate, failures, stages
-from tokenunify.blockwise import parse_part
+from tokenunify import config, failures
 from tokenunify.errors import InputError
+from tokenunify.plan import catalogue, estimate
+from tokenunify.stages import sections
+from tokenunify.store.blockwise import parse_part
 
 logger = logging.getLogger(__name__)
 
@@ -38,12 +40,12 @@ class Command:
 
 COMMANDS = {
     "download": Command(
-        "data.download",
+        "data.download.download",
         "fetch and verify source files",
         ("downloads", "output"),
     ),
     "ingest": Command(
-        "data.ingest", "turn source files into an OME-Zarr volume", ("source", "output"), (), ("threads",)
+        "data.ingest.ingest", "turn source files into an OME-Zarr volume", ("source", "output"), (), ("threads",)
     ),
     "pretrain": Command(
         "learning.pretrain",
@@ -109,7 +111,7 @@ COMMANDS = {
         ("affinities", "volume", "lut", "output"),
     ),
     "metrics": Command(
-        "evaluation.tables",
+        "evaluation.score_table",
         "collect a volume's scores in one table",
         ("output",),
         ("scores", "luts", "predictions", "weights"),
@@ -170,8 +172,8 @@ class _Parser(argparse.ArgumentParser):
     """A subcommand's parser; the help of a stage ends with its section's schema, which is made when it is asked for."""
 
     def format_help(self) -> str:
-        if (stage := self.prog.split()[-1]) in stages.SECTIONS:
-            schema = json.dumps(stages.SECTIONS[stage].model_json_schema(), indent=1)
+        if (stage := self.prog.split()[-1]) in sections.SECTIONS:
+            schema = json.dumps(sections.SECTIONS[stage].model_json_schema(), indent=1)
             self.epilog = f"schema of --config-json:\n{schema}"
         return super().format_help()
 
@@ -231,7 +233,7 @@ def _voxels(text: str) -> float:
 def _throughput(text: str) -> tuple[str, float]:
     stage, _, speed = text.partition("=")
     try:
-        if stage in stages.SECTIONS and float(speed) > 0:
+        if stage in sections.SECTIONS and float(speed) > 0:
             return stage, float(speed)
     except ValueError:
         pass
@@ -244,15 +246,15 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.command == "schema":
         sys.stdout.write(config.schema_text())
     elif arguments.command in ("prepare", "clean"):
-        importlib.import_module(f"tokenunify.{arguments.command}").run(**given)
+        importlib.import_module(f"tokenunify.store.{arguments.command}").run(**given)
     elif arguments.command == "plan":
         estimate.run(**given)
     elif arguments.command == "datasets":
-        datasets.run(**given)
+        catalogue.run(**given)
     elif arguments.command == "networks":
         importlib.import_module("tokenunify.learning.summary").run(**given)
     else:
-        section, plain = stages.from_json(arguments.command, given.pop("config_json"))
+        section, plain = sections.from_json(arguments.command, given.pop("config_json"))
         module = importlib.import_module(f"tokenunify.{COMMANDS[arguments.command].module}")
         module.run(section, plain, **given)
 

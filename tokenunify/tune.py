@@ -12,14 +12,14 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenunify import arrays, forms, manifest
 from tokenunify.config import Tuned
 from tokenunify.errors import InputError
-from tokenunify.evaluation import evaluate, ignored, metrics
+from tokenunify.evaluation import evaluate, ignored_label, metrics
 from tokenunify.geometry import Blocks, check_shapes
 from tokenunify.segmentation import agglomerate, rag
 from tokenunify.segmentation.lut import Lut
-from tokenunify.stages import Tune
+from tokenunify.stages.sections import Tune
+from tokenunify.store import arrays, forms, manifest
 
 logger = logging.getLogger(__name__)
 
@@ -90,4 +90,4 @@ def _table(fragments: Path, volume: Path, section: Tune) -> metrics.Contingency:
     read = partial(evaluate.read, source, opened, erode=section.erode_labels)
     rois = map(blocks.roi, range(len(blocks)))
     table = metrics.merge(metrics.contingency(*read(roi), roi, source.shape) for roi in rois)
-    return ignored.without(table, opened, section.ignore_label)
+    return ignored_label.without(table, opened, section.ignore_label)

@@ -44,7 +44,7 @@ if part:
     wait(lambda: len(list(Path().glob(f"begun-{stage}-*"))) == int(part[2]), 60)
 
 if (stage, part) == ("predict", "1/4") and not Path("held").exists():
-    from tokenunify import blockwise
+    from tokenunify.store import blockwise
 
     record = blockwise._record
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from tests.stages.conftest import neurites
 from tokenunify import cli, config
-from tokenunify.plan import Plan
+from tokenunify.plan.plan import Plan
 
 CONFIG = {
     "device": "cpu",

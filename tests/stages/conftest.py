@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenunify import affinities, arrays, cli, config, manifest, stages
+from tokenunify import affinities, cli, config
+from tokenunify.stages import sections
+from tokenunify.store import arrays, manifest
 
 SHAPE = (10, 40, 60)
 VOXEL_SIZE = (40.0, 8.0, 4.0)
@@ -80,8 +82,10 @@ class Workspace:
 
     def section(self, stage: str, **values) -> str:
         grid = {name: getattr(self, name) for name in ("chunk_shape", "shard_shape", "block_shape")}
-        known = stages.SECTIONS[stage].model_fields
-        return stages.to_json(stage, stages.SECTIONS[stage](**{k: v for k, v in grid.items() if k in known}, **values))
+        known = sections.SECTIONS[stage].model_fields
+        return sections.to_json(
+            stage, sections.SECTIONS[stage](**{k: v for k, v in grid.items() if k in known}, **values)
+        )
 
     def prepare(self, stage: str, section: str, inputs: list[Path], name: str) -> Path:
         output = self.folder / name / "prepared.json"

@@ -5,7 +5,7 @@ import random
 from pathlib import Path
 from typing import Any
 
-from tokenunify import manifest
+from tokenunify.store import manifest
 
 DEEP = 20_000
 FOREIGN: tuple[bytes, ...] = (

@@ -7,7 +7,8 @@ import pytest
 from skimage.metrics import adapted_rand_error, variation_of_information
 
 from tests.stages.test_segmentation import noisy
-from tokenunify import arrays, blockings, cli, manifest
+from tokenunify import blockings, cli
+from tokenunify.store import arrays, manifest
 
 BLOCKS = [(10, 44, 60), (4, 22, 60), (2, 44, 30)]
 FRAGMENTS = {"dimensions": 3, "halo": (2, 8, 8), "sigma_seeds": 1.0}

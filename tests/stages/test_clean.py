@@ -9,8 +9,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tokenunify import blockwise, clean, cli, manifest
+from tokenunify import cli
 from tokenunify.errors import InputError
+from tokenunify.store import blockwise, clean, manifest
 
 HASHES = [letter * 16 for letter in "abcd"]
 

@@ -13,10 +13,12 @@ import zarr
 
 from tests.stages.conftest import Workspace
 from tests.stages.test_segmentation import noisy
-from tokenunify import arrays, manifest, stages
-from tokenunify.data import download, ingest
+from tokenunify.data.download import download
+from tokenunify.data.ingest import ingest
 from tokenunify.errors import InputError
 from tokenunify.segmentation import agglomerate, lut, rag
+from tokenunify.stages import sections
+from tokenunify.store import arrays, manifest
 
 SHAPE = (11, 70, 150)
 SECTION = {
@@ -34,9 +36,9 @@ def ingested(folder: Path) -> Path:
     with h5py.File(folder / "source.h5", "w") as file:
         file["raw"], file["labels"], file["mask"] = raw, labels, labels > 1
     source = {role: {"path": str(folder / "source.h5"), "format": "hdf5", "dataset": role} for role in ROLES}
-    section, plain = stages.from_json("download", json.dumps({"version": 1, "sources": [source]}))
+    section, plain = sections.from_json("download", json.dumps({"version": 1, "sources": [source]}))
     download.run(section, plain, downloads=folder / "downloads", output=folder / "sources.json")
-    section, plain = stages.from_json("ingest", json.dumps(SECTION))
+    section, plain = sections.from_json("ingest", json.dumps(SECTION))
     ingest.run(section, plain, source=folder / "sources.json", output=folder / "volumes" / "v.json", threads=2)
     return folder / "volumes" / "v.json"
 
@@ -333,7 +335,7 @@ def test_a_tuned_value_or_a_score_that_was_changed_is_named(tmp_path):
     tuned = tmp_path / "tune.json"
     manifest.write(tuned, {"value": 0.3, "curve": [], "volumes": []})
     tuned.write_text(tuned.read_text().replace("0.3", "0.7"))
-    candidates = stages.Agglomerate(segmentation={"method": "multicut", "beta": {"tune": [0.3, 0.7]}}).segmentation
+    candidates = sections.Agglomerate(segmentation={"method": "multicut", "beta": {"tune": [0.3, 0.7]}}).segmentation
     with pytest.raises(InputError, match=r"tune\.json is not a manifest.*it is damaged: its checksum .* `snakemake"):
         agglomerate.chosen(candidates, [tuned])
 

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from tests.stages.server import Fault, Server, running
-from tokenunify import manifest, stages
-from tokenunify.data import contents, download, transfer
+from tokenunify.data.download import download, http, magic_bytes
+from tokenunify.data.formats.image_files import image_files
 from tokenunify.errors import InputError
+from tokenunify.stages import sections
+from tokenunify.store import manifest
 
 DATA = np.random.default_rng(0).bytes(300_007)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -21,7 +23,7 @@ WRONG = "0" * 64
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(transfer, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
     with running(Server()) as started:
         started.files["/em/raw.bin"] = DATA
         yield started
@@ -34,7 +36,7 @@ def run(tmp_path):
     def run_stage(*sources: dict) -> dict:
         text = json.dumps({"version": 1, "sources": sources})
         output = tmp_path / "data" / "sources" / "v.json"
-        section, plain = stages.from_json("download", text)
+        section, plain = sections.from_json("download", text)
         download.run(section, plain, downloads=tmp_path / "downloads", output=output)
         return manifest.read(output)
 
@@ -89,7 +91,7 @@ def test_a_cut_transfer_goes_on_where_it_ended(server, run):
 
 
 def test_a_later_run_goes_on_with_what_an_earlier_one_got(server, run, monkeypatch):
-    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    monkeypatch.setattr(http, "ATTEMPTS", 1)
     server.faults = [Fault(cut=100_000)]
     with pytest.raises(InputError, match="what has arrived is kept"):
         run(raw(url=f"{server.url}/em/raw.bin"))
@@ -99,7 +101,7 @@ def test_a_later_run_goes_on_with_what_an_earlier_one_got(server, run, monkeypat
 
 
 def test_a_file_that_changed_on_the_server_is_fetched_anew(server, run, monkeypatch):
-    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    monkeypatch.setattr(http, "ATTEMPTS", 1)
     server.faults = [Fault(cut=100_000)]
     with pytest.raises(InputError):
         run(raw(url=f"{server.url}/em/raw.bin"))
@@ -196,7 +198,7 @@ def test_two_volumes_that_want_one_file_fetch_it_once(server, tmp_path):
 
     def want():
         url = f"{server.url}/em/raw.bin"
-        options = {"throttle": transfer.Throttle(), "check": contents.checker(url, "npy"), "progress": False}
+        options = {"throttle": http.Throttle(), "check": magic_bytes.checker(url, "npy"), "progress": False}
         results.append(download.fetch(url, target, SHA256, **options))
 
     threads = [threading.Thread(target=want) for _ in range(4)]
@@ -212,7 +214,7 @@ def test_an_image_sequence_comes_into_one_folder(server, run):
     server.files |= {f"/s/{index}.png": bytes([index]) * 9 for index in range(8, 13)}
     source = {"raw": {"format": "images", "url": f"{server.url}/s/{{index}}.png", "indices": [8, 12]}}
     made = run(source)
-    assert [(name.name, name.read_bytes()[0]) for name in download.sources.image_files(made["run"]["raw"])] == [
+    assert [(name.name, name.read_bytes()[0]) for name in image_files(made["run"]["raw"])] == [
         (f"{index:06d}.png", index) for index in range(8, 12)
     ]
     assert run(source)["content"] == made["content"]
@@ -224,7 +226,7 @@ def test_an_image_sequence_comes_into_one_folder(server, run):
 def test_indices_may_have_leading_zeros(server, run):
     server.files |= {f"/s/{index:04d}.png": bytes([index]) for index in (9, 10)}
     made = run({"raw": {"format": "images", "url": f"{server.url}/s/{{index:04d}}.png", "indices": [9, 11]}})
-    assert [path.read_bytes() for path in download.sources.image_files(made["run"]["raw"])] == [b"\x09", b"\x0a"]
+    assert [path.read_bytes() for path in image_files(made["run"]["raw"])] == [b"\x09", b"\x0a"]
 
 
 def test_a_local_file_is_verified_and_left_alone(run, tmp_path, monkeypatch):

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 
 from tests.stages.server import Fault, Server, running
-from tokenunify import manifest, stages
-from tokenunify.data import archives, download, sources, transfer
+from tokenunify.data import local_files
+from tokenunify.data.download import archives, download, http
 from tokenunify.errors import InputError
+from tokenunify.stages import sections
+from tokenunify.store import manifest
 
 RAW = np.random.default_rng(1).bytes(150_001)
 LABELS = np.random.default_rng(2).bytes(50_003)
@@ -59,7 +61,7 @@ def run(tmp_path):
 
     def run_stage(**source) -> dict:
         text = json.dumps({"version": 1, "sources": [{"raw": {"format": "npy", **source}}]})
-        section, plain = stages.from_json("download", text)
+        section, plain = sections.from_json("download", text)
         output = tmp_path / "data" / "v.json"
         download.run(section, plain, downloads=tmp_path / "downloads", output=output)
         return manifest.read(output)
@@ -81,7 +83,7 @@ def test_one_member(run, tmp_path, kind):
 def test_a_glob_of_images(run, tmp_path, kind):
     archive = pack(tmp_path / f"a.{kind}", FILES)
     made = run(path=str(archive), member="set/s/*.png", format="images")
-    assert [path.read_bytes() for path in sources.image_files(made["run"]["raw"])] == [b"two", b"ten"]
+    assert [path.read_bytes() for path in local_files.image_files(made["run"]["raw"])] == [b"two", b"ten"]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "tar.xz"])
@@ -89,21 +91,21 @@ def test_a_glob_of_images(run, tmp_path, kind):
 def test_images_in_several_folders_are_in_the_order_of_their_paths(run, tmp_path, kind, member):
     archive = pack(tmp_path / f"a.{kind}", {"set/z10/i.png": b"2", "set/z9/i.png": b"1", "set/i.txt": b"no"})
     made = run(path=str(archive), member=member, format="images")
-    assert [path.read_bytes() for path in sources.image_files(made["run"]["raw"])] == [b"1", b"2"]
+    assert [path.read_bytes() for path in local_files.image_files(made["run"]["raw"])] == [b"1", b"2"]
     assert run(path=str(archive), member=member, format="images")["content"] == made["content"]
 
 
 def test_two_stars_also_match_no_folder(run, tmp_path):
     archive = pack(tmp_path / "a.zip", {"set/2.png": b"3", "set/b/1.png": b"2", "set/a/c/9.png": b"1"})
     made = run(path=str(archive), member="set/**/*.png", format="images")
-    assert [path.read_bytes() for path in sources.image_files(made["run"]["raw"])] == [b"1", b"2", b"3"]
+    assert [path.read_bytes() for path in local_files.image_files(made["run"]["raw"])] == [b"1", b"2", b"3"]
 
 
 @pytest.mark.parametrize("member", ["cell [2]/1.png", "cell [2]", "cell [2]/*.png"])
 def test_brackets_in_the_names_of_members(run, tmp_path, member):
     archive = pack(tmp_path / "a.zip", {"cell [2]/1.png": b"1", "cell 2/1.png": b"2"})
     made = run(path=str(archive), member=member, format="images")
-    assert [path.read_bytes() for path in sources.image_files(made["run"]["raw"])] == [b"1"]
+    assert [path.read_bytes() for path in local_files.image_files(made["run"]["raw"])] == [b"1"]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
@@ -129,7 +131,7 @@ def test_a_tar_that_ends_with_a_zip(run, tmp_path):
 def test_a_zip_with_the_paths_of_windows(run, tmp_path, member):
     archive = pack(tmp_path / "a.zip", {"im\\": b"", "im\\im1.png": b"one", "im\\im2.png": b"two"})
     made = run(path=str(archive), member=member, format="images")
-    assert [path.read_bytes() for path in sources.image_files(made["run"]["raw"])] == [b"one", b"two"]
+    assert [path.read_bytes() for path in local_files.image_files(made["run"]["raw"])] == [b"one", b"two"]
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar"])
@@ -184,7 +186,7 @@ def test_links_and_devices_are_refused_by_name(run, tmp_path, kind, entry):
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
 def test_a_bomb_is_refused_by_what_it_declares(run, tmp_path, monkeypatch, kind):
     archive = pack(tmp_path / f"a.{kind}", {"bomb": bytes(5_000_000), "small": b"1"})
-    monkeypatch.setenv(stages.PERMIT, json.dumps({"max_unpacked_gb": 0.004}))
+    monkeypatch.setenv(sections.PERMIT, json.dumps({"max_unpacked_gb": 0.004}))
     with pytest.raises(InputError, match=r"the member 'bomb' of 5000000 bytes the unpacked files exceed 0.004 GB"):
         run(path=str(archive), member="bomb")
     assert Path(run(path=str(archive), member="small")["run"]["raw"]).read_bytes() == b"1"
@@ -192,7 +194,7 @@ def test_a_bomb_is_refused_by_what_it_declares(run, tmp_path, monkeypatch, kind)
 
 def test_many_small_members_are_counted_together(run, tmp_path, monkeypatch):
     archive = pack(tmp_path / "a.zip", {f"s/{index}.png": bytes(1_000_000) for index in range(5)})
-    monkeypatch.setenv(stages.PERMIT, json.dumps({"max_unpacked_gb": 0.0042}))
+    monkeypatch.setenv(sections.PERMIT, json.dumps({"max_unpacked_gb": 0.0042}))
     with pytest.raises(InputError, match=r"the member 's/4\.png'"):
         run(path=str(archive), member="s/*.png", format="images")
 
@@ -245,7 +247,7 @@ def test_killed_while_unpacking(run, tmp_path, monkeypatch, kind):
 
 
 def test_an_archive_from_a_server(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
     archive = pack(tmp_path / "a.zip", FILES).read_bytes()
     with running(Server()) as server:
         server.files["/a.zip"] = archive

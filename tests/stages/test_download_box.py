@@ -18,10 +18,14 @@ import pytest
 import zarr
 
 from tests.stages.server import Fault, Server, running
-from tokenunify import arrays, config, manifest, stages
-from tokenunify.data import box, download, ingest, places, transfer
+from tokenunify import config
+from tokenunify.data.download import download, http, remote_box
+from tokenunify.data.formats import tensorstore_access
+from tokenunify.data.ingest import ingest
 from tokenunify.errors import InputError
-from tokenunify.plan import Plan
+from tokenunify.plan.plan import Plan
+from tokenunify.stages import sections
+from tokenunify.store import arrays, manifest
 
 SHAPE = (40, 130, 90)
 SIZE = [35, 8, 4]
@@ -44,11 +48,11 @@ def labels() -> np.ndarray:
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "BACKOFF_SECONDS", 0.001)
-    monkeypatch.setattr(places, "BACKOFF_SECONDS", 0.001)
-    places.context.cache_clear()
-    monkeypatch.setattr(box, "CHUNK_SHAPE", (4, 16, 16))
-    monkeypatch.setattr(box, "SHARD_SHAPE", (16, 64, 32))
+    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(tensorstore_access, "BACKOFF_SECONDS", 0.001)
+    tensorstore_access.context.cache_clear()
+    monkeypatch.setattr(remote_box, "CHUNK_SHAPE", (4, 16, 16))
+    monkeypatch.setattr(remote_box, "SHARD_SHAPE", (16, 64, 32))
     (tmp_path / "served").mkdir()
     with running(Server(tmp_path / "served")) as started:
         yield started
@@ -170,21 +174,21 @@ def run(tmp_path):
     """Download a volume as the workflow would; return the manifest."""
 
     def run_stage(described: config.Volume) -> dict:
-        section, plain = stages.from_json("download", sections(described)[0])
+        section, plain = sections.from_json("download", sections_of(described)[0])
         download.run(section, plain, downloads=tmp_path / "downloads", output=tmp_path / "data" / "v.json")
         return manifest.read(tmp_path / "data" / "v.json")
 
     return run_stage
 
 
-def sections(described: config.Volume) -> tuple[str, str]:
+def sections_of(described: config.Volume) -> tuple[str, str]:
     plain = {"volumes": {"v": described}, "datasets": {}, "models": {}, "segmentations": {}, "storage": GRID}
     plan = Plan(config.Config.model_construct(**{**plain, "storage": config.Storage(**GRID)}))
     return plan.download("v"), plan.ingest("v")
 
 
 def ingested(described: config.Volume, tmp_path: Path) -> arrays.Volume:
-    section, plain = stages.from_json("ingest", sections(described)[1])
+    section, plain = sections.from_json("ingest", sections_of(described)[1])
     output = tmp_path / "volumes" / "v.json"
     ingest.run(section, plain, source=tmp_path / "data" / "v.json", output=output, threads=1)
     return arrays.open_volume(output)
@@ -409,7 +413,7 @@ class Buckets(Server):
 def test_buckets(tmp_path, raw, scheme, variable, missing):
     """In a process of its own, as tensorstore reads its environment once."""
     keys = write_precomputed(tmp_path / "served" / "em-data" / "v", raw)
-    words = ["download", "--config-json", sections(volume({"url": f"{scheme}://em-data/v", **keys}))[0]]
+    words = ["download", "--config-json", sections_of(volume({"url": f"{scheme}://em-data/v", **keys}))[0]]
     words += ["--downloads", "downloads", "--output", "v.json"]
     with running(Buckets(tmp_path / "served")) as server:
         server.choose_fault = lambda path: None if server.read(path) is not None else Fault(missing)
@@ -421,7 +425,7 @@ def test_buckets(tmp_path, raw, scheme, variable, missing):
 
 def test_the_rate_is_that_of_the_configuration(server, run, tmp_path, raw, monkeypatch):
     keys, spent = write_n5(tmp_path / "served" / "v", raw), []
-    monkeypatch.setattr(transfer.Throttle, "spend", lambda _, num_bytes: spent.append(num_bytes))
+    monkeypatch.setattr(http.Throttle, "spend", lambda _, num_bytes: spent.append(num_bytes))
     run(volume({"url": f"{server.url}/v", **keys}))
     assert np.prod(ROI["shape"]) <= sum(spent) <= server.bytes_sent
 
@@ -436,7 +440,7 @@ def test_the_process_killed_20_times(server, tmp_path, raw, labels, monkeypatch,
     np.save(stream, labels)
     server.files["/labels.npy"] = stream.getvalue()
     file = {"url": f"{server.url}/labels.npy", "format": "npy", "sha256": hashlib.sha256(stream.getvalue()).hexdigest()}
-    section = sections(volume({"url": f"{server.url}/v", **keys}, labels=file))[0]
+    section = sections_of(volume({"url": f"{server.url}/v", **keys}, labels=file))[0]
     command = [sys.executable, "-c", SMALL_BLOCKS, section]
     environment, random = {**os.environ, "PYTHONPATH": os.getcwd()}, np.random.default_rng(11)
     for _ in range(20):
@@ -460,10 +464,10 @@ def test_the_process_killed_20_times(server, tmp_path, raw, labels, monkeypatch,
 SMALL_BLOCKS = """
 import sys
 from pathlib import Path
-from tokenunify import stages
-from tokenunify.data import box, download
-box.CHUNK_SHAPE, box.SHARD_SHAPE = (4, 16, 16), (8, 32, 32)
-section, plain = stages.from_json("download", sys.argv[1])
+from tokenunify.data.download import download, remote_box
+from tokenunify.stages import sections
+remote_box.CHUNK_SHAPE, remote_box.SHARD_SHAPE = (4, 16, 16), (8, 32, 32)
+section, plain = sections.from_json("download", sys.argv[1])
 download.run(section, plain, downloads=Path("downloads"), output=Path("v.json"))
 """
 
@@ -474,7 +478,7 @@ class Killed(BaseException):
 
 def chance(monkeypatch, random: np.random.Generator) -> None:
     """Die in the middle of about every fourth block, when its values are there, or after it was written."""
-    read = box.read_box
+    read = remote_box.read_box
 
     def die(source, roi):
         fate = random.random()
@@ -485,7 +489,7 @@ def chance(monkeypatch, random: np.random.Generator) -> None:
             raise Killed
         return values
 
-    monkeypatch.setattr(box, "read_box", die)
+    monkeypatch.setattr(remote_box, "read_box", die)
 
 
 @pytest.mark.parametrize("write", [write_precomputed, write_n5])
@@ -494,7 +498,7 @@ def test_killed_20_times(server, run, tmp_path, raw, monkeypatch, write):
     kills, random = 0, np.random.default_rng(5)
     with monkeypatch.context() as patch:
         chance(patch, random)
-        patch.setattr(box, "SHARD_SHAPE", (4, 16, 16))
+        patch.setattr(remote_box, "SHARD_SHAPE", (4, 16, 16))
         while kills < 20:
             try:
                 run(described)
@@ -537,7 +541,7 @@ def test_a_source_that_changes_meanwhile(server, run, tmp_path, raw, monkeypatch
     described = volume({"url": f"{server.url}/v", **write_n5(tmp_path / "served" / "v", raw)})
     with monkeypatch.context() as patch:
         chance(patch, np.random.default_rng(7))
-        patch.setattr(box, "SHARD_SHAPE", (4, 16, 16))
+        patch.setattr(remote_box, "SHARD_SHAPE", (4, 16, 16))
         with pytest.raises(Killed):
             run(described)
     path = tmp_path / "served" / "v" / "em" / "s0" / "attributes.json"
@@ -619,7 +623,7 @@ def test_an_hdf5_file_killed_20_times(server, run, hdf5, raw, monkeypatch):
     kills = 0
     with monkeypatch.context() as patch:
         chance(patch, np.random.default_rng(10))
-        patch.setattr(box, "SHARD_SHAPE", (4, 16, 16))
+        patch.setattr(remote_box, "SHARD_SHAPE", (4, 16, 16))
         while kills < 20:
             with pytest.raises(Killed):
                 run(volume(hdf5))
@@ -629,6 +633,6 @@ def test_an_hdf5_file_killed_20_times(server, run, hdf5, raw, monkeypatch):
 
 
 def test_the_hash_of_volumes_without_boxes_stays():
-    plain = json.loads(sections(volume({"path": "a.npy", "format": "npy"}))[0])
+    plain = json.loads(sections_of(volume({"path": "a.npy", "format": "npy"}))[0])
     file = {"path": "a.npy", "url": None, "indices": None, "sha256": None, "format": "npy", "dataset": None}
     assert plain == {"version": 1, "sources": [{"raw": file, "labels": None, "phantom": None}]}

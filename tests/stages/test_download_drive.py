@@ -12,9 +12,10 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from tests.stages.server import Fault, Server, running
-from tokenunify import manifest, stages
-from tokenunify.data import download, drive
+from tokenunify.data.download import download, google_drive
 from tokenunify.errors import InputError
+from tokenunify.stages import sections
+from tokenunify.store import manifest
 
 DATA = np.random.default_rng(0).bytes(300_003)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -103,7 +104,7 @@ def run(tmp_path):
 
     def run_stage(file="wafers/raw.bin", sha256=None) -> dict:
         raw = {"format": "npy", "sha256": sha256, "drive": {"folder": FOLDER, "file": file}}
-        section, plain = stages.from_json("download", json.dumps({"version": 1, "sources": [{"raw": raw}]}))
+        section, plain = sections.from_json("download", json.dumps({"version": 1, "sources": [{"raw": raw}]}))
         download.run(section, plain, downloads=tmp_path / "downloads", output=tmp_path / "v.json")
         return manifest.read(tmp_path / "v.json")
 
@@ -137,7 +138,7 @@ def test_a_folder_that_is_not_shared(server, run):
 
 
 def test_interrupted_20_times_at_random_bytes(server, run, monkeypatch):
-    monkeypatch.setattr(drive, "ATTEMPTS", 1)
+    monkeypatch.setattr(google_drive, "ATTEMPTS", 1)
     random = np.random.default_rng(1)
     server.choose_fault = lambda path: Fault(cut=int(random.integers(0, 30_000))) if "confirm=" in path else None
     for _ in range(20):
@@ -154,7 +155,7 @@ def test_a_later_run_continues_only_what_is_verified(server, run, monkeypatch, k
     sha256 = hashlib.sha256(new).hexdigest()
     server.contents[RAW] = new if known else bytes(len(new))
     with monkeypatch.context() as once, pytest.raises(InputError, match="what has arrived is kept"):
-        once.setattr(drive, "ATTEMPTS", 1)
+        once.setattr(google_drive, "ATTEMPTS", 1)
         server.choose_fault = lambda path: Fault(cut=700_000) if "confirm=" in path else None
         run(sha256=sha256 if known else None)
     server.contents[RAW], server.choose_fault = new, lambda _: None

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from tests.stages.server import Fault, Server, running
-from tokenunify import manifest, stages
-from tokenunify.data import contents, download, transfer
+from tokenunify.data.download import download, http, magic_bytes
 from tokenunify.errors import InputError
+from tokenunify.stages import sections
+from tokenunify.store import manifest
 
-DATA = contents.HDF5 + np.random.default_rng(0).bytes(400_009)
+DATA = magic_bytes.HDF5 + np.random.default_rng(0).bytes(400_009)
 SHA256 = hashlib.sha256(DATA).hexdigest()
 DATE, LATER = "Wed, 01 Jan 2020 00:00:00 GMT", "Thu, 02 Jan 2020 00:00:00 GMT"
 PAGE = b"<!DOCTYPE html><title>Sign in</title>"
@@ -32,7 +33,7 @@ def server():
 def pauses(monkeypatch) -> list[float]:
     """Pauses between attempts, which are not waited for."""
     found: list[float] = []
-    monkeypatch.setattr(transfer.time, "sleep", found.append)
+    monkeypatch.setattr(http.time, "sleep", found.append)
     return found
 
 
@@ -42,7 +43,7 @@ def run(tmp_path):
 
     def run_stage(url: str, **source) -> dict:
         file = {"format": "hdf5", "dataset": "main", "url": url, **source}
-        section, plain = stages.from_json("download", json.dumps({"version": 1, "sources": [{"raw": file}]}))
+        section, plain = sections.from_json("download", json.dumps({"version": 1, "sources": [{"raw": file}]}))
         output = tmp_path / "data" / "v.json"
         download.run(section, plain, downloads=tmp_path / "downloads", output=output)
         return manifest.read(output)
@@ -52,7 +53,7 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("sha256", [SHA256, None])
 def test_interrupted_20_times_at_random_bytes(server, run, monkeypatch, sha256):
-    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    monkeypatch.setattr(http, "ATTEMPTS", 1)
     random = np.random.default_rng(4)
     for _ in range(20):
         server.faults = [Fault(cut=int(random.integers(0, 40_000)))]
@@ -61,7 +62,7 @@ def test_interrupted_20_times_at_random_bytes(server, run, monkeypatch, sha256):
     made = run(f"{server.url}/em/raw.h5", sha256=sha256)
     assert made["content"]["raw"]["sha256"] == SHA256
     assert Path(made["run"]["raw"]).read_bytes() == DATA
-    assert server.bytes_sent < len(DATA) + 20 * transfer.CHUNK_BYTES
+    assert server.bytes_sent < len(DATA) + 20 * http.CHUNK_BYTES
 
 
 @pytest.mark.parametrize("status", [429, 503])
@@ -76,7 +77,7 @@ def test_a_busy_server_is_asked_again_when_it_says(server, run, pauses, status, 
 def test_a_busy_server_is_not_waited_for_all_day(server, run, pauses):
     server.faults = [Fault(429, {"Retry-After": "86400"}), Fault(503, {"Retry-After": "tomorrow"})]
     run(f"{server.url}/em/raw.h5")
-    assert pauses == [transfer.LONGEST_PAUSE_SECONDS, 2 * transfer.BACKOFF_SECONDS]
+    assert pauses == [http.LONGEST_PAUSE_SECONDS, 2 * http.BACKOFF_SECONDS]
 
 
 @pytest.mark.parametrize(
@@ -96,8 +97,8 @@ def test_what_a_server_refuses_is_explained(server, run, pauses, status, words):
 
 
 def test_a_server_that_does_not_answer_in_time(server, run, monkeypatch):
-    monkeypatch.setattr(transfer, "TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr(transfer, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(http, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
     server.faults = [Fault(pause=0.6)]
     assert run(f"{server.url}/em/raw.h5")["content"]["raw"]["sha256"] == SHA256
     server.faults, server.files["/slow.h5"] = [Fault(pause=0.6)] * 5, DATA
@@ -170,10 +171,10 @@ def test_a_server_that_sends_less_than_asked_for_is_asked_for_the_rest(server, r
 @pytest.mark.parametrize("dates", [(None, None), (DATE, LATER)])
 @pytest.mark.parametrize("sha256", [SHA256, None])
 def test_two_versions_are_not_mixed_where_a_server_ignores_if_range(server, run, monkeypatch, pauses, dates, sha256):
-    server.heeds_if_range, server.date, server.files["/em/raw.h5"] = False, dates[0], contents.HDF5 + DATA[::-1]
+    server.heeds_if_range, server.date, server.files["/em/raw.h5"] = False, dates[0], magic_bytes.HDF5 + DATA[::-1]
     server.faults = [Fault(cut=100_000)]
     with monkeypatch.context() as once, pytest.raises(InputError, match="after 1 attempts"):
-        once.setattr(transfer, "ATTEMPTS", 1)
+        once.setattr(http, "ATTEMPTS", 1)
         run(f"{server.url}/em/raw.h5", sha256=sha256)
     server.files["/em/raw.h5"], server.date = DATA, dates[1]
     assert run(f"{server.url}/em/raw.h5", sha256=sha256)["content"]["raw"]["sha256"] == SHA256
@@ -190,7 +191,7 @@ def test_a_date_is_a_mark_where_there_is_no_strong_etag(server, run, pauses, wea
 def test_attempts_are_counted_anew_when_more_has_arrived(server, run, pauses):
     server.faults = [Fault(cut=30_000)] * 9
     assert run(f"{server.url}/em/raw.h5")["content"]["raw"]["sha256"] == SHA256
-    assert pauses == [transfer.BACKOFF_SECONDS] * 9
+    assert pauses == [http.BACKOFF_SECONDS] * 9
 
 
 def test_attempts_that_bring_no_more_come_to_an_end(server, run, pauses):
@@ -201,7 +202,9 @@ def test_attempts_that_bring_no_more_come_to_an_end(server, run, pauses):
 
 
 @pytest.mark.parametrize("encoding", ["gzip", "x-gzip"])
-@pytest.mark.parametrize("data", [DATA, contents.HDF5 + np.random.default_rng(0).integers(9, size=400_009).tobytes()])
+@pytest.mark.parametrize(
+    "data", [DATA, magic_bytes.HDF5 + np.random.default_rng(0).integers(9, size=400_009).tobytes()]
+)
 def test_a_file_is_kept_as_it_is_sent(server, run, pauses, encoding, data):
     packed, headers = gzip.compress(data), {"Content-Encoding": encoding}
     server.files["/em/raw.h5"], server.faults = packed, [Fault(cut=100_000, headers=headers), Fault(headers=headers)]
@@ -220,18 +223,18 @@ def test_the_key_in_a_redirect_is_not_told(server, run, pauses, caplog):
 
 def test_the_rate_is_that_of_the_configuration(server, run, monkeypatch):
     spent: list[float] = []
-    monkeypatch.setattr(transfer.time, "sleep", spent.append)
-    monkeypatch.setattr(transfer.time, "monotonic", lambda: 100.0 + sum(spent[-1:]))
-    monkeypatch.setenv(stages.PERMIT, json.dumps({"max_mb_per_second": 0.1}))
+    monkeypatch.setattr(http.time, "sleep", spent.append)
+    monkeypatch.setattr(http.time, "monotonic", lambda: 100.0 + sum(spent[-1:]))
+    monkeypatch.setenv(sections.PERMIT, json.dumps({"max_mb_per_second": 0.1}))
     run(f"{server.url}/em/raw.h5")
     assert sum(spent) >= len(DATA) / 1e5 * 0.9
 
 
 def test_threads_share_the_rate(monkeypatch):
     spent: list[float] = []
-    monkeypatch.setattr(transfer.time, "sleep", spent.append)
-    monkeypatch.setattr(transfer.time, "monotonic", lambda: 0.0)
-    throttle = transfer.Throttle(2.0)
+    monkeypatch.setattr(http.time, "sleep", spent.append)
+    monkeypatch.setattr(http.time, "monotonic", lambda: 0.0)
+    throttle = http.Throttle(2.0)
     for _ in range(4):
         throttle.spend(1_000_000)
     assert spent == [0.5, 1.0, 1.5, 2.0]

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 
 from tests.stages.server import Fault, Server, running
-from tokenunify import manifest, stages
-from tokenunify.data import download, sources, transfer
+from tokenunify.data import local_files
+from tokenunify.data.download import download, http
 from tokenunify.errors import InputError
+from tokenunify.stages import sections
+from tokenunify.store import manifest
 
 DATA = np.random.default_rng(0).bytes(300_003)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -56,7 +58,7 @@ class Hub(Server):
 
 @pytest.fixture
 def hub(monkeypatch):
-    monkeypatch.setattr(transfer, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
     with running(Hub()) as started:
         constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "ENDPOINT", started.url)
@@ -75,7 +77,7 @@ def run(tmp_path):
 
     def run_stage(file="w/raw.bin", format="npy", sha256=None, **keys) -> dict:
         raw = {"format": format, "sha256": sha256, "huggingface": {"repo": "em/wafer", "file": file, **keys}}
-        section, plain = stages.from_json("download", json.dumps({"version": 1, "sources": [{"raw": raw}]}))
+        section, plain = sections.from_json("download", json.dumps({"version": 1, "sources": [{"raw": raw}]}))
         download.run(section, plain, downloads=tmp_path / "downloads", output=tmp_path / "v.json")
         return manifest.read(tmp_path / "v.json")
 
@@ -117,7 +119,7 @@ def test_a_repository_of_models(hub, run):
 
 def test_a_glob_of_images_and_its_commit(hub, run):
     made = run("s/*.png", "images")
-    assert [p.read_bytes()[0] for p in sources.image_files(made["run"]["raw"])] == [2, 3, 10]
+    assert [p.read_bytes()[0] for p in local_files.image_files(made["run"]["raw"])] == [2, 3, 10]
     hub.newest = NEW
     hub.requests.clear()
     assert run("s/*.png", "images")["content"] == made["content"]
@@ -131,7 +133,7 @@ def test_brackets_in_the_name_of_a_file(hub, run):
     quoted = {quote(name): data for name, data in files.items()}  # as they are asked for
     hub.repositories["/datasets/em/wafer", OLD] = {**files, **quoted}
     assert Path(run("w/cell [2].bin")["run"]["raw"]).read_bytes() == DATA
-    images = sources.image_files(run("w/2[a].png", "images")["run"]["raw"])
+    images = local_files.image_files(run("w/2[a].png", "images")["run"]["raw"])
     assert [path.read_bytes() for path in images] == [b"1"]
 
 
@@ -140,7 +142,7 @@ def test_images_in_several_folders_are_in_the_order_of_their_paths(hub, run, pat
     files = {"s/z10/i.png": b"4", "s/z9/i.png": b"3", "s/a/2.png": b"1", "s/a/10.png": b"2", "s/7.png": b"5"}
     hub.repositories["/datasets/em/wafer", OLD] = files
     made = run(pattern, "images")
-    assert [path.read_bytes() for path in sources.image_files(made["run"]["raw"])] == [b"1", b"2", b"3", b"4", b"5"]
+    assert [path.read_bytes() for path in local_files.image_files(made["run"]["raw"])] == [b"1", b"2", b"3", b"4", b"5"]
     assert run(pattern, "images")["content"] == made["content"]
 
 
@@ -151,7 +153,7 @@ def test_a_path_out_of_the_folder_is_refused(hub, run):
 
 
 def test_interrupted_20_times_at_random_bytes(hub, run, monkeypatch):
-    monkeypatch.setattr(transfer, "ATTEMPTS", 1)
+    monkeypatch.setattr(http, "ATTEMPTS", 1)
     random = np.random.default_rng(1)
     hub.choose_fault = lambda path: Fault(cut=int(random.integers(0, 30_000))) if "/resolve/" + OLD in path else None
     for _ in range(20):
@@ -159,7 +161,7 @@ def test_interrupted_20_times_at_random_bytes(hub, run, monkeypatch):
             run(sha256=SHA256)
     hub.choose_fault = lambda _: None
     assert run(sha256=SHA256)["content"]["raw"]["sha256"] == SHA256
-    assert hub.bytes_sent < len(DATA) + 20 * transfer.CHUNK_BYTES
+    assert hub.bytes_sent < len(DATA) + 20 * http.CHUNK_BYTES
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -10,12 +10,16 @@ import pytest
 import zarr
 
 from tests.stages.server import Fault, Server, running
-from tokenunify import arrays, config, manifest, stages
-from tokenunify.data import box, download, ingest, places, sampled, transfer
-from tokenunify.data.chunked import PACKED
+from tokenunify import config
+from tokenunify.data.download import download, http, remote_box, sampled_region
+from tokenunify.data.formats import tensorstore_access
+from tokenunify.data.formats.tensorstore import PACKED
+from tokenunify.data.ingest import ingest
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
-from tokenunify.plan import Plan
+from tokenunify.plan.plan import Plan
+from tokenunify.stages import sections
+from tokenunify.store import arrays, manifest
 
 WHOLE, CHUNK, REGION = (64, 384, 320), (16, 32, 32), (16, 64, 64)
 SIZE = [35, 8, 4]
@@ -36,9 +40,9 @@ def raw() -> np.ndarray:
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(transfer, "BACKOFF_SECONDS", 0.001)
-    monkeypatch.setattr(places, "BACKOFF_SECONDS", 0.001)
-    places.context.cache_clear()
+    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(tensorstore_access, "BACKOFF_SECONDS", 0.001)
+    tensorstore_access.context.cache_clear()
     (tmp_path / "served").mkdir()
     with running(Server(tmp_path / "served")) as started:
         yield started
@@ -123,13 +127,13 @@ def plan(source: dict, *, roi=WHOLE, first=(0, 0, 0), **sample) -> Plan:
 
 
 def fetch(planned: Plan, name: str, folder: Path) -> dict:
-    section, plain = stages.from_json("download", planned.download(name))
+    section, plain = sections.from_json("download", planned.download(name))
     download.run(section, plain, downloads=folder / "downloads", output=folder / "downloads" / f"{name}.json")
     return manifest.read(folder / "downloads" / f"{name}.json")
 
 
 def ingested(planned: Plan, name: str, folder: Path) -> Path:
-    section, plain = stages.from_json("ingest", planned.ingest(name))
+    section, plain = sections.from_json("ingest", planned.ingest(name))
     output = folder / "volumes" / f"{name}.json"
     ingest.run(section, plain, source=folder / "downloads" / f"{name}.json", output=output, threads=1)
     return output
@@ -208,7 +212,7 @@ def test_a_killed_search_goes_on_where_it_was(server, tmp_path, raw, monkeypatch
         for name in planned.corpus_volumes("p")
         if expected(planned, name, raw) != json.loads(planned.download(name))["sample"]["places"][0]
     )
-    fetched, copy = [], box.fetch
+    fetched, copy = [], remote_box.fetch
 
     def die(target, roi, open_source, allow_missing):
         fetched.append(list(roi.offset))
@@ -216,7 +220,7 @@ def test_a_killed_search_goes_on_where_it_was(server, tmp_path, raw, monkeypatch
             raise KeyboardInterrupt
         copy(target, roi, open_source, allow_missing)
 
-    monkeypatch.setattr(box, "fetch", die)
+    monkeypatch.setattr(remote_box, "fetch", die)
     with pytest.raises(KeyboardInterrupt):
         fetch(planned, name, tmp_path)
     assert fetch(planned, name, tmp_path)["content"]["raw"]["box"]["offset"] == expected(planned, name, raw)
@@ -262,11 +266,11 @@ def test_passing_faults_change_nothing(server, tmp_path, raw):
 def test_share_of_the_commonest_value(dtype):
     values = np.random.default_rng(3).integers(0, 40, (9, 11, 13)).astype(dtype)
     values[2:5] = 5
-    found = sampled.commonest([values[:4], values[4:]])
+    found = sampled_region.commonest([values[:4], values[4:]])
     assert found == max(np.count_nonzero(values == value) for value in range(40)) / values.size
 
 
 def test_the_preview_shows_the_place():
-    level = sampled.Remote("", np.zeros((5, 32, 11)), (5, 32, 11), np.dtype("uint8"), None, "")
-    preview = sampled.Preview(level, (10, 64, 21))
+    level = sampled_region.Remote("", np.zeros((5, 32, 11)), (5, 32, 11), np.dtype("uint8"), None, "")
+    preview = sampled_region.Preview(level, (10, 64, 21))
     assert preview.scaled(Roi((3, 10, 8), (4, 7, 13))) == Roi((1, 5, 4), (3, 4, 7))

@@ -6,11 +6,14 @@ import numpy as np
 import pytest
 
 from tests.stages.server import Server, running
-from tokenunify import config, manifest, stages
-from tokenunify.data import download, ingest
+from tokenunify import config
+from tokenunify.data.download import download
+from tokenunify.data.ingest import ingest
 from tokenunify.errors import InputError
 from tokenunify.evaluation import report
-from tokenunify.plan import Plan
+from tokenunify.plan.plan import Plan
+from tokenunify.stages import sections
+from tokenunify.store import manifest
 
 TERMS = {"name": "wafer-nc", "text": "For research only. Not to be passed on.", "url": "https://example.org/terms"}
 
@@ -32,8 +35,8 @@ NOTHING: dict = {"datasets": {}, "models": {}, "segmentations": {}}
 
 
 def run(planned: Plan, folder, monkeypatch) -> dict:
-    monkeypatch.setenv(stages.PERMIT, planned.download_permit)
-    section, plain = stages.from_json("download", planned.download("v"))
+    monkeypatch.setenv(sections.PERMIT, planned.download_permit)
+    section, plain = sections.from_json("download", planned.download("v"))
     download.run(section, plain, downloads=folder / "downloads", output=folder / "v.json")
     return manifest.read(folder / "v.json")
 
@@ -83,18 +86,18 @@ def test_the_terms_go_along(tmp_path, monkeypatch):
     planned = plan({"path": str(tmp_path / "raw.npy"), "format": "npy"})
     run(planned, tmp_path, monkeypatch)
     output = tmp_path / "data" / "volumes" / "v.json"
-    section, plain = stages.from_json("ingest", planned.ingest("v"))
+    section, plain = sections.from_json("ingest", planned.ingest("v"))
     ingest.run(section, plain, source=tmp_path / "v.json", output=output, threads=1)
     attributes = json.loads((output.with_suffix(".zarr") / "zarr.json").read_text())["attributes"]["tokenunify"]
     assert (attributes["terms"], attributes["citation"]) == ({**TERMS, "ask": True}, "Em et al.")
-    told = stages.Rights(volumes=("v",), terms={**TERMS, "ask": True}, citation="Em et al.")
+    told = sections.Rights(volumes=("v",), terms={**TERMS, "ask": True}, citation="Em et al.")
     (shown,) = report.volumes([report.locate(output)], [told])
     assert (shown["terms"].text, shown["citation"]) == (TERMS["text"], "Em et al.")
 
 
 @pytest.mark.parametrize("text", ["{", "yes", "[" * 20_000, '{"max_mb_per_second": ' + "9" * 5000 + "}"])
 def test_a_permit_that_is_no_json_is_explained(text: str, monkeypatch, tmp_path):
-    monkeypatch.setenv(stages.PERMIT, text)
-    section, plain = stages.from_json("download", plan({"path": "a.npy", "format": "npy"}).download("v"))
-    with pytest.raises(InputError, match=f"{stages.PERMIT} must be JSON"):
+    monkeypatch.setenv(sections.PERMIT, text)
+    section, plain = sections.from_json("download", plan({"path": "a.npy", "format": "npy"}).download("v"))
+    with pytest.raises(InputError, match=f"{sections.PERMIT} must be JSON"):
         download.run(section, plain, downloads=tmp_path, output=tmp_path / "v.json")

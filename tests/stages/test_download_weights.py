@@ -13,9 +13,10 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from tokenunify import manifest, stages
-from tokenunify.data import download, transfer
+from tokenunify.data.download import download, http
 from tokenunify.errors import InputError
+from tokenunify.stages import sections
+from tokenunify.store import manifest
 
 DATA = np.random.default_rng(0).bytes(200_003)
 SHA256 = hashlib.sha256(DATA).hexdigest()
@@ -79,7 +80,7 @@ def use_endpoint(monkeypatch, url):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
     template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(transfer, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
 
 
 @pytest.fixture
@@ -106,7 +107,7 @@ def run(tmp_path):
     """Run the stage on one source; return the manifest."""
 
     def run_stage(**source) -> dict:
-        parsed, plain = stages.from_json("download", section(**source))
+        parsed, plain = sections.from_json("download", section(**source))
         output = tmp_path / "data" / "weights" / "m.json"
         download.run(parsed, plain, downloads=tmp_path / "downloads", output=output)
         return manifest.read(output)

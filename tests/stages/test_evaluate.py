@@ -5,10 +5,11 @@ import shutil
 import numpy as np
 import pytest
 
-from tokenunify import affinities, arrays, manifest
+from tokenunify import affinities
 from tokenunify.errors import InputError
 from tokenunify.evaluation import evaluate, metrics, objects, run_length
 from tokenunify.geometry import Blocks
+from tokenunify.store import arrays, manifest
 
 
 @pytest.fixture

@@ -17,11 +17,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tokenunify import arrays, manifest, stages
 from tokenunify import config as c
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint, finetune, loop, networks
-from tokenunify.learning.log import Log
+from tokenunify.learning.training_log import Log
+from tokenunify.stages import sections
+from tokenunify.store import arrays, manifest
 
 NETWORK = c.Superhuman(filters=(2, 3), norm_momentum=0.1)
 EMMAMBA = c.EMmamba(features=(3, 4), hidden=5, depths=(1, 1), kernel=(1, 3, 3), strides=((1, 2, 2),) * 2)
@@ -85,11 +86,11 @@ def section(**given):
         "validation_crops": 2,
         "learning_rate": 1e-2,
     }
-    return stages.to_json("finetune", stages.Finetune(**{**tiny, **given}))
+    return sections.to_json("finetune", sections.Finetune(**{**tiny, **given}))
 
 
 def train(volumes, output, text=None, *, train=("train",), validation=("other",), seed=0, **start):
-    parsed, plain = stages.from_json("finetune", text or section(sections=(None,) * len(train)))
+    parsed, plain = sections.from_json("finetune", text or section(sections=(None,) * len(train)))
     paths = {"train": [volumes[v] for v in train], "validation": [volumes[v] for v in validation]}
     finetune.run(parsed, plain, **paths, **start, output=output, seed=seed, threads=1, device="cpu")
     return output
@@ -214,7 +215,7 @@ def test_learning_lowers_the_loss(volumes, tmp_path):
     text = section(steps=100, network=c.Superhuman(filters=(6, 8), norm_momentum=0.1), loss="mse", validate_every=20)
     rows = log_of(train(volumes, tmp_path / "weights.json", text))
     losses = [float(row["validation_loss"]) for row in rows if row["validation_loss"]]
-    samples = finetune.validation_samples(stages.from_json("finetune", text)[0], [volumes["other"]])
+    samples = finetune.validation_samples(sections.from_json("finetune", text)[0], [volumes["other"]])
     targets, mask = (np.stack([s[name] for s in samples]) for name in ("targets", "mask"))
     constant = np.mean([targets[:, channel][mask[:, channel]].var() for channel in range(3)])
     assert losses[-1] < 0.5 * constant
@@ -321,7 +322,7 @@ def test_valid_convolutions_learn_the_middle_of_a_crop(tmp_path):
     raw = {name: write_volume(tmp_path, name, shape=(30, 216, 243)) for name in ("train", "other")}
     text = section(network=c.Mala(filters=(2, 2, 2, 2)), crop=(29, 214, 214), steps=2, validation_crops=1)
     output = train(raw, tmp_path / "models/weights.json", text)
-    samples = finetune.training_samples(stages.from_json("finetune", text)[0], [raw["train"]], seed=0)
+    samples = finetune.training_samples(sections.from_json("finetune", text)[0], [raw["train"]], seed=0)
     assert samples[0]["targets"].shape == (3, 1, 2, 2)
     assert checkpoint.rebuild(output)[1]["network"]["name"] == "mala"
 

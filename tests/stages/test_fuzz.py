@@ -20,7 +20,7 @@ from tests.stages import mutations
 from tests.stages.chain import CONFIG, Chain, Ending, Step, call
 from tokenunify import config
 from tokenunify.errors import InputError
-from tokenunify.plan import Plan
+from tokenunify.plan.plan import Plan
 
 CASES = int(os.environ.get("TOKENUNIFY_CASES", "0"))
 SEED = int(os.environ.get("TOKENUNIFY_SEED", secrets.randbelow(10**6) if CASES else 0))

@@ -23,11 +23,15 @@ from skimage.measure import label
 
 import tokenunify
 from tests.unit.test_tiff_tags import write_set
-from tokenunify import arrays, config, manifest, pyramid, stages
-from tokenunify.data import convert, download, images, ingest, source_array, streaming
+from tokenunify import config
+from tokenunify.data.download import download
+from tokenunify.data.formats import images, source_array
+from tokenunify.data.ingest import convert, ingest, streaming
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
-from tokenunify.plan import Plan
+from tokenunify.plan.plan import Plan
+from tokenunify.stages import sections
+from tokenunify.store import arrays, manifest, pyramid
 
 SHAPE = (11, 70, 150)
 SECTION = {
@@ -58,9 +62,9 @@ def ingested(tmp_path):
 
     def run(source: dict, threads=2, **changes) -> Path:
         fetched, output = tmp_path / "sources.json", tmp_path / "volumes" / "v.json"
-        section, plain = stages.from_json("download", json.dumps({"version": 1, "sources": [source], **RIGHTS}))
+        section, plain = sections.from_json("download", json.dumps({"version": 1, "sources": [source], **RIGHTS}))
         download.run(section, plain, downloads=tmp_path / "downloads", output=fetched)
-        section, plain = stages.from_json("ingest", json.dumps(SECTION | changes))
+        section, plain = sections.from_json("ingest", json.dumps(SECTION | changes))
         ingest.run(section, plain, source=fetched, output=output, threads=threads)
         return output
 
@@ -282,9 +286,9 @@ def test_labels_take_the_smallest_type(store, raw, largest, dtype):
 def test_a_phantom(tmp_path):
     phantom = {"seed": 3, "shape": [9, 40, 50], "density": 1.0}
     manifest.write(tmp_path / "source.json", {"source": 0, "phantom": phantom, "labels": None})
-    section, plain = stages.from_json("ingest", json.dumps(SECTION | {"voxel_size_nm": [35, 8, 8]}))
+    section, plain = sections.from_json("ingest", json.dumps(SECTION | {"voxel_size_nm": [35, 8, 8]}))
     ingest.run(section, plain, source=tmp_path / "source.json", output=tmp_path / "v.json", threads=1)
-    expected = ingest.synthetic.phantom((9, 40, 50), 3)
+    expected = ingest.phantom.generate((9, 40, 50), 3)
     np.testing.assert_array_equal(arrays.open_volume(tmp_path / "v.json").raw[:], expected[0])
     np.testing.assert_array_equal(arrays.open_volume(tmp_path / "v.json").labels[:], expected[1])
 
@@ -486,9 +490,9 @@ def test_a_teravoxel_makes_thousands_of_files():
     volume = {"sources": [{"raw": {"path": "a.npy", "format": "npy"}}], "voxel_size_nm": [10, 10, 10]}
     volumes = {"large": {**volume, "shard_shape": [512, 512, 512]}, "plain": volume}
     read = config.from_dict({"volumes": volumes, "datasets": {}, "models": {}, "segmentations": {}}, "c")
-    section, _ = stages.from_json("ingest", Plan(read).ingest("large"))
+    section, _ = sections.from_json("ingest", Plan(read).ingest("large"))
     assert 7_000 < ingest.num_files((10_000,) * 3, (10, 10, 10), section.shard_shape) < 10_000
-    section, _ = stages.from_json("ingest", Plan(read).ingest("plain"))
+    section, _ = sections.from_json("ingest", Plan(read).ingest("plain"))
     assert ingest.num_files((10_000,) * 3, (10, 10, 10), section.shard_shape) > 100_000
 
 
@@ -565,7 +569,7 @@ def test_images_of_several_folders_in_the_order_of_their_paths(ingested, tmp_pat
 def test_a_packed_source_beyond_the_limit_is_refused(ingested, tmp_path, monkeypatch, raw):
     np.save(tmp_path / "v.npy", raw)
     (tmp_path / "v.npy.gz").write_bytes(gzip.compress((tmp_path / "v.npy").read_bytes()))
-    monkeypatch.setenv(stages.PERMIT, json.dumps({"max_unpacked_gb": 1e-4}))
+    monkeypatch.setenv(sections.PERMIT, json.dumps({"max_unpacked_gb": 1e-4}))
     with pytest.raises(InputError, match=r"v\.npy\.gz: unpacked it exceeds 0\.0001 GB"):
         ingested({"raw": {"path": str(tmp_path / "v.npy.gz"), "format": "npy"}})
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".v.npy")]
@@ -628,7 +632,7 @@ def test_another_voxel_size_than_the_file_states_is_refused(store, raw):
 def test_a_file_that_changed_since_the_download_is_refused(store, raw, tmp_path):
     store(raw)
     write(tmp_path / "source.h5", raw + 1, None, {})
-    section, plain = stages.from_json("ingest", json.dumps(SECTION))
+    section, plain = sections.from_json("ingest", json.dumps(SECTION))
     with pytest.raises(InputError, match=r"source\.h5 changed since the download.*forcerun download"):
         ingest.run(section, plain, source=tmp_path / "sources.json", output=tmp_path / "v.json", threads=1)
 
@@ -648,8 +652,9 @@ KILLED = """
 import os
 import signal
 import sys
-from tokenunify import blockwise, cli
-from tokenunify.data import streaming
+from tokenunify import cli
+from tokenunify.store import blockwise
+from tokenunify.data.ingest import streaming
 
 record, calls = blockwise._record, []
 
@@ -672,8 +677,9 @@ KILLED_ANYWHERE = """
 import os
 import signal
 import sys
-from tokenunify import blockwise, cli, manifest
-from tokenunify.data import ingest
+from tokenunify import cli
+from tokenunify.store import blockwise, manifest
+from tokenunify.data.ingest import ingest
 import numpy as np
 import zarr.storage._local as local
 
@@ -720,7 +726,7 @@ def test_a_killed_run_goes_on_and_ends_with_the_same_bytes(store, raw, labels, t
 
     caplog.set_level("INFO")
     monkeypatch.setattr(streaming, "BLOCK_VOXELS", 4 * 48 * 96)
-    section, plain = stages.from_json("ingest", json.dumps(SECTION))
+    section, plain = sections.from_json("ingest", json.dumps(SECTION))
     ingest.run(section, plain, source=tmp_path / "sources.json", output=output, threads=2)
     assert tree(output.with_suffix(".zarr")) == expected
     assert any(record.args and len(record.args) == 4 and record.args[3] < record.args[2] for record in caplog.records)
@@ -742,7 +748,7 @@ def test_killed_20_times_at_random(store, raw, labels, tmp_path, label_ids):
         if done.returncode == 0:
             assert tree(output.with_suffix(".zarr")) == expected
             shutil.rmtree(output.parent)
-    section, plain = stages.from_json("ingest", settings)
+    section, plain = sections.from_json("ingest", settings)
     ingest.run(section, plain, source=tmp_path / "sources.json", output=output, threads=2)
     assert tree(output.with_suffix(".zarr")) == expected
     assert not list(output.parent.glob(".v.*.partial.zarr")) + list(output.parent.glob(".v.*.progress"))

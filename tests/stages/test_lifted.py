@@ -6,11 +6,13 @@ import torch
 from bioimage_cpp.graph import UndirectedGraph
 from bioimage_cpp.graph.lifted_multicut import LiftedMulticutObjective
 
-from tokenunify import arrays, blockings, config, manifest, stages, tune
+from tokenunify import blockings, config, tune
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
 from tokenunify.learning import checkpoint, networks
 from tokenunify.segmentation import lifted, lut, multicut, rag
+from tokenunify.stages import sections
+from tokenunify.store import arrays, manifest
 
 FAR = [(-2, 0, 0), (-3, 0, 0), (0, -5, 0), (0, 0, -5), (0, -9, 0), (0, 0, -9), (0, -4, -4), (0, 4, -4), (-2, 6, 0)]
 OFFSETS = (*config.NEAREST, *FAR)
@@ -82,7 +84,7 @@ def own_energy(near, far, table) -> float:
 def test_blockings_have_them_too(workspace, predicted, tmp_path):
     source, shape, segmentation = arrays.open_prepared(predicted), (4, 22, 60), {"method": "multicut", "lifted": True}
     text = workspace.section("blockings", segmentation=segmentation, block_shapes=[shape])
-    section, _ = stages.from_json("blockings", text)
+    section, _ = sections.from_json("blockings", text)
     found = blockings.segment(source, None, section, 0.4, shape, tmp_path / "scratch", OFFSETS)
     near, _, far = graphs_of(source[:], found.fragments[:])
     np.testing.assert_array_equal(found.lut.segments, multicut.agglomerate(near, 0.4, lifted=far).segments)

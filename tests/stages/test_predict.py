@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 import torch
 
-from tokenunify import arrays, manifest, prepare, stages
 from tokenunify import config as c
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks
-from tokenunify.learning import checkpoint, networks, predict, waiting
+from tokenunify.learning import checkpoint, networks, predict, waiting_crops
 from tokenunify.learning.tiling import Tiling, blending_weight
+from tokenunify.stages import sections
+from tokenunify.store import arrays, manifest, prepare
 
 SHAPE = (7, 37, 45)
 FLIPS = list(product((False, True), repeat=3))
@@ -46,13 +47,13 @@ def write_weights(path, description, change=lambda network: None):
 
 def section(**given):
     usual = {"crop": (4, 16, 20), "stride": (3, 9, 11), "padding": (1, 3, 4), "block_shape": BLOCKS[0]}
-    return stages.Predict(**{**usual, **GRID, **given})
+    return sections.Predict(**{**usual, **GRID, **given})
 
 
 def run(place, settings, parts=1, folder="results", pool=None):
     """Prepare and predict all parts, one after the other or in the pool; the affinities and the parts' manifests."""
-    text = stages.to_json("predict", settings)
-    parsed, plain = stages.from_json("predict", text)
+    text = sections.to_json("predict", settings)
+    parsed, plain = sections.from_json("predict", text)
     raw, weights, prepared = place / "data/v.json", place / "models/weights.json", place / folder / "prepared.json"
     prepare.run("predict", text, [raw, weights], prepared)
     given = {"raw": raw, "weights": weights, "prepared": prepared, "threads": 1, "device": "cpu"}
@@ -141,7 +142,7 @@ def test_crops_that_a_killed_part_left_are_neither_read_nor_kept(workplace):
     expected, _ = run(workplace, settings, folder="whole")
     prepare.run(
         "predict",
-        stages.to_json("predict", settings),
+        sections.to_json("predict", settings),
         [workplace / "data/v.json", workplace / "models/weights.json"],
         workplace / "results/prepared.json",
     )
@@ -164,7 +165,7 @@ def test_an_interrupted_part_removes_its_crops(workplace, monkeypatch):
         left.extend((workplace / "results").glob("*/crops-*/*.npy"))
         raise OSError("disk full")
 
-    monkeypatch.setattr(waiting, "MOST_BYTES", 0)
+    monkeypatch.setattr(waiting_crops, "MOST_BYTES", 0)
     monkeypatch.setattr(predict.Crops, "blend", failing)
     with pytest.raises(OSError, match="disk full"):
         run(workplace, section(**PLANES))
@@ -223,10 +224,10 @@ def test_however_much_waits_in_files_the_bytes_are_the_same(workplace, monkeypat
     settings, saved = section(**grid), all_saved(monkeypatch)
     expected, _ = run(workplace, settings, folder="held")
     assert saved == []
-    monkeypatch.setattr(waiting, "MOST_BYTES", 40_000)
+    monkeypatch.setattr(waiting_crops, "MOST_BYTES", 40_000)
     some, _ = run(workplace, settings, folder="some")
     num_bytes = sum(saved)
-    monkeypatch.setattr(waiting, "MOST_BYTES", 0)
+    monkeypatch.setattr(waiting_crops, "MOST_BYTES", 0)
     none, _ = run(workplace, settings, folder="none")
     assert 0 < num_bytes < sum(saved) - num_bytes
     np.testing.assert_array_equal(some, expected)
@@ -294,7 +295,7 @@ def test_all_channels_are_stored_where_they_are_asked_for_and_the_first_stay_the
         attributes = arrays.open_prepared(workplace / f"all{flips}/prepared.json").attrs
         assert attributes["offsets"] == [list(offset) for offset in offsets]
         assert "offsets" not in arrays.open_prepared(workplace / f"nearest{flips}/prepared.json").attrs
-    assert "offsets" not in json.loads(stages.to_json("predict", section()))
+    assert "offsets" not in json.loads(sections.to_json("predict", section()))
 
 
 def test_weights_of_other_offsets_are_refused(workplace):

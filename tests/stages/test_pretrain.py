@@ -13,9 +13,11 @@ from PIL import Image
 
 from tests.stages.test_finetune import KILLER, log_of, tensors_of, write_volume
 from tokenunify import config as c
-from tokenunify import manifest, stages
 from tokenunify.geometry import Roi
-from tokenunify.learning import checkpoint, corpus, finetune, loop, networks, patches, pictures, pretrain
+from tokenunify.learning import checkpoint, finetune, loop, networks, pretrain
+from tokenunify.learning.tokens import corpus, patches, pictures
+from tokenunify.stages import sections
+from tokenunify.store import manifest
 
 SUPERHUMAN = c.Superhuman(filters=(2, 3), norm_momentum=0.1)
 EMMAMBA = c.EMmamba(
@@ -46,11 +48,11 @@ def section(**given):
         "picture_every": 4,
         "learning_rate": 1e-2,
     }
-    return stages.to_json("pretrain", stages.Pretrain(**{**tiny, **given}))
+    return sections.to_json("pretrain", sections.Pretrain(**{**tiny, **given}))
 
 
 def train(volumes, output, text=None, *, seed=0):
-    parsed, plain = stages.from_json("pretrain", text or section())
+    parsed, plain = sections.from_json("pretrain", text or section())
     pretrain.run(parsed, plain, volumes=volumes, output=output, seed=seed, threads=1, device="cpu")
     return output
 
@@ -65,7 +67,7 @@ def test_slow_statistics_are_taken_anew_at_the_end(volumes, tmp_path):
 
 
 def samples_of(text, volumes, *, seed=0):
-    parsed, _ = stages.from_json("pretrain", text)
+    parsed, _ = sections.from_json("pretrain", text)
     source = corpus.Corpus.open(parsed, volumes, seed)
     number = patches.PatchGrid.of(parsed.network, parsed.crop, parsed.patch).number
     return pretrain.TokenSamples(source, parsed, number, seed, source.statistics())
@@ -96,10 +98,10 @@ def test_picture_shows_raw_what_is_seen_and_what_is_made_of_it(volumes, tmp_path
     (_, height, width), gap, number = CROP, pictures.GAP, len(schedule)
     assert image.dtype == np.uint8
     assert image.shape == (number * (height + gap) - gap, 3 * (width + gap) - gap)
-    sections = np.rint(samples_of(text, volumes)[pretrain.SHOWN]["raw"][0] * 255)
+    shown = np.rint(samples_of(text, volumes)[pretrain.SHOWN]["raw"][0] * 255)
     for row in range(number):
         panels = [image[row * (height + gap) :][:height, i * (width + gap) :][:, :width] for i in range(3)]
-        assert any((panels[0] == raw).all() for raw in sections)
+        assert any((panels[0] == raw).all() for raw in shown)
         changed = [(a != b).reshape(4, 4, 3, 8).any((1, 3)) for a, b in ((panels[0], panels[1]), panels[1:])]
         assert (changed[0] | ~changed[1]).all()  # what is predicted was hidden
         assert changed[1].any()
@@ -216,7 +218,7 @@ def test_learning_lowers_every_loss(volumes, tmp_path):
 def test_fine_tuning_starts_from_the_whole_body(volumes, tmp_path, network):
     pretrained = train(volumes, tmp_path / "p/weights.json", section(network=network, steps=2))
     given = {"network": network, "sections": (None,), "crop": CROP, "steps": 1, "start": "p"}
-    parsed, plain = stages.from_json("finetune", stages.to_json("finetune", stages.Finetune(**given)))
+    parsed, plain = sections.from_json("finetune", sections.to_json("finetune", sections.Finetune(**given)))
     labelled = {"train": volumes[1:], "validation": [], "pretrained": [pretrained]}
     output = tmp_path / "m/weights.json"
     finetune.run(parsed, plain, **labelled, output=output, seed=0, threads=1, device="cpu")

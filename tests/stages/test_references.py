@@ -11,9 +11,11 @@ import zarr
 
 from tests.hdf5_files import SHAPE, external, external_link, numbered, virtual
 from tests.stages.server import Server, running
-from tokenunify import manifest, stages
-from tokenunify.data import download, ingest, transfer
+from tokenunify.data.download import download, http
+from tokenunify.data.ingest import ingest
 from tokenunify.errors import InputError
+from tokenunify.stages import sections
+from tokenunify.store import manifest
 
 SIZE = [40, 4, 5]
 SECTION = {
@@ -46,12 +48,12 @@ class Stages:
 
     def download(self, box: dict | None = None, **source) -> dict:
         text = {"version": 1, "sources": [{"raw": {"format": "hdf5", **source}}], **(box or {})}
-        section, plain = stages.from_json("download", json.dumps(text))
+        section, plain = sections.from_json("download", json.dumps(text))
         download.run(section, plain, downloads=self.folder / "downloads", output=self.fetched)
         return manifest.content(self.fetched)["raw"]
 
     def ingest(self, **changes) -> zarr.Group:
-        section, plain = stages.from_json("ingest", json.dumps(SECTION | changes))
+        section, plain = sections.from_json("ingest", json.dumps(SECTION | changes))
         ingest.run(section, plain, source=self.fetched, output=self.output, threads=1)
         return zarr.open_group(str(self.output.with_suffix(".zarr")), mode="r")
 
@@ -93,14 +95,14 @@ def test_the_next_source_is_taken_where_a_part_is_gone(run, folder, volume):
     np.save(folder / "v.npy", volume)
     sources = [{"raw": {"format": "hdf5", "dataset": "raw", "path": str(path)}}]
     sources.append({"raw": {"format": "npy", "path": str(folder / "v.npy")}})
-    section, plain = stages.from_json("download", json.dumps({"version": 1, "sources": sources}))
+    section, plain = sections.from_json("download", json.dumps({"version": 1, "sources": sources}))
     download.run(section, plain, downloads=folder / "downloads", output=run.fetched)
     assert manifest.read(run.fetched)["run"]["source"] == 1
 
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(transfer, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
     with running(Server()) as started:
         yield started
 
@@ -183,5 +185,5 @@ def test_a_voxel_size_that_agrees_overrules_nothing(run, folder, volume, caplog)
 
 
 def test_the_default_is_not_told_to_the_stage():
-    section, _ = stages.from_json("ingest", json.dumps(SECTION))
-    assert "stated_voxel_size" not in stages.to_json("ingest", section)
+    section, _ = sections.from_json("ingest", json.dumps(SECTION))
+    assert "stated_voxel_size" not in sections.to_json("ingest", section)

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenunify import affinities, arrays, cli, manifest, stages
+from tokenunify import affinities, cli
 from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
-from tokenunify.evaluation import metrics, objects, report, tables
+from tokenunify.evaluation import metrics, objects, report, score_table
+from tokenunify.stages import sections
+from tokenunify.store import arrays, manifest
 
 GRID = {"chunk_shape": (2, 16, 20), "shard_shape": (4, 16, 40), "block_shape": (4, 32, 40)}
 SETTINGS = {"erode_labels": False, "ignore_label": 0}
@@ -29,7 +31,7 @@ class Tree:
 
     def __init__(self, folder: Path, labels: np.ndarray, raw: np.ndarray, voxel_size_nm=(40.0, 8.0, 4.0), name="test"):
         self.folder, self.labels, self.name = folder, labels, name
-        self.rows: list[stages.Row] = []
+        self.rows: list[sections.Row] = []
         self.rights = {"license": "CC-BY 4.0", "citation": "Made up <et al.> & others 2020", "terms": None}
         self.manifests: list[Path] = [self.volume(raw, voxel_size_nm)]
 
@@ -53,7 +55,7 @@ class Tree:
 
     def store(self, folder: str, stage: str, values: np.ndarray, section: dict, seconds: float) -> None:
         output = self.folder / folder / "prepared.json"
-        text = stages.to_json(stage, stages.SECTIONS[stage](**GRID, **section))
+        text = sections.to_json(stage, sections.SECTIONS[stage](**GRID, **section))
         inputs = ["--inputs", str(self.manifests[0]), "--output", str(output)]
         cli.run(cli.parser().parse_args(["prepare", "--stage", stage, "--config-json", text, *inputs]))
         arrays.zarr.open_array(str(arrays.prepared_store(output)), mode="r+")[:] = values
@@ -63,7 +65,7 @@ class Tree:
             self.write(f"{folder}/part{part}of2.json", {"prepared": "", "part": part, "num_parts": 2}, run)
 
     def predicted(self, model: str, seed: int, values: np.ndarray) -> None:
-        if model == tables.BASELINE:
+        if model == score_table.BASELINE:
             stage, section = "baseline", {"sigma_nm": 10.0}
         else:
             stage, section = "predict", {"crop": (4, 16, 16), "stride": (2, 8, 8)}
@@ -140,10 +142,10 @@ class Tree:
             ]
             content = {"value": 0.4, "curve": curve, "volumes": ["other-validation"]}
             self.write(f"models/{model}/seed{seed}/tune/{name}.json", content, {"voxels": 50, "seconds": 1.5})
-        network = "none" if model == tables.BASELINE else "superhuman"
+        network = "none" if model == score_table.BASELINE else "superhuman"
         known = {"volume": self.name, "dataset": "made-up", "split": "test", "network": network, "method": method}
         start = {"pretraining": "none", "test_raw_in_pretraining": None}
-        self.rows.append(stages.Row(**known, **start, model=model, seed=seed, segmentation=name))
+        self.rows.append(sections.Row(**known, **start, model=model, seed=seed, segmentation=name))
 
     def metrics(self) -> Path:
         run = [f"results/{self.name}/{row.model}/seed{row.seed}" for row in self.rows]
@@ -161,14 +163,14 @@ class Tree:
         }
         words = [word for key, paths in files.items() for word in (f"--{key}", *(str(self.folder / p) for p in paths))]
         output = self.folder / "results" / self.name / "metrics.csv"
-        section = stages.to_json("metrics", stages.Metrics(rows=tuple(self.rows)))
+        section = sections.to_json("metrics", sections.Metrics(rows=tuple(self.rows)))
         cli.run(cli.parser().parse_args(["metrics", "--config-json", section, *words, "--output", str(output)]))
         return output
 
     def report(self, metrics: list[Path], manifests: list[Path]) -> str:
         output = self.folder / "results" / "report.html"
-        section = stages.to_json(
-            "report", stages.Report(title=self.name, rights=[{"volumes": [self.name], **self.rights}])
+        section = sections.to_json(
+            "report", sections.Report(title=self.name, rights=[{"volumes": [self.name], **self.rights}])
         )
         words = ["--metrics", *map(str, metrics), "--manifests", *map(str, manifests), "--output", str(output)]
         cli.run(cli.parser().parse_args(["report", "--config-json", section, *words]))
@@ -188,8 +190,8 @@ def filled(folder: Path, labels: np.ndarray, *, seeds=(0,), **options) -> Tree:
         tree.segmented("small", seed, "waterz", np.where(labels > 0, some, 0).astype(np.uint64), tuned=True)
         merged = np.where(labels < 4 + seed, 1, labels).astype(np.uint64)
         tree.segmented("small", seed, "multicut", merged, method="multicut")
-    tree.predicted(tables.BASELINE, 0, np.stack([grey] * 3).clip(0, 255).astype(np.uint8))
-    tree.segmented(tables.BASELINE, 0, "raw-watershed-made-up", (half // 3).astype(np.uint64), tuned=True)
+    tree.predicted(score_table.BASELINE, 0, np.stack([grey] * 3).clip(0, 255).astype(np.uint8))
+    tree.segmented(score_table.BASELINE, 0, "raw-watershed-made-up", (half // 3).astype(np.uint64), tuned=True)
     return tree
 
 
@@ -255,7 +257,7 @@ def test_the_largest_errors_of_the_best_segmentation_are_named(tree):
     perfect = [path for path, content in contents.items() if content["voi"] == 0]
     assert "Largest errors" not in Page(tree.report([tree.metrics()], tree.manifests)).text  # none in the best of all
     page = Page(tree.report([tree.metrics()], [path for path in tree.manifests if Path(path) not in perfect]))
-    learned = [path for path in contents if path not in perfect and tables.BASELINE not in path.parts]
+    learned = [path for path in contents if path not in perfect and score_table.BASELINE not in path.parts]
     best = min(learned, key=lambda path: contents[path]["voi"])
     assert f"Largest errors of {best.parts[-4]}, {best.parts[-2]}" in page.text
     worst = contents[best]["splits"][0]
@@ -289,7 +291,7 @@ def test_the_same_inputs_give_the_same_page(tree):
 
 def test_panels_are_in_order_whatever_that_of_the_manifests(tree):
     made = [report.locate(path) for path in reversed(tree.manifests)]
-    (row,) = report.pictures("test", sorted(made, key=lambda m: m.model == tables.BASELINE), 0)
+    (row,) = report.pictures("test", sorted(made, key=lambda m: m.model == score_table.BASELINE), 0)
     titles = [panel["title"] for panel in row["panels"]]
     assert titles == [
         *("raw", "ground truth", "affinities y, x", "multicut", "waterz"),
@@ -348,8 +350,8 @@ def test_a_damaged_store_costs_its_picture_only(tree, tmp_path, caplog):
 
 
 def test_means_and_spreads_over_seeds_and_the_best_are_shown(tree):
-    rows = tables.read(tree.metrics())
-    summary = tables.summary(rows)
+    rows = score_table.read(tree.metrics())
+    summary = score_table.summary(rows)
     assert [(g.model, g.segmentation, g.seeds) for g in summary.groups] == [
         ("small", "waterz", 2),
         ("small", "multicut", 2),
@@ -396,7 +398,7 @@ def test_the_first_part_stands_for_all(tree):
 def test_times_add_up_over_parts_seeds_and_segmentations(tree):
     made = [report.locate(path) for path in tree.manifests]
     by_row = {(row["volume"], row["model"]): row for row in report.times(made)}
-    small, baseline = by_row["test", "small"], by_row["test", tables.BASELINE]
+    small, baseline = by_row["test", "small"], by_row["test", score_table.BASELINE]
     assert small["stages"]["affinities"] == {"seconds": 122.0, "voxels": 2 * tree.labels.size}
     assert small["stages"]["relabel"] == {"seconds": 10.0, "voxels": 4 * tree.labels.size}
     assert baseline["stages"]["evaluate"] == {"seconds": 0.75, "voxels": tree.labels.size}

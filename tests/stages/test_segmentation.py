@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenunify import affinities, arrays, blockwise, config, manifest
+from tokenunify import affinities, config
 from tokenunify.errors import InputError
 from tokenunify.evaluation import metrics
 from tokenunify.segmentation import baseline, lut, rag
+from tokenunify.store import arrays, blockwise, manifest
 
 SMOOTHED = {"boundary": "max", "sigma_seeds": 2.0, "sigma_weights": 2.0, "diagonal_seeds": True, "min_size": 20}
 WHOLE_SECTIONS = [(2, 44, 60), (4, 44, 60), (10, 44, 60)]

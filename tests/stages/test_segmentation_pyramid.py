@@ -8,9 +8,9 @@ import ome_zarr_models
 import pytest
 import zarr
 
-from tokenunify import arrays, manifest, pyramid
-from tokenunify.data.ome_zarr import open_zarr
+from tokenunify.data.formats.ome_zarr import open_zarr
 from tokenunify.segmentation import lut
+from tokenunify.store import arrays, manifest, pyramid
 
 SHAPE = (5, 67, 75)
 LEVELS = [SHAPE, (5, 34, 38), (5, 17, 19)]

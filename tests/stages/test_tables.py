@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 
 import tokenunify
-from tokenunify import cli, manifest, stages
+from tokenunify import cli
 from tokenunify.config import BASELINE
 from tokenunify.errors import InputError
-from tokenunify.evaluation import tables
+from tokenunify.evaluation import score_table
+from tokenunify.stages import sections
+from tokenunify.store import manifest
 
 HEADER = (
     "volume,dataset,split,model,network,parameters,pretraining,seed,segmentation,method,threshold,threshold_source,voi_split,"
@@ -53,11 +55,11 @@ def files(tmp_path: Path) -> dict[str, list[Path]]:
     return made
 
 
-def rows_of(runs) -> tuple[stages.Row, ...]:
+def rows_of(runs) -> tuple[sections.Row, ...]:
     known = {"volume": "v1", "dataset": "d", "split": "test", "method": "waterz"}
     start = {"zeta": ("mae", True), "alpha": ("published", None), BASELINE: ("none", False)}
     return tuple(
-        stages.Row(
+        sections.Row(
             **known,
             model=m,
             network="none" if m == BASELINE else "superhuman",
@@ -71,7 +73,7 @@ def rows_of(runs) -> tuple[stages.Row, ...]:
 
 
 def make_table(output: Path, files: dict[str, list[Path]], runs=RUNS) -> Path:
-    section = stages.to_json("metrics", stages.Metrics(rows=rows_of(runs)))
+    section = sections.to_json("metrics", sections.Metrics(rows=rows_of(runs)))
     words = [word for name, paths in files.items() for word in (f"--{name}", *map(str, paths))]
     cli.run(cli.parser().parse_args(["metrics", "--config-json", section, "--output", str(output), *words]))
     return output
@@ -98,8 +100,8 @@ def test_the_same_manifests_give_the_same_bytes(tmp_path, files):
 
 
 def test_what_is_written_can_be_read(tmp_path, files):
-    found = tables.read(make_table(tmp_path / "metrics.csv", files))
-    summary = tables.summary(found)
+    found = score_table.read(make_table(tmp_path / "metrics.csv", files))
+    summary = score_table.summary(found)
     assert [(g.model, g.segmentation, g.seeds) for g in summary.groups] == [
         ("zeta", "waterz", 2),
         ("zeta", "multicut", 1),
@@ -108,7 +110,7 @@ def test_what_is_written_can_be_read(tmp_path, files):
     ]
     assert summary.groups[0].mean["voi"] == pytest.approx(1 + 5 / 6)
     assert summary.groups[0].spread["voi"] == pytest.approx(2**0.5)
-    alike, all_columns = {"arand", "voi_merge"}, set(tables.SCORES)
+    alike, all_columns = {"arand", "voi_merge"}, set(score_table.SCORES)
     assert [g.saw_raw for g in summary.groups] == [True, True, False, False]
     assert [g.best for g in summary.groups] == [all_columns, all_columns, alike, alike]  # ties are all marked
 
@@ -138,20 +140,20 @@ def test_commit_tells_edits_and_places_outside_git(tmp_path, monkeypatch):
     package.mkdir(parents=True)
     (package / "__init__.py").write_text("")
     monkeypatch.setattr(tokenunify, "__file__", str(package / "__init__.py"))
-    assert tables.commit() == "unknown"
+    assert score_table.commit() == "unknown"
     git(tmp_path, "init")  # a repository around the checkout is not the checkout's
-    assert tables.commit() == "unknown"
+    assert score_table.commit() == "unknown"
     git(package.parent, "init")
     git(package.parent, "add", ".")
     git(package.parent, "commit", "-m", "first")
-    clean = tables.commit()
+    clean = score_table.commit()
     assert len(clean) >= 7
     assert int(clean, 16) >= 0
     (package / "untracked.py").write_text("")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / ".git"))
-    assert tables.commit() == clean
+    assert score_table.commit() == clean
     (package / "__init__.py").write_text("edited")
-    assert tables.commit() == f"{clean}-dirty"
+    assert score_table.commit() == f"{clean}-dirty"
 
 
 @pytest.mark.parametrize("seen", [True, False, None])
@@ -159,6 +161,6 @@ def test_a_column_of_one_value_is_read_as_any_other(tmp_path, files, seen):
     """Readers of tables turn columns of true and false into another type."""
     rows = tuple(row.model_copy(update={"test_raw_in_pretraining": seen}) for row in rows_of(RUNS))
     words = [word for name, paths in files.items() for word in (f"--{name}", *map(str, paths))]
-    section, output = stages.to_json("metrics", stages.Metrics(rows=rows)), tmp_path / "m.csv"
+    section, output = sections.to_json("metrics", sections.Metrics(rows=rows)), tmp_path / "m.csv"
     cli.run(cli.parser().parse_args(["metrics", "--config-json", section, "--output", str(output), *words]))
-    assert {g.saw_raw for g in tables.summary(tables.read(output)).groups} == {bool(seen)}
+    assert {g.saw_raw for g in score_table.summary(score_table.read(output)).groups} == {bool(seen)}

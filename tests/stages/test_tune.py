@@ -5,10 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tokenunify import arrays, cli, manifest, tune
+from tokenunify import cli, tune
 from tokenunify.errors import InputError
 from tokenunify.evaluation import metrics
 from tokenunify.segmentation import lut, multicut, rag, waterz
+from tokenunify.store import arrays, manifest
 
 CANDIDATES = (0.05, 0.3, 0.9)
 

@@ -10,10 +10,10 @@ import tensorstore as ts
 import wkw
 import zarr
 
-from tokenunify.data import absent
-from tokenunify.data.absent import Count
-from tokenunify.data.chunked import open_chunked
-from tokenunify.data.readers import open_array
+from tokenunify.data.formats import absent
+from tokenunify.data.formats.absent import Count
+from tokenunify.data.formats.readers import open_array
+from tokenunify.data.formats.tensorstore import open_chunked
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
 

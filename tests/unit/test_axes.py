@@ -8,11 +8,11 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-
 from tests.unit.test_chunked import CHUNK, n5
-from tokenunify.data.axes import ATTRIBUTES, Stated, agreed
-from tokenunify.data.chunked import open_chunked
-from tokenunify.data.readers import open_array
+
+from tokenunify.data.formats.axes import ATTRIBUTES, Stated, agreed
+from tokenunify.data.formats.readers import open_array
+from tokenunify.data.formats.tensorstore import open_chunked
 from tokenunify.errors import InputError
 
 SHAPE = (5, 7, 11)

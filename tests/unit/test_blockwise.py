@@ -12,9 +12,9 @@ import numpy as np
 import psutil
 import pytest
 
-from tokenunify import arrays, blockwise, manifest
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
+from tokenunify.store import arrays, blockwise, manifest
 
 BLOCKS = Blocks((5, 12, 9), (2, 4, 8))
 

@@ -11,7 +11,7 @@ from tokenunify.errors import InputError
 from tokenunify.evaluation import metrics
 from tokenunify.segmentation import fragments, graph, lut, multicut, rag, waterz
 from tokenunify.segmentation.flood import flood
-from tokenunify.stages import Blockings
+from tokenunify.stages.sections import Blockings
 
 SHAPE = (3, 6, 10)
 SEGMENTS = (np.indices(SHAPE)[2] // 3 + 4 * (np.indices(SHAPE)[1] // 3) + 1).astype(np.uint64)

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from tokenunify import cli, stages
+from tokenunify import cli
 from tokenunify.errors import tells_bad_input
+from tokenunify.stages import sections
 
 
 @pytest.mark.parametrize("stage", list(cli.COMMANDS))
@@ -19,7 +20,7 @@ def test_help_prints_the_schema_of_the_section(stage: str, capsys: pytest.Captur
         cli.main([stage, "--help"])
     text = capsys.readouterr().out
     assert end.value.code == 0
-    for key in stages.SECTIONS[stage].model_fields:
+    for key in sections.SECTIONS[stage].model_fields:
         assert f'"{key}"' in text
 
 

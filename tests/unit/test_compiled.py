@@ -7,10 +7,10 @@ from types import ModuleType
 import numba
 import pytest
 
-from tokenunify import compiled
+from tokenunify.kernels import compiled
 
 SOURCE = """
-from tokenunify.compiled import inner, kept, loop
+from tokenunify.kernels.compiled import inner, kept, loop
 
 @inner
 def half(n):

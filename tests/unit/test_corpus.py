@@ -7,12 +7,13 @@ from itertools import permutations, product
 import numpy as np
 import pytest
 
-from tokenunify import arrays, manifest, stages
 from tokenunify.config import RawAugment, RoiConfig, Superhuman
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
 from tokenunify.learning import crops
-from tokenunify.learning.corpus import AS_IT_IS, Corpus, Region
+from tokenunify.learning.tokens.corpus import AS_IT_IS, Corpus, Region
+from tokenunify.stages import sections
+from tokenunify.store import arrays, manifest
 
 SHAPE = (7, 20, 33)
 ANISOTROPIC, ISOTROPIC = (40.0, 8.0, 8.0), (10.0, 10.0, 10.0)
@@ -177,10 +178,10 @@ def ingested(tmp_path):
     return paths
 
 
-def section(*datasets) -> stages.Pretrain:
-    text = stages.to_json("pretrain", stages.Pretrain(network=Superhuman(), datasets=datasets, crop=(2, 4, 6)))
+def section(*datasets) -> sections.Pretrain:
+    text = sections.to_json("pretrain", sections.Pretrain(network=Superhuman(), datasets=datasets, crop=(2, 4, 6)))
     assert "v0" in text
-    return stages.from_json("pretrain", json.dumps(json.loads(text)))[0]
+    return sections.from_json("pretrain", json.dumps(json.loads(text)))[0]
 
 
 def box(offset, shape) -> RoiConfig:
@@ -190,8 +191,8 @@ def box(offset, shape) -> RoiConfig:
 def test_opened_corpus_is_what_the_section_says(ingested, monkeypatch):
     hole = box((0, 0, 0), (7, 20, 9))
     parts = [
-        stages.Region(volume="v1", box=box((1, 2, 3), (4, 8, 12)), avoid=()),
-        stages.Region(volume="v0", box=None, avoid=(hole,)),
+        sections.Region(volume="v1", box=box((1, 2, 3), (4, 8, 12)), avoid=()),
+        sections.Region(volume="v0", box=None, avoid=(hole,)),
     ]
     told = section((parts[0],), (parts[1],))
     opened = Corpus.open(told, ingested, 3)
@@ -207,7 +208,7 @@ def test_opened_corpus_is_what_the_section_says(ingested, monkeypatch):
 
 
 def test_a_region_outside_its_volume_is_named(ingested):
-    told = section((stages.Region(volume="v0", box=box((1, 2, 3), (4, 8, 31)), avoid=()),))
+    told = section((sections.Region(volume="v0", box=box((1, 2, 3), (4, 8, 31)), avoid=()),))
     with pytest.raises(
         InputError, match=r"region of volume v0 must end inside its shape \[7, 20, 33\], .*\[5, 10, 34\]"
     ):

@@ -7,9 +7,12 @@ import h5py
 import numpy as np
 import pytest
 
-from tokenunify import config, downloaded, manifest, stages
-from tokenunify.data import download
-from tokenunify.plan import Plan
+from tokenunify import config
+from tokenunify.data.download import download
+from tokenunify.plan import downloaded
+from tokenunify.plan.plan import Plan
+from tokenunify.stages import sections
+from tokenunify.store import manifest
 
 RAW = np.arange(3 * 8 * 10, dtype=np.uint8).reshape(3, 8, 10)
 
@@ -44,7 +47,7 @@ def asked(*sources, **volume):
 def made(*sources, **volume):
     """The same, and the download is run with it."""
     text = asked(*sources, **volume)
-    parsed, plain = stages.from_json("download", text)
+    parsed, plain = sections.from_json("download", text)
     output = manifest.Path("data/downloads/v.json")
     download.run(parsed, plain, downloads=output.parent, output=output)
     return text

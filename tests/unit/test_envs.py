@@ -97,7 +97,7 @@ def imports_of(path: Path) -> list[str]:
 def needed(environment: str) -> dict[str, str]:
     """PyPI name -> import name, for all that the commands of an environment's rules import."""
     commands = [command for command, names in rule_environments().items() if environment in names]
-    modules = [cli.COMMANDS[command].module if command in cli.COMMANDS else command for command in commands]
+    modules = [cli.COMMANDS[command].module if command in cli.COMMANDS else f"store.{command}" for command in commands]
     modules = [f"tokenunify.{module}" for module in ("__main__", *modules)]
     assert [module for module in modules if module_file(module) is None] == []
     names = imported(modules) - OPTIONAL

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import zarr
 
-from tokenunify import cli, config, estimate
+from tokenunify import cli, config
 from tokenunify.errors import InputError
-from tokenunify.estimate import Costs, Estimate, NetworkCost, StageCost
-from tokenunify.plan import Plan
-from tokenunify.workload import Workload
+from tokenunify.plan import estimate
+from tokenunify.plan.estimate import Costs, Estimate, NetworkCost, StageCost
+from tokenunify.plan.plan import Plan
+from tokenunify.plan.workload import Workload
 
 TEST, VALIDATION = 10 * 56 * 72, 9 * 40 * 72
 BLOCK = 8 * 32 * 64

@@ -14,8 +14,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from tokenunify import arrays, cli, manifest
+from tokenunify import cli
 from tokenunify.errors import InputError
+from tokenunify.store import arrays, manifest
 
 FULL = "the disk is full: free space and run snakemake again, finished blocks are kept"
 NOISE = np.random.default_rng(0).integers(0, 256, (10, 100, 1000), np.uint8)

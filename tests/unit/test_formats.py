@@ -12,8 +12,8 @@ import pytest
 import tifffile
 import wkw
 
-from tokenunify.data.readers import open_array
-from tokenunify.data.source_array import Sections
+from tokenunify.data.formats.readers import open_array
+from tokenunify.data.formats.source_array import Sections
 from tokenunify.errors import InputError
 
 SHAPE = (5, 7, 11)

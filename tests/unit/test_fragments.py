@@ -1,11 +1,12 @@
 import numpy as np
 import pytest
 
-from tokenunify import affinities, arrays
+from tokenunify import affinities
 from tokenunify.config import NEAREST, Fragments, Multicut
 from tokenunify.evaluation import metrics
 from tokenunify.geometry import Roi
 from tokenunify.segmentation import fragments
+from tokenunify.store import arrays
 
 SHAPE = (3, 30, 44)
 MULTICUT = Multicut(method="multicut").fragments

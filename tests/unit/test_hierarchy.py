@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from tokenunify import arrays
 from tokenunify.config import Fragments
-from tokenunify.data import synthetic
+from tokenunify.data.phantom import phantom
 from tokenunify.evaluation import metrics
 from tokenunify.geometry import Blocks
 from tokenunify.segmentation import fragments, graph, hierarchy, rag, waterz
 from tokenunify.segmentation.baseline import lower_of_pairs, smooth
+from tokenunify.store import arrays
 
 SHAPE = (22, 90, 110)
 SCORES = ("max50", "hist50", "mean")
@@ -17,7 +17,7 @@ THRESHOLDS = [0.3, 0.4, 0.5, 0.6]
 @pytest.fixture(scope="module")
 def volume():
     """Smoothed raw of a phantom for affinities, and their watershed."""
-    raw, _ = synthetic.phantom(SHAPE, seed=5)
+    raw, _ = phantom.generate(SHAPE, seed=5)
     affinities = lower_of_pairs(np.rint(smooth(raw, (0.5, 2.0, 2.0))).astype(np.uint8))
     return affinities, fragments.watershed(arrays.to_float(affinities), Fragments())
 

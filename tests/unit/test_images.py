@@ -9,7 +9,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from tokenunify.data.readers import open_array
+from tokenunify.data.formats.readers import open_array
 from tokenunify.errors import InputError
 
 SHAPE = (3, 7, 11)

@@ -10,7 +10,7 @@ import nrrd
 import numpy as np
 import pytest
 
-from tokenunify.data.readers import open_array
+from tokenunify.data.formats.readers import open_array
 from tokenunify.errors import InputError
 
 SHAPE = (5, 7, 11)

@@ -15,15 +15,15 @@ import psutil
 import pytest
 from filelock import FileLock
 
-from tokenunify import blockwise, holders, locks
 from tokenunify.errors import InputError
+from tokenunify.store import blockwise, file_lock, lock_holders
 
 HOUR = 3600
 
 
 @pytest.fixture(autouse=True)
 def soon_stale(monkeypatch):
-    monkeypatch.setattr(holders, "STALE_SECONDS", 1.0)
+    monkeypatch.setattr(lock_holders, "STALE_SECONDS", 1.0)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_locks_that_never_become_free_are_named(folder: Path, monkeypatch):
 
 
 def test_an_error_inside_a_lock_is_not_taken_for_one_of_it(folder: Path):
-    with pytest.raises(OSError, match="none left"), locks.alone(folder / "a"):
+    with pytest.raises(OSError, match="none left"), file_lock.alone(folder / "a"):
         raise OSError(errno.ENOLCK, "none left")
 
 
@@ -87,7 +87,7 @@ def test_a_lock_that_nobody_renews_is_dropped(folder: Path, age: float):
     path, started = write(folder, age), time.monotonic()
     with blockwise.lock(folder, range(3, 6)):
         assert not path.exists()
-    assert time.monotonic() - started >= holders.STALE_SECONDS
+    assert time.monotonic() - started >= lock_holders.STALE_SECONDS
 
 
 @pytest.mark.parametrize("name", [socket.gethostname(), "another-node"])
@@ -102,7 +102,7 @@ def test_a_process_of_another_container_is_not_looked_for_here(folder: Path, nam
 
 def test_the_clock_may_be_set_while_a_process_runs(folder: Path, monkeypatch):
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
-        known = holders.own(range(4)) | {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
+        known = lock_holders.own(range(4)) | {"pid": process.pid, "created": psutil.Process(process.pid).create_time()}
         (folder / "0-4.json").write_text(json.dumps(known))
         boot_time = psutil.boot_time()
         monkeypatch.setattr(psutil, "boot_time", lambda: boot_time + 600)
@@ -113,7 +113,7 @@ def test_the_clock_may_be_set_while_a_process_runs(folder: Path, monkeypatch):
 
 
 def test_a_process_with_the_number_of_a_dead_one_is_another(folder: Path):
-    (folder / "0-4.json").write_text(json.dumps(holders.own(range(4)) | {"created": 5.0, "booted": 1.0}))
+    (folder / "0-4.json").write_text(json.dumps(lock_holders.own(range(4)) | {"created": 5.0, "booted": 1.0}))
     assert not blockwise.in_use(folder)
 
 
@@ -125,7 +125,7 @@ def test_a_lock_file_that_cannot_be_read_holds_all_blocks_for_a_while(folder: Pa
     started = time.monotonic()
     with blockwise.lock(folder, range(90, 95)):
         assert not path.exists()
-    assert time.monotonic() - started >= holders.STALE_SECONDS
+    assert time.monotonic() - started >= lock_holders.STALE_SECONDS
 
 
 def test_two_locks_of_one_process_have_files_of_their_own(folder: Path):

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from tokenunify import manifest
 from tokenunify.errors import InputError
+from tokenunify.store import manifest
 
 
 def test_run_is_not_hashed(tmp_path: Path):

@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from tokenunify import config as c
-from tokenunify.learning import masking, networks
-from tokenunify.learning.patches import PatchGrid
-from tokenunify.learning.tokens import TokenTask
+from tokenunify.learning import networks
+from tokenunify.learning.tokens import masking
+from tokenunify.learning.tokens.patches import PatchGrid
+from tokenunify.learning.tokens.token_prediction import TokenTask
 
 CROP, PATCH = (4, 12, 16), (2, 4, 8)  # 2 x 3 x 2 patches
 NETWORK = {"name": "superhuman", "filters": [3, 4], "normalisation": "instance"}

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tensorstore as ts
 import zarr
-
 from tests.unit.test_chunked import n5, precomputed
-from tokenunify.data.chunked import open_chunked
-from tokenunify.data.readers import open_array
+
+from tokenunify.data.formats.readers import open_array
+from tokenunify.data.formats.tensorstore import open_chunked
 from tokenunify.errors import InputError
 
 SHAPE = (5, 7, 11)

@@ -8,13 +8,13 @@ from elf.segmentation import lifted_multicut as elf_lifted
 from elf.segmentation.multicut import compute_edge_costs, multicut_kernighan_lin
 
 from tokenunify import affinities as target
-from tokenunify import arrays
 from tokenunify.config import NEAREST, Fragments
-from tokenunify.data import synthetic
+from tokenunify.data.phantom import phantom
 from tokenunify.evaluation import metrics
 from tokenunify.geometry import Roi
 from tokenunify.segmentation import fragments, lifted, multicut, rag
 from tokenunify.segmentation.baseline import lower_of_pairs, smooth
+from tokenunify.store import arrays
 
 SOLVERS = ["kernighan-lin", "greedy-additive", "fusion-moves", "decomposed"]
 
@@ -57,9 +57,9 @@ def test_kernighan_lin_is_never_worse_than_its_start(graph):
 
 
 @pytest.fixture(scope="module")
-def phantom():
+def over_segmented():
     """Graph of an over-segmented phantom: its nodes, edges between their indices, and costs."""
-    raw, _ = synthetic.phantom((16, 96, 96), seed=5)
+    raw, _ = phantom.generate((16, 96, 96), seed=5)
     affinities = lower_of_pairs(np.rint(smooth(raw, (0.5, 2.0, 2.0))).astype(np.uint8))
     labels = fragments.watershed(arrays.to_float(affinities), Fragments())
     graph = rag.from_arrays(affinities, labels)
@@ -69,9 +69,9 @@ def phantom():
 @pytest.mark.parametrize(
     ("solver", "tolerance"), [("kernighan-lin", 1e-3), ("fusion-moves", 1e-3), ("decomposed", 5e-3)]
 )
-def test_energies_are_those_of_elf(phantom, solver, tolerance, monkeypatch):
+def test_energies_are_those_of_elf(over_segmented, solver, tolerance, monkeypatch):
     monkeypatch.setattr(multicut, "NODES_OF_SLAB", 200)
-    graph, pairs, costs = phantom
+    graph, pairs, costs = over_segmented
     assert graph.nodes.size > 900
     peer = multicut_kernighan_lin(UndirectedGraph.from_unique_edges(graph.nodes.size, pairs), costs)
     wanted = energy(pairs, costs, peer)
@@ -80,8 +80,8 @@ def test_energies_are_those_of_elf(phantom, solver, tolerance, monkeypatch):
     assert found <= wanted + tolerance * abs(wanted)
 
 
-def test_every_solver_gives_the_same_twice(phantom):
-    graph, pairs, costs = phantom
+def test_every_solver_gives_the_same_twice(over_segmented):
+    graph, pairs, costs = over_segmented
     for solver in SOLVERS:
         first, second = (multicut.solve(graph.nodes.size, pairs, costs, solver) for _ in range(2))
         np.testing.assert_array_equal(first, second)
@@ -133,7 +133,7 @@ def graphs_of(affinities, labels, offsets):
 @pytest.fixture(scope="module")
 def linked():
     """An over-segmented phantom with noisy affinities of its neurites, near and far: graph and lifted edges."""
-    raw, truth = synthetic.phantom((16, 96, 96), seed=5)
+    raw, truth = phantom.generate((16, 96, 96), seed=5)
     offsets = [*NEAREST, (-2, 0, 0), (-3, 0, 0), (0, -9, 0), (0, 0, -9), (0, -15, 0), (0, 0, -15)]
     exact, _ = target.from_labels(truth, offsets)
     noise = np.random.default_rng(1).normal(0, 0.3, exact.shape)

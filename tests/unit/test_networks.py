@@ -14,7 +14,7 @@ from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint
 from tokenunify.learning.networks import BUILDERS, RELEASED, build
-from tokenunify.learning.networks.stages import recompute
+from tokenunify.learning.networks.recompute import recompute
 
 SMALL = {"name": "superhuman", "filters": [3, 4, 5], "pooling": [1, 2, 2]}
 

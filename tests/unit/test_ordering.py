@@ -5,8 +5,8 @@ import torch
 
 from tests.unit.test_masking import make_batch, make_task
 from tokenunify.config import Relevance
-from tokenunify.learning import masking, tokens
-from tokenunify.learning.ordering import RelevanceOrdering
+from tokenunify.learning.tokens import masking, token_prediction
+from tokenunify.learning.tokens.ordering import RelevanceOrdering
 
 K, P = 12, 6
 ITERATIONS = [1, 5, 12, 20]
@@ -141,7 +141,7 @@ def test_a_relevance_that_happens_to_be_raster_is_the_plain_case():
     assert all(losses[name].item() == expected[name].item() for name in expected)
 
 
-class HalfSeen(tokens.TokenTask):
+class HalfSeen(token_prediction.TokenTask):
     """In place of a network: half of what a patch differs from its mean by is known, and the mean up to a little."""
 
     def features(self, batch, visible):
@@ -154,7 +154,7 @@ class HalfSeen(tokens.TokenTask):
 
 def trained_ratio(reward, monkeypatch):
     """Variance of the targets relative to all patches, behind training on crops whose right half is empty."""
-    monkeypatch.setattr(tokens, "unexplained", reward)
+    monkeypatch.setattr(token_prediction, "unexplained", reward)
     made = make_task(schedule=("next-all",), ordering=Relevance(iterations=4, width=8))
     task = HalfSeen(made.network, made.config, made.grid).train()
     optimizer, ratios = torch.optim.Adam(task.ordering.parameters(), lr=3e-2), []
@@ -172,14 +172,14 @@ def trained_ratio(reward, monkeypatch):
 
 def test_training_does_not_learn_to_hide_empty_patches(monkeypatch):
     """As it does where the error itself is the reward, here in units of about its mean."""
-    assert trained_ratio(tokens.unexplained, monkeypatch) > 1
+    assert trained_ratio(token_prediction.unexplained, monkeypatch) > 1
     assert trained_ratio(lambda error, variance: 20 * error, monkeypatch) < 0.5
 
 
 def test_unexplained_share():
     error, variance = torch.tensor([0.0, 0.0, 0.02, 0.04, 0.5]), torch.tensor([0.0, 0.04, 0.04, 0.04, 0.0])
     expected = [1, 0.001 / 0.041, 0.021 / 0.041, 1, 1]
-    assert tokens.unexplained(error, variance).tolist() == pytest.approx(expected)
+    assert token_prediction.unexplained(error, variance).tolist() == pytest.approx(expected)
 
 
 def test_variance_ratio_is_that_of_the_targets():

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tokenunify import config, stages
+from tokenunify import config
 from tokenunify.errors import InputError
-from tokenunify.plan import Plan
-from tokenunify.versions import STAGES
+from tokenunify.plan.plan import Plan
+from tokenunify.stages import sections
+from tokenunify.stages.table import STAGES
 
 
 @pytest.fixture(scope="module")
@@ -61,13 +62,13 @@ def test_sections_carry_the_version_and_sorted_keys(plan: Plan):
         "metrics": plan.metrics("wafer36-2"),
         "report": plan.report(),
     }
-    assert texts.keys() == STAGES.keys() == stages.SECTIONS.keys()
+    assert texts.keys() == STAGES.keys() == sections.SECTIONS.keys()
     for stage, text in texts.items():
         plain = json.loads(text)
         assert plain["version"] == STAGES[stage]
         assert list(plain) == sorted(plain)
-        section, again = stages.from_json(stage, text)
-        assert stages.to_json(stage, section) == text
+        section, again = sections.from_json(stage, text)
+        assert sections.to_json(stage, section) == text
         assert again == plain
 
 
@@ -111,9 +112,9 @@ def test_agglomerate_does_not_see_the_fragments_setting(root: Path):
 def test_a_pasted_command_may_not_have_two_blocks_in_one_file():
     grid = {"chunk_shape": (4, 8, 8), "shard_shape": (8, 8, 16)}
     with pytest.raises(ValueError, match="block_shape must be a multiple of shard_shape"):
-        stages.Relabel(**grid, block_shape=(4, 8, 16))
+        sections.Relabel(**grid, block_shape=(4, 8, 16))
     with pytest.raises(ValueError, match="shard_shape must be a multiple of chunk_shape"):
-        stages.Relabel(**{**grid, "shard_shape": (6, 8, 16)}, block_shape=(6, 8, 16))
+        sections.Relabel(**{**grid, "shard_shape": (6, 8, 16)}, block_shape=(6, 8, 16))
 
 
 def test_default_crop_and_stride(root: Path):

@@ -11,7 +11,7 @@ from tokenunify import config
 from tokenunify.config import exclusion
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
-from tokenunify.plan import Plan
+from tokenunify.plan.plan import Plan
 
 FILE = {"raw": {"path": "cube.h5", "format": "hdf5", "dataset": "raw"}}
 LABELS = {"labels": {"path": "cube.h5", "format": "hdf5", "dataset": "labels"}}

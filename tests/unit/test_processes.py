@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from tokenunify import config as c
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
-from tokenunify.learning import corpus, loop, networks, objectives, patches, pretrain, tokens
+from tokenunify.learning import loop, networks, objectives, pretrain
+from tokenunify.learning.tokens import corpus, patches, token_prediction
 
 CROP, PATCH, STEPS = (2, 8, 12), (1, 4, 4), 10
 NETWORK = {
@@ -52,7 +53,7 @@ def token(mode, ordering):
     grid = patches.PatchGrid.of(network.config, CROP, PATCH)
     source = corpus.Corpus([[region]], CROP, config.augment, 0)
     samples = pretrain.TokenSamples(source, config, grid.number, 0, (0.5, 0.3))
-    task = tokens.TokenTask(network, config, grid)
+    task = token_prediction.TokenTask(network, config, grid)
     with torch.no_grad():  # no order is judged until a patch is predicted better than by its mean
         task.resampler.out[1].weight.mul_(0.1)
         task.resampler.out[1].bias.copy_(torch.from_numpy(0.7 * usual.ravel()))

@@ -7,7 +7,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from tokenunify import pyramid
+from tokenunify.store import pyramid
 
 SHAPE = (3, 7, 10)
 

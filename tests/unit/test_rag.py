@@ -5,10 +5,10 @@ from itertools import pairwise, product
 import numpy as np
 import pytest
 
-from tokenunify import arrays
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks
 from tokenunify.segmentation import graph, rag
+from tokenunify.store import arrays
 
 SHAPE = (5, 8, 11)
 BLOCKS = [(1, 3, 4), (2, 8, 11), (5, 5, 3), (3, 1, 7), (4, 6, 2), (2, 5, 10)]

@@ -14,9 +14,9 @@ import pytest
 import tifffile
 import zarr
 
-from tokenunify.data import images, packed
-from tokenunify.data.readers import open_array
-from tokenunify.data.source_array import SourceArray
+from tokenunify.data.formats import compressed, images
+from tokenunify.data.formats.readers import open_array
+from tokenunify.data.formats.source_array import SourceArray
 from tokenunify.errors import InputError
 
 SHAPE = (5, 7, 11)
@@ -409,7 +409,7 @@ def test_a_full_disk_is_not_blamed_on_the_file(tmp_path, volume, monkeypatch, nu
     def full(*_):
         raise OSError(number, "No space left on device")
 
-    monkeypatch.setattr(packed.os, "replace", full)
+    monkeypatch.setattr(compressed.os, "replace", full)
     with pytest.raises(OSError, match="No space left") as caught:
         open_array(path, "hdf5", dataset, tmp_path / "scratch")
     assert not isinstance(caught.value, InputError)

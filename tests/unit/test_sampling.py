@@ -9,12 +9,13 @@ import yaml
 
 from tests.unit import test_config
 from tests.unit.test_config import VALID
-from tokenunify import config, estimate
+from tokenunify import config
 from tokenunify.config import exclusion
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
-from tokenunify.plan import Plan
-from tokenunify.workload import Workload
+from tokenunify.plan import estimate
+from tokenunify.plan.plan import Plan
+from tokenunify.plan.workload import Workload
 
 URL = "https://example.org/em"
 EXTENT = {"offset": [3, 0, 8], "shape": [640, 4096, 2048]}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tifffile
 
-from tokenunify.data import tiff_set
-from tokenunify.data.readers import open_array
+from tokenunify.data.formats import tiff_set
+from tokenunify.data.formats.readers import open_array
 from tokenunify.errors import InputError
 
 SHAPE = (5, 40, 50)

@@ -34,7 +34,7 @@ words = sys.orig_argv
 stage = words[words.index("tokenunify") + 1] if "tokenunify" in words[:-1] else ""
 
 if stage in BLOCKWISE:
-    from tokenunify import blockwise
+    from tokenunify.store import blockwise
 
     record = blockwise._record
 

@@ -197,7 +197,7 @@ def test_bad_input_is_told_on_the_terminal_once(clone: Checkout, tmp_path: Path,
 )
 def test_the_end_of_a_log_is_shown_on_the_terminal(clone: Checkout, tmp_path: Path, defect: str, words: list[str]):
     checkout = clone.copy(tmp_path / "tokenunify")
-    with open(checkout.path / "tokenunify/data/download.py", "a") as file:
+    with open(checkout.path / "tokenunify/data/download/download.py", "a") as file:
         file.write(f"\nimport os, sys\n{defect}\n")
     text = on_terminal(checkout, "data/downloads/tiny.json")
     assert all(word in text for word in words), text

@@ -62,7 +62,7 @@ def note(ledger, entry):
 
 
 if stage in BLOCKWISE:
-    from tokenunify import blockwise
+    from tokenunify.store import blockwise
 
     blockwise._record = interrupted(blockwise._record, 3, note)
 elif stage in TRAININGS:
@@ -70,7 +70,7 @@ elif stage in TRAININGS:
 
     checkpoint.save_state = interrupted(checkpoint.save_state, 2)
 elif stage:
-    from tokenunify import manifest
+    from tokenunify.store import manifest
 
     manifest.write_text = interrupted(manifest.write_text, 1)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.workflow.conftest import Checkout, listed
-from tokenunify import estimate
 from tokenunify.cli import COMMANDS
 from tokenunify.config import load
-from tokenunify.plan import Plan
-from tokenunify.workload import Workload
+from tokenunify.plan import estimate
+from tokenunify.plan.plan import Plan
+from tokenunify.plan.workload import Workload
 
 pytestmark = pytest.mark.workflow
 

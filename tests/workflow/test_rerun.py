@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from tests.workflow.conftest import TARGETS, Checkout, Job
-from tokenunify.versions import STAGES
+from tokenunify.stages.table import STAGES
 
 pytestmark = pytest.mark.workflow
 
@@ -125,8 +125,8 @@ def test_pretraining(checkout: Checkout):
 
 
 def test_stage_version(checkout: Checkout):
-    versions = checkout.path / "tokenunify/versions.py"
-    versions.write_text(versions.read_text().replace(f'"fragments": {STAGES["fragments"]},', '"fragments": 0,'))
+    table = checkout.path / "tokenunify/stages/table.py"
+    table.write_text(table.read_text().replace(f'"fragments": {STAGES["fragments"]},', '"fragments": 0,'))
     jobs = checkout.planned()
     assert set(rules(jobs)) == set(SEGMENTED)
     assert {j.wildcards.split(",")[1].strip() for j in jobs if j.rule == "fragments"} == {

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from tests.workflow.conftest import Checkout
-from tokenunify import arrays
+from tokenunify.store import arrays
 
 pytestmark = pytest.mark.workflow
 

@@ -1,7 +1,8 @@
 """The shape of a volume whose raw lies on this machine: what its header says, without reading voxels."""
 
 from tokenunify.config import FileSource, Volume
-from tokenunify.data import packed, readers, sources
+from tokenunify.data import local_files
+from tokenunify.data.formats import compressed, readers
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
 
@@ -18,8 +19,8 @@ def _shape(file: FileSource) -> Coordinate | None:
     if file.path is None or file.member is not None:
         return None
     try:
-        path = sources.find(file.path, file.format)
-        if packed.is_gzip(path):
+        path = local_files.find(file.path, file.format)
+        if compressed.is_gzip(path):
             return None  # it would have to be unpacked first
         return readers.open_array(path, file.format, file.dataset).whole
     except (InputError, OSError):

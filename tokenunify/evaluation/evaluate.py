@@ -9,11 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenunify import affinities, arrays, blockwise, manifest
+from tokenunify import affinities
 from tokenunify.errors import InputError
-from tokenunify.evaluation import contacts, ignored, metrics, objects, run_length
+from tokenunify.evaluation import false_contacts, ignored_label, metrics, objects, run_length
 from tokenunify.geometry import Blocks, Roi, check_shapes
-from tokenunify.stages import Evaluate
+from tokenunify.stages.sections import Evaluate
+from tokenunify.store import arrays, blockwise, manifest
 
 
 def labels_of(volume: arrays.Volume) -> arrays.Store:
@@ -73,13 +74,13 @@ def run(section: Evaluate, plain: dict, *, segmentation: Path, volume: Path, out
 
     run = blockwise.run_part(folder, blocks, process)
     table = metrics.merge(map(table_of, range(len(blocks))))
-    scored = ignored.without(table, opened, section.ignore_label)
-    unscored = ignored.ids_of(opened, section.ignore_label)
-    splits = contacts.Objects(objects.worst_splits(scored, segments.shape), False, unscored)
-    merges = contacts.Objects(objects.worst_merges(scored, segments.shape), True, unscored)
+    scored = ignored_label.without(table, opened, section.ignore_label)
+    unscored = ignored_label.ids_of(opened, section.ignore_label)
+    splits = false_contacts.Objects(objects.worst_splits(scored, segments.shape), False, unscored)
+    merges = false_contacts.Objects(objects.worst_merges(scored, segments.shape), True, unscored)
 
-    def located(worst: contacts.Objects) -> list[dict]:
-        touching = contacts.of_volume(worst, read_box, table_of, blocks, opened.voxel_size_nm)
+    def located(worst: false_contacts.Objects) -> list[dict]:
+        touching = false_contacts.of_volume(worst, read_box, table_of, blocks, opened.voxel_size_nm)
         return [asdict(error.moved(opened.origin)) for error in objects.located(worst.errors, touching)]
 
     content = {**summary(scored, section), "splits": located(splits), "merges": located(merges), "inputs": inputs}

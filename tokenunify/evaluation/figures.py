@@ -17,7 +17,7 @@ from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
-from tokenunify import ids as id_arrays
+from tokenunify.kernels import ids as id_arrays
 
 MAX_VOXELS = 512
 """Voxels of a section shown along its longer side, around the centre."""

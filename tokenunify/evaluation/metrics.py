@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from tokenunify import ids, pairs
-from tokenunify.compiled import loop
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, Roi, check_shapes
+from tokenunify.kernels import ids, pair_table
+from tokenunify.kernels.compiled import loop
 
 STRIDE = 1024
 """Runs between two looks at the room that the table has."""
@@ -74,15 +74,15 @@ def _overlaps(labels, segments, starts, lengths):
 
     The runs are in raster order.
     """
-    table = pairs.table(2)
+    table = pair_table.table(2)
     for first in range(0, len(labels), STRIDE):
-        table = pairs.with_room(table, STRIDE)
+        table = pair_table.with_room(table, STRIDE)
         for i in range(first, min(first + STRIDE, len(labels))):
-            row = pairs.row(table, labels[i], segments[i])
+            row = pair_table.row(table, labels[i], segments[i])
             if table.values[row, 0] == 0:
                 table.values[row, 1] = starts[i]
             table.values[row, 0] += np.uint64(lengths[i])
-    return pairs.used(table)
+    return pair_table.used(table)
 
 
 def merge(tables: Iterable[Contingency]) -> Contingency:

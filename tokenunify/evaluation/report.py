@@ -16,11 +16,11 @@ import numpy as np
 import pandas as pd
 
 import tokenunify
-from tokenunify import arrays, manifest
 from tokenunify.config import BASELINE
 from tokenunify.errors import InputError
-from tokenunify.evaluation import figures, ignored, reported, tables
-from tokenunify.stages import Report, Rights
+from tokenunify.evaluation import figures, ignored_label, report_manifests, score_table
+from tokenunify.stages.sections import Report, Rights
+from tokenunify.store import arrays, manifest
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ class Made(NamedTuple):
     @property
     def read(self) -> dict:
         """Content and run."""
-        return manifest.read(self.path, reported.FORMS[self.stage])
+        return manifest.read(self.path, report_manifests.FORMS[self.stage])
 
 
 def locate(path: Path) -> Made:
@@ -99,7 +99,7 @@ def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], mani
         raise InputError(
             "report needs at least one metrics.csv as --metrics; make one with `snakemake results/.../metrics.csv`"
         )
-    rows = pd.concat([tables.read(path) for path in metrics], ignore_index=True)
+    rows = pd.concat([score_table.read(path) for path in metrics], ignore_index=True)
     paths = dict.fromkeys(path for given in manifests for path in all_parts(given))
     made = sorted(map(locate, paths), key=lambda m: m.model == BASELINE)
     unscored = dict(zip(rows["volume"], map(int, rows["ignore_label"]), strict=True))
@@ -108,9 +108,9 @@ def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], mani
     page = {
         "title": section.title,
         "version": tokenunify.__version__,
-        "commit": tables.commit(),
+        "commit": score_table.commit(),
         "commits": sorted(set(rows["commit"])),
-        "tables": [tables.summary(part) for _, part in rows.groupby(["volume", "dataset", "split"], sort=False)],
+        "tables": [score_table.summary(part) for _, part in rows.groupby(["volume", "dataset", "split"], sort=False)],
         "pictures": {volume: list(pictures(volume, made, labels)) for volume, labels in unscored.items()},
         "energies": {volume: energies(volume, made) for volume in volumes_shown},
         "worst": {volume: worst_objects(volume, made) for volume in volumes_shown},
@@ -185,7 +185,7 @@ def pictures(volume: str, made: list[Made], ignore_label: int) -> Iterator[dict]
     names = [m.model for m in first]
     shown = sorted(first, key=lambda m: (names.index(m.model), m.stage))  # predict before relabel
     opened = arrays.open_volume(source)
-    unscored = np.zeros(0, np.uint64) if opened.labels is None else ignored.ids_of(opened, ignore_label)
+    unscored = np.zeros(0, np.uint64) if opened.labels is None else ignored_label.ids_of(opened, ignore_label)
     for plane in figures.planes(opened.raw.shape, opened.voxel_size_nm):
         height, width = ((s.stop - s.start) for a, s in enumerate(plane.slices) if a != plane.axis)
         size = (height * plane.pixel_nm[0] / 1000, width * plane.pixel_nm[1] / 1000)

@@ -20,9 +20,9 @@ import numpy as np
 from scipy.ndimage import binary_fill_holes
 from skimage.morphology import skeletonize
 
-from tokenunify import ids
 from tokenunify.affinities import pairs
 from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
+from tokenunify.kernels import ids
 
 TOLERANCE_NM = 200
 BOX = (64, 64, 64)

@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from tokenunify import forms, manifest
 from tokenunify.errors import InputError
-from tokenunify.learning import networks, published
+from tokenunify.learning import networks, published_weights
+from tokenunify.store import forms, manifest
 
 WEIGHTS = "weights.safetensors"
 DIGEST = 32
@@ -117,7 +117,7 @@ def load_released(module: nn.Module, state_dict: Mapping[str, Tensor]) -> Report
 
     What no output depends on may be absent.
     """
-    given = {name: tensor for name, (_, tensor) in published.own_names(state_dict).items()}
+    given = {name: tensor for name, (_, tensor) in published_weights.own_names(state_dict).items()}
     own = module.state_dict()
     fits = {name: given[name] for name in own if name in given and given[name].shape == own[name].shape}
     module.load_state_dict(fits, strict=False)

@@ -6,11 +6,12 @@ from math import prod
 
 import numpy as np
 
-from tokenunify import affinities, arrays
+from tokenunify import affinities
 from tokenunify.config import Augment
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, centre
 from tokenunify.learning import augment
+from tokenunify.store import arrays
 
 CACHE_BYTES = 2**31  # volumes are held in memory up to this size together, larger ones are read crop by crop
 ATTEMPTS = 10  # draws of a position before a crop without any known affinity is accepted

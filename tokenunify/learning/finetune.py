@@ -8,12 +8,21 @@ from pathlib import Path
 import torch
 from lightning_fabric import Fabric
 
-from tokenunify import arrays, blockwise, manifest
 from tokenunify.errors import InputError
-from tokenunify.learning import checkpoint, crops, loop, negatives, networks, objectives, parts, transfer
-from tokenunify.learning.log import parted_steps
+from tokenunify.learning import (
+    checkpoint,
+    crops,
+    initial_weights,
+    loop,
+    negative_pairs,
+    networks,
+    objectives,
+    trainable,
+)
 from tokenunify.learning.networks.base import Network, output_extent
-from tokenunify.stages import Finetune
+from tokenunify.learning.training_log import parted_steps
+from tokenunify.stages.sections import Finetune
+from tokenunify.store import arrays, blockwise, manifest
 
 logger = logging.getLogger(__name__)
 
@@ -48,9 +57,9 @@ def run(
     check_start(section, pretrained, published)
     samples = training_samples(section, train, seed)
     fixed = validation_samples(section, validation)
-    negative = negatives.check(samples)
+    negative = negative_pairs.check(samples)
     if fixed:
-        negatives.check_validation(fixed)
+        negative_pairs.check_validation(fixed)
     fabric = loop.make_fabric(device, section.precision, batch_size=section.batch_size, threads=threads)
     fabric.launch()
     inputs = {path.stem: manifest.content_hash(path) for path in [*train, *validation]}
@@ -101,7 +110,7 @@ def check_start(section: Finetune, pretrained: Sequence[Path], published: Sequen
             f"got {found[0]} and {found[1]} files; paste what Snakemake prints"
         )
     for path in pretrained:
-        transfer.check_network(path, section.network.model_dump(mode="json"))
+        initial_weights.check_network(path, section.network.model_dump(mode="json"))
     if section.start == "none" and section.train != "all":
         logger.warning("train is %s and the network starts from scratch: what is frozen stays random", section.train)
 
@@ -115,22 +124,22 @@ def make_training(
     if not (folder / "last.ckpt").exists():
         rows = start(section, network, pretrained, published)
         if fabric.is_global_zero:
-            manifest.write_text(folder / TRANSFER, transfer.table(rows))
-    parts.train_only(network, section.train, section.lora)
+            manifest.write_text(folder / TRANSFER, initial_weights.table(rows))
+    trainable.train_only(network, section.train, section.lora)
     return loop.Training(fabric, objectives.AffinityTask(network, section), section, folder, stage="finetune")
 
 
 def start(
     section: Finetune, network: Network, pretrained: Sequence[Path], published: Sequence[Path]
-) -> list[transfer.Row]:
+) -> list[initial_weights.Row]:
     """Load the weights given; a pre-training's head predicts no affinities and stays behind."""
     for path in pretrained:
         tensors, _ = checkpoint.read_weights(path)
-        return transfer.load(network, tensors, source=path, with_head=False, mode=section.transfer)
+        return initial_weights.load(network, tensors, source=path, with_head=False, mode=section.transfer)
     for path in published:
-        tensors = transfer.read_published(path)
-        return transfer.load(network, tensors, source=path, with_head=True, mode=section.transfer)
-    return transfer.from_scratch(network)
+        tensors = initial_weights.read_published(path)
+        return initial_weights.load(network, tensors, source=path, with_head=True, mode=section.transfer)
+    return initial_weights.from_scratch(network)
 
 
 def write(
@@ -145,7 +154,7 @@ def write(
     content = {
         "weights": manifest.file_sha256(weights),
         "network": section.network.model_dump(mode="json"),
-        "parameters": sum(p.numel() for p in parts.merged(network).parameters()),
+        "parameters": sum(p.numel() for p in trainable.merged(network).parameters()),
         "finetune": section.model_dump(mode="json", exclude={"network"}),
         "seed": seed,
         "pretraining": section.start,

@@ -22,13 +22,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from tokenunify import config as c
-from tokenunify import manifest
 from tokenunify.errors import InputError
-from tokenunify.learning import checkpoint, parts, statistics
-from tokenunify.learning.log import Log, warn_if_parted
+from tokenunify.learning import checkpoint, norm_statistics, trainable
 from tokenunify.learning.muon import Muon
 from tokenunify.learning.networks.base import Network
-from tokenunify.learning.networks.stages import recompute
+from tokenunify.learning.networks.recompute import recompute
+from tokenunify.learning.training_log import Log, warn_if_parted
+from tokenunify.store import manifest
 
 logger = logging.getLogger(__name__)
 
@@ -279,13 +279,15 @@ class Training:
 
     def renew_statistics(self, samples: Samples, *, threads: int) -> None:
         """Take stale running statistics anew from the crops of the training's last steps, which are always the same."""
-        if not (layers := statistics.stale(self.current.network, self.progress.step)):
+        if not (layers := norm_statistics.stale(self.current.network, self.progress.step)):
             return
         last = self.config.steps
-        numbers = range(max(0, last - math.ceil(statistics.CROPS / self.config.batch_size)), last)
+        numbers = range(max(0, last - math.ceil(norm_statistics.CROPS / self.config.batch_size)), last)
         made = steps(samples, self.config, numbers, self.fabric, threads=threads)
         with self.fabric.autocast():
-            statistics.renew(self.current, layers, (self.fabric.to_device(batch) for step in made for batch in step))
+            norm_statistics.renew(
+                self.current, layers, (self.fabric.to_device(batch) for step in made for batch in step)
+            )
 
     @torch.no_grad()
     def validate(self, samples: Sequence[Mapping[str, Any]]) -> float:
@@ -300,7 +302,7 @@ class Training:
         if mean < self.progress.best:
             self.progress.best, self.progress.best_step = mean, self.progress.step
             if self.fabric.is_global_zero:
-                checkpoint.save_weights(self._best(), parts.merged(self.current.network).state_dict())
+                checkpoint.save_weights(self._best(), trainable.merged(self.current.network).state_dict())
                 self.progress.best_sha256 = manifest.file_sha256(self._best())
         return mean
 
@@ -358,7 +360,7 @@ class Training:
             if not self._best().exists() or manifest.file_sha256(self._best()) != self.progress.best_sha256:
                 raise checkpoint.damaged(self._best())
             return load_file(self._best())
-        weights = parts.merged(self.current.network).state_dict()
+        weights = trainable.merged(self.current.network).state_dict()
         if not all(tensor.isfinite().all() for tensor in weights.values()):
             raise self._diverged("weights became infinite or nan in the last step")
         return weights

@@ -21,16 +21,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from tokenunify import arrays, blockwise
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi
 from tokenunify.learning import checkpoint
+from tokenunify.learning.crop_schedule import Schedule
+from tokenunify.learning.elu_table import MOST_THREADS, use_tables
 from tokenunify.learning.networks.base import Network, output_extent
-from tokenunify.learning.schedule import Schedule
-from tokenunify.learning.table import MOST_THREADS, use_tables
 from tokenunify.learning.tiling import Tiling, blending_weight, read_mirrored
-from tokenunify.learning.waiting import Waiting
-from tokenunify.stages import Predict
+from tokenunify.learning.waiting_crops import Waiting
+from tokenunify.stages.sections import Predict
+from tokenunify.store import arrays, blockwise
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tokenunify import blockwise, manifest
-from tokenunify.learning import checkpoint, loop, networks, pictures
-from tokenunify.learning.corpus import Corpus
-from tokenunify.learning.patches import PatchGrid
-from tokenunify.learning.tokens import TokenTask
-from tokenunify.stages import Pretrain
+from tokenunify.learning import checkpoint, loop, networks
+from tokenunify.learning.tokens import pictures
+from tokenunify.learning.tokens.corpus import Corpus
+from tokenunify.learning.tokens.patches import PatchGrid
+from tokenunify.learning.tokens.token_prediction import TokenTask
+from tokenunify.stages.sections import Pretrain
+from tokenunify.store import blockwise, manifest
 
 logger = logging.getLogger(__name__)
 

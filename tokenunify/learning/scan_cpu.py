@@ -21,7 +21,7 @@ from numba.extending import intrinsic, overload
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from tokenunify.compiled import kept
+from tokenunify.kernels.compiled import kept
 
 LANES = 32
 """Channels of a group."""

@@ -11,11 +11,11 @@ from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 
 from tokenunify import config as c
-from tokenunify.columns import aligned
 from tokenunify.config import NEAREST
 from tokenunify.geometry import Coordinate
 from tokenunify.learning import networks
 from tokenunify.learning.networks.base import Network, output_extent
+from tokenunify.text_table import aligned
 
 HEADER = ("network", "parameters", "used", "legal crops", "crop", "output", "GFLOP", "activations")
 NOTES = """

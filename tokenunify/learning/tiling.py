@@ -10,8 +10,8 @@ from math import ceil
 
 import numpy as np
 
-from tokenunify.compiled import inner, loop
 from tokenunify.geometry import Blocks, Coordinate, Roi, crop_starts
+from tokenunify.kernels.compiled import inner, loop
 from tokenunify.learning.augment import mirrored
 
 

@@ -7,13 +7,13 @@ from typing import Literal
 
 import numpy as np
 
-from tokenunify import forms, manifest
 from tokenunify.config import Multicut, Tuned, Waterz
 from tokenunify.errors import InputError
 from tokenunify.segmentation import hierarchy, lifted, lut, multicut, waterz
 from tokenunify.segmentation.graph import Rag, Stored, merge
 from tokenunify.segmentation.rag import lifted_parts, parts
-from tokenunify.stages import Agglomerate
+from tokenunify.stages.sections import Agglomerate
+from tokenunify.store import forms, manifest
 
 
 def parameter(segmentation: Waterz | Multicut) -> float | Tuned:

@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
-from tokenunify import arrays, blockwise
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
-from tokenunify.stages import Baseline
+from tokenunify.stages.sections import Baseline
+from tokenunify.store import arrays, blockwise
 
 TRUNCATE = 4.0
 """Standard deviations after which the Gaussian is cut."""

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from tokenunify.compiled import loop
+from tokenunify.kernels.compiled import loop
 
 SMALL_CAP = 2**7
 """Below it sums of two squares fit into 16 bits, of which a processor adds twice as many at once."""

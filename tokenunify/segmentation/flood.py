@@ -9,9 +9,9 @@ from numba import types
 from numba.core.cgutils import get_or_insert_function, int32_t, ir, voidptr_t
 from numba.extending import intrinsic
 
-from tokenunify.compiled import inner, loop
 from tokenunify.errors import InputError
 from tokenunify.geometry import check_shapes
+from tokenunify.kernels.compiled import inner, loop
 
 LEVELS = 255 * 252 + 1
 """Of heights in [0, 1], in 16 bits; means of two or three 8-bit channels are whole levels, so their plateaus stay."""

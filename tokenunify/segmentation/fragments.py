@@ -8,14 +8,14 @@ import bioimage_cpp as bic
 import numpy as np
 from skimage.morphology import local_maxima
 
-from tokenunify import arrays, blockwise, forms
-from tokenunify.compiled import loop
-from tokenunify.components import connect
 from tokenunify.config import Fragments
 from tokenunify.geometry import Coordinate, Roi, check_shapes
+from tokenunify.kernels.compiled import loop
+from tokenunify.kernels.components import connect
 from tokenunify.segmentation.distance import capped_distance
 from tokenunify.segmentation.flood import flood
-from tokenunify.stages import Fragments as Section
+from tokenunify.stages.sections import Fragments as Section
+from tokenunify.store import arrays, blockwise, forms
 
 
 def boundary_map(affinities: np.ndarray, settings: Fragments) -> np.ndarray:

@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenunify import arrays, ids
-from tokenunify.compiled import loop
 from tokenunify.errors import InputError
+from tokenunify.kernels import ids
+from tokenunify.kernels.compiled import loop
+from tokenunify.store import arrays
 
 NUM_LEVELS = 256
 MANY_NODES = 2**32

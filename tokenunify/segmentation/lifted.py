@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from tokenunify import ids, pairs
-from tokenunify.compiled import inner, loop
 from tokenunify.geometry import Blocks, Coordinate, Roi, long_range
+from tokenunify.kernels import ids, pair_table
+from tokenunify.kernels.compiled import inner, loop
 from tokenunify.segmentation.graph import Rag, keys_of, merge
 
 
@@ -83,14 +83,14 @@ def _collect(affinities, channels, steps, fragments, first, sections):
     (m, 3), in any order.
     """
     rows, columns = affinities.shape[2:]
-    found, last = pairs.table(3), np.zeros(len(steps), np.int64)  # row of the last pair: often the next one's
+    found, last = pair_table.table(3), np.zeros(len(steps), np.int64)  # row of the last pair: often the next one's
     for z in range(*sections):
         for y in range(rows):
-            found = pairs.with_room(found, len(steps) * columns)
+            found = pair_table.with_room(found, len(steps) * columns)
             for n in range(len(steps)):
                 step, start = steps[n], (first[0] + z, first[1] + y, first[2])
                 last[n] = _collect_row(affinities[channels[n], z, y], fragments, start, step, found, last[n])
-    return pairs.used(found)
+    return pair_table.used(found)
 
 
 @inner
@@ -103,5 +103,5 @@ def _collect_row(levels, fragments, start, step, found, last):
     for x in range(max(0, -offset), min(len(levels), len(there) - offset)):
         u, v = here[start[2] + x], there[offset + x]
         if u != v and u != 0 and v != 0:
-            last = pairs.count(found, last, min(u, v), max(u, v), levels[x])
+            last = pair_table.count(found, last, min(u, v), max(u, v), levels[x])
     return last

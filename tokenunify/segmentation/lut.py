@@ -5,8 +5,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenunify import forms, ids, manifest, shards
 from tokenunify.errors import InputError
+from tokenunify.kernels import ids
+from tokenunify.store import forms, manifest, shards
 
 NAME = "lut.npy"
 

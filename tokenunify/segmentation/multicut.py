@@ -14,9 +14,9 @@ import bioimage_cpp as bic
 import numpy as np
 from bioimage_cpp.graph import lifted_multicut as lmc
 
-from tokenunify import ids
 from tokenunify.config import Solver
 from tokenunify.errors import InputError
+from tokenunify.kernels import ids
 from tokenunify.segmentation import lut
 from tokenunify.segmentation.graph import Rag
 

@@ -12,14 +12,15 @@ from typing import Any
 
 import numpy as np
 
-from tokenunify import arrays, blockwise, forms, ids, manifest, pairs
-from tokenunify.compiled import loop
 from tokenunify.config import NEAREST
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi, check_shapes
+from tokenunify.kernels import ids, pair_table
+from tokenunify.kernels.compiled import loop
 from tokenunify.segmentation import lifted
 from tokenunify.segmentation.graph import Rag, Stored, merge
-from tokenunify.stages import Rag as Section
+from tokenunify.stages.sections import Rag as Section
+from tokenunify.store import arrays, blockwise, forms, manifest
 
 LIFTED = "lifted"
 """Folder of the graphs of long-range pairs, in that of the rag."""
@@ -117,13 +118,13 @@ def _collect(affinities, fragments, box, histograms):
     the pair and the level (k, 2) and the count (k, 1).
     """
     (z0, z1), (y0, y1), (x0, x1) = box
-    found, entries = pairs.table(3), pairs.table(1)
+    found, entries = pair_table.table(3), pair_table.table(1)
     last = np.zeros(3, np.int64)  # row of the last pair along each axis: often the next one's
     for z in range(z0, z1):
         for y in range(y0, y1):
-            found, entries = pairs.with_room(found, 4 * (x1 - x0)), pairs.with_room(entries, 3 * (x1 - x0))
+            found, entries = pair_table.with_room(found, 4 * (x1 - x0)), pair_table.with_room(entries, 3 * (x1 - x0))
             _collect_row(affinities, fragments, (z, y), (x0, x1), histograms, found, entries, last)
-    return (*pairs.used(found), *pairs.used(entries))
+    return (*pair_table.used(found), *pair_table.used(entries))
 
 
 @loop
@@ -138,7 +139,7 @@ def _collect_row(affinities, fragments, place, columns, histograms, found, entri
         here, before = row[x], row[x - 1] if x else np.uint64(0)
         if x + 1 == stop or row[x + 1] != here:
             if here != 0:
-                found.values[pairs.row(found, here, here), 0] += np.uint64(x + 1 - start)
+                found.values[pair_table.row(found, here, here), 0] += np.uint64(x + 1 - start)
             start = x + 1
         if here == 0 or (below[x] == here and beside[x] == here and before == here):
             continue
@@ -146,9 +147,9 @@ def _collect_row(affinities, fragments, place, columns, histograms, found, entri
             if there == here or there == 0:
                 continue
             level = affinities[axis, z, y, x]
-            last[axis] = pairs.count(found, last[axis], min(here, there), max(here, there), level)
+            last[axis] = pair_table.count(found, last[axis], min(here, there), max(here, there), level)
             if histograms:
-                entries.values[pairs.row(entries, last[axis], level), 0] += np.uint64(1)
+                entries.values[pair_table.row(entries, last[axis], level), 0] += np.uint64(1)
 
 
 def load(part_manifest: Path) -> Rag:

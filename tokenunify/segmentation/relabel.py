@@ -4,11 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
-from tokenunify import arrays, blockwise, forms, manifest, pyramid
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
 from tokenunify.segmentation import lut as tables
-from tokenunify.stages import Relabel
+from tokenunify.stages.sections import Relabel
+from tokenunify.store import arrays, blockwise, forms, manifest, pyramid
 
 
 def run(

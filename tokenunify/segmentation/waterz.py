@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tokenunify import pairs
-from tokenunify.compiled import inner, loop
 from tokenunify.config import Score
 from tokenunify.errors import InputError
+from tokenunify.kernels import pair_table
+from tokenunify.kernels.compiled import inner, loop
 from tokenunify.segmentation.graph import Rag, highest_alone
 from tokenunify.segmentation.lut import Lut
 
@@ -87,7 +87,7 @@ def _start(rag: Rag, score: Score, frozen: np.ndarray) -> State:
         labels=np.arange(num_nodes, dtype=index),
         frozen=frozen,
         edges=np.zeros(num_edges, _edge(index)),
-        slots=np.empty(pairs.capacity(2 * num_edges), index),
+        slots=np.empty(pair_table.capacity(2 * num_edges), index),
         taken=np.zeros(1, np.int64),
         quantile=0 if score == "mean" else int(score[-2:]),
         sums=rag.sums / 255 if score == "mean" else np.zeros(0),
@@ -169,7 +169,7 @@ def _link(state, half, node):
 @inner
 def _fill_slots(state):
     """Give every living edge a slot of its own."""
-    state.slots[:] = pairs.FREE
+    state.slots[:] = pair_table.FREE
     state.taken[0] = 0
     for e in range(len(state.edges)):
         if not state.edges[e].dead:
@@ -180,8 +180,8 @@ def _fill_slots(state):
 def _find(state, one, two):
     """Slot of the living edge between two nodes, or the free one that it may take."""
     mask = len(state.slots) - 1
-    slot = pairs.home(min(one, two), max(one, two), mask)
-    while state.slots[slot] != pairs.FREE:
+    slot = pair_table.home(min(one, two), max(one, two), mask)
+    while state.slots[slot] != pair_table.FREE:
         e = state.slots[slot]
         a, b = _ends(state, e)
         if ((a == one and b == two) or (a == two and b == one)) and not state.edges[e].dead:
@@ -192,7 +192,7 @@ def _find(state, one, two):
 
 @inner
 def _place(state, e, slot):
-    if state.slots[slot] == pairs.FREE:
+    if state.slots[slot] == pair_table.FREE:
         state.taken[0] += 1
     state.slots[slot] = e
 
@@ -223,7 +223,7 @@ def _attach(state, half, a, larger):
     """
     e = half // 2
     slot = _find(state, a, state.halves[half ^ 1].node)
-    if state.slots[slot] != pairs.FREE:
+    if state.slots[slot] != pair_table.FREE:
         other = state.slots[slot]
         mine, theirs = state.edges[e].score, state.edges[other].score
         if mine > theirs or (mine == theirs and not larger):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenunify.geometry import Coordinate
-from tokenunify.learning.networks.stages import Stage
+from tokenunify.learning.networks.recompute import Stage
 
 SLOPE = 0.01
 """Slope of the leaky ReLU below zero."""

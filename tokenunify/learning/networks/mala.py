@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from tokenunify.config import Mala, validate
 from tokenunify.geometry import Coordinate, centre
 from tokenunify.learning.networks.base import Network
+from tokenunify.learning.networks.recompute import Stage
 from tokenunify.learning.networks.released import check_keys
-from tokenunify.learning.networks.stages import Stage
 
 SLOPE = 0.005
 """Slope of the leaky ReLU below zero."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tokenunify.config import ResUnet
 from tokenunify.geometry import Coordinate
 from tokenunify.learning.networks.base import Network
-from tokenunify.learning.networks.stages import Stage
+from tokenunify.learning.networks.recompute import Stage
 
 
 class Block(Stage):

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from tokenunify.config import Superhuman, SymmetricUNet, validate
 from tokenunify.geometry import Coordinate
 from tokenunify.learning.networks.base import Network
+from tokenunify.learning.networks.recompute import Stage
 from tokenunify.learning.networks.released import check_keys
-from tokenunify.learning.networks.stages import Stage
 
 
 def convolution(c_in: int, c_out: int, kernel: Coordinate, *, bias: bool, stride: Coordinate = (1, 1, 1)) -> nn.Conv3d:

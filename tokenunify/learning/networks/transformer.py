@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from tokenunify.geometry import Coordinate
-from tokenunify.learning.networks.stages import Stage
+from tokenunify.learning.networks.recompute import Stage
 
 
 def to_patches(raw: Tensor, patch: Coordinate) -> Tensor:

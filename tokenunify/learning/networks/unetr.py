@@ -20,8 +20,8 @@ from tokenunify.config import Unetr, validate
 from tokenunify.geometry import Coordinate
 from tokenunify.learning.networks.base import Network
 from tokenunify.learning.networks.blocks import ResBlock, UpBlock, convolution, named, upsampling
+from tokenunify.learning.networks.recompute import Stage
 from tokenunify.learning.networks.released import check_keys, per_axis
-from tokenunify.learning.networks.stages import Stage
 from tokenunify.learning.networks.transformer import Transformer, to_patches
 
 HEAD_WIDTH = 64

@@ -1,0 +1,1 @@
+"""Fetch and verify source files: one module per kind of place."""

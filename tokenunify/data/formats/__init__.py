@@ -1,0 +1,1 @@
+"""Read source files as arrays (z, y, x): one module per format."""

@@ -1,0 +1,1 @@
+"""Write source files as OME-Zarr volumes."""

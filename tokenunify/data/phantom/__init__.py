@@ -1,0 +1,1 @@
+"""The built-in volume: generated neuropil with its true segmentation."""

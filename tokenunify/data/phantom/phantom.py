@@ -1,0 +1,124 @@
+"""The phantom: generated neuropil as serial-section EM shows it, with dense ground truth, at 35 x 8 x 8 nm."""
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+from skimage.measure import label
+from skimage.segmentation import relabel_sequential
+
+from tokenunify.data.phantom import neurites
+from tokenunify.data.phantom.neurites import Path
+from tokenunify.data.phantom.staining import MITOCHONDRION, TUBULE, Stain, smooth_noise
+from tokenunify.geometry import Coordinate
+
+VOXEL_SIZE_NM = (35.0, 8.0, 8.0)
+SLICES = 2
+"""Slices drawn per section: a section shows the mean over its thickness, so oblique membranes fade."""
+SLICE_NM = np.array([VOXEL_SIZE_NM[0] / SLICES, *VOXEL_SIZE_NM[1:]])
+MARGIN = 16
+"""Pixels drawn beyond the volume in y and x, from which the sections' shifts take."""
+PAD_NM = 150.0
+CORE = 0.65
+"""Part of a neurite's radius that is drawn; the rest grows until neurites meet."""
+MIN_VOXELS = 40
+
+
+def generate(shape: Coordinate, seed: int, density: float = 1.0) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+    """Generate raw and labels of `shape` (z, y, x), the same for the same arguments.
+
+    Labels are 1..n without gaps or background, each connected; `density` scales the number of neurites per volume.
+    """
+    rng = np.random.default_rng(seed)
+    drawn = (shape[0] * SLICES, shape[1] + 2 * MARGIN, shape[2] + 2 * MARGIN)
+    paths = neurites.grow(np.full(3, -PAD_NM), np.array(drawn) * SLICE_NM + PAD_NM, density, rng)
+    cells = _ruffle(_fill(paths, drawn), rng)
+    organelles = _organelles(paths, drawn, rng)
+    vesicles = _vesicles(paths, rng)
+    stain = Stain(int(cells.max()), (shape[0], *drawn[1:]), rng)
+    shifts = _shifts(shape[0], rng)
+    missing = _missing_section(shape[0], rng)
+    raw, labels = np.empty(shape, np.uint8), np.empty(shape, np.uint32)
+    for z in range(shape[0]):
+        inside = slice(z * SLICES, (z + 1) * SLICES)
+        below = cells[min((z + 1) * SLICES, len(cells) - 1)]
+        near = vesicles[np.floor(vesicles[:, 0] / VOXEL_SIZE_NM[0]) == z, 1:] / VOXEL_SIZE_NM[1:]
+        image = stain.section(z, cells[inside], below, organelles[inside], near)
+        y, x = (slice(MARGIN + s, MARGIN + s + n) for s, n in zip(shifts[z], shape[1:], strict=True))
+        raw[z] = 0 if z == missing else image[y, x]
+        labels[z] = cells[z * SLICES + SLICES // 2, y, x]
+    return raw, _connected(labels)
+
+
+def _fill(paths: list[Path], shape: Coordinate) -> NDArray[np.int32]:
+    """Draw the neurites' cores and let them grow until every voxel belongs to the nearest one."""
+    cores = np.zeros(shape, np.int32)
+    for path in paths:
+        for point, radius in zip(path.points, path.radii, strict=True):
+            neurites.paint_ball(cores, point / SLICE_NM, np.maximum(CORE * radius / SLICE_NM, 1), path.neurite)
+    nearest = ndimage.distance_transform_edt(cores == 0, SLICE_NM, return_distances=False, return_indices=True)
+    return cores[tuple(nearest)]
+
+
+def _ruffle(cells: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
+    """Displace the cells' borders by smooth noise: membranes of neuropil are wavy."""
+    moved = []
+    for axis, (size, length) in enumerate(zip(cells.shape, SLICE_NM, strict=True)):
+        coarse = 40 * smooth_noise(cells.shape, tuple(320 / SLICE_NM), rng)
+        fine = 10 * smooth_noise(cells.shape, tuple(110 / SLICE_NM), rng)
+        start = np.arange(size).reshape([-1 if a == axis else 1 for a in range(3)])
+        moved.append(np.clip(np.rint(start + (coarse + fine) / np.float32(length)), 0, size - 1).astype(np.int32))
+    return cells[tuple(moved)]
+
+
+def _organelles(paths: list[Path], shape: Coordinate, rng: np.random.Generator) -> NDArray[np.uint8]:
+    """Mitochondria (long bodies in the thicker neurites) and tubules of the endoplasmic reticulum."""
+    drawn = np.zeros(shape, np.uint8)
+    for path in paths:
+        steps = len(path.points)
+        for _ in range(rng.poisson(steps * neurites.STEP_NM / 1100)):
+            first = int(rng.integers(steps))
+            part = slice(first, first + int(rng.uniform(8, 40)))
+            for point, radius in zip(path.points[part], path.radii[part], strict=True):
+                if radius > 75:
+                    body = min(0.52 * radius, 140) / SLICE_NM
+                    neurites.paint_ball(drawn, point / SLICE_NM, body, MITOCHONDRION)
+        drift = np.cumsum(rng.normal(0, 0.12, (steps, 3)), axis=0) + rng.normal(0, 0.4, 3)
+        for point, radius, aside in zip(path.points, path.radii, np.clip(drift, -0.5, 0.5), strict=True):
+            if radius > 110:
+                neurites.paint_ball(drawn, (point + radius * aside) / SLICE_NM, 28 / SLICE_NM, TUBULE)
+    return drawn
+
+
+def _vesicles(paths: list[Path], rng: np.random.Generator) -> NDArray[np.float64]:
+    """Centres (n, 3) in nm of synaptic vesicles, in clouds where neurites swell."""
+    clouds = [np.empty((0, 3))]
+    for path in paths:
+        for _ in range(rng.poisson(len(path.points) * neurites.STEP_NM / 1500)):
+            at = rng.integers(len(path.points))
+            if path.radii[at] > 80:
+                spread = 0.45 * path.radii[at] * rng.normal(size=(int(rng.uniform(15, 70)), 3))
+                clouds.append(path.points[at] + spread)
+    return np.concatenate(clouds)
+
+
+def _shifts(num_sections: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Shift (y, x) in pixels of every section: what alignment leaves, mostly a pixel, seldom a jump."""
+    shifts = rng.normal(0, 0.9, (num_sections, 2))
+    jumps = rng.random(num_sections) < 0.04
+    shifts[jumps] += rng.normal(0, 4, (int(jumps.sum()), 2))
+    return np.clip(np.rint(shifts), -MARGIN, MARGIN).astype(int)
+
+
+def _missing_section(num_sections: int, rng: np.random.Generator) -> int:
+    """One section lost in cutting, neither the first nor the last; none in very thin volumes."""
+    return int(rng.integers(1, num_sections - 1)) if num_sections >= 8 else -1
+
+
+def _connected(labels: NDArray[np.uint32]) -> NDArray[np.uint32]:
+    """Give every connected piece its own label 1..n and hand crumbs to the nearest larger piece."""
+    pieces = label(labels, background=0, connectivity=2)
+    crumbs = (np.bincount(pieces.ravel()) < MIN_VOXELS)[pieces]
+    if crumbs.any() and not crumbs.all():
+        nearest = ndimage.distance_transform_edt(crumbs, VOXEL_SIZE_NM, return_distances=False, return_indices=True)
+        pieces = pieces[tuple(nearest)]
+    return relabel_sequential(pieces)[0].astype(np.uint32)

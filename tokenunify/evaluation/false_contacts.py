@@ -1,0 +1,146 @@
+"""Where pieces of an object touch: neurons within the segment that merges them, segments within the neuron they split.
+
+Two pieces touch where on a line along an axis voxels of both follow each other. Between them may be voxels of the
+object whose label is not scored, as in a membrane or at an eroded border, as far as REACH_NM.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from itertools import product
+from typing import NamedTuple
+
+import numpy as np
+
+from tokenunify.evaluation.metrics import Contingency
+from tokenunify.evaluation.objects import PIECES, Contacts, Error
+from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
+from tokenunify.kernels import ids
+from tokenunify.kernels.compiled import inner, loop
+
+REACH_NM = 150
+"""From one piece's voxel to the other's, at most; neighbours touch whatever the voxel size."""
+
+
+class Objects(NamedTuple):
+    """Errors of one kind."""
+
+    errors: Sequence[Error]
+    merges: bool
+    """Whether they are segments, with neurons as pieces, or neurons, with segments as pieces."""
+    unscored: np.ndarray
+    """Ids (n,), uint64, of labels that are no pieces."""
+
+    def codes(self, labels: np.ndarray, segments: np.ndarray) -> np.ndarray:
+        """For overlaps (n,): 1 + PIECES * error + piece, or -1 - error where the label is not scored, else 0; int8."""
+        owners, others = (segments, labels) if self.merges else (labels, segments)
+        codes, known = np.zeros(labels.size, np.int8), ~np.isin(labels, self.unscored)
+        for number, error in enumerate(self.errors):
+            mine = np.flatnonzero(owners == error.id)
+            codes[mine[~known[mine]]] = -1 - number
+            for place, piece in enumerate(error.pieces):
+                codes[mine[(others[mine] == piece.id) & known[mine]]] = 1 + PIECES * number + place
+        return codes
+
+    def codes_of_voxels(self, labels: np.ndarray, segments: np.ndarray) -> np.ndarray:
+        """The same for the voxels of a box."""
+        flat = labels.ravel(), segments.ravel()
+        starts = ids.run_starts(*flat)
+        codes = self.codes(flat[0][starts], flat[1][starts])
+        return np.repeat(codes, np.diff(starts, append=labels.size)).reshape(labels.shape)
+
+
+def of_volume(
+    objects: Objects,
+    read: Callable[[Roi], tuple[np.ndarray, np.ndarray]],
+    table: Callable[[int], Contingency],
+    blocks: Blocks,
+    voxel_size_nm: VoxelSize,
+) -> Contacts:
+    """A place (z, y, x) for each two pieces of an error that touch: amid their contact, where most of it is.
+
+    `read` gives segments and labels of a box, `table` the overlaps in a block. Only blocks in which pieces may touch
+    are read; the result does not depend on them.
+    """
+    z, y, x = (max(1, int(REACH_NM / size)) for size in voxel_size_nm)
+    held = [objects.codes(*table(index)[:2]) for index in range(len(blocks))]
+    present = [set(codes[codes > 0].tolist()) for codes in held]
+    found: dict[tuple[int, int, int], list[np.ndarray]] = defaultdict(list)
+    for index in range(len(blocks)):
+        roi = blocks.roi(index)
+        outer = roi.grow((z, y, x), (0, 0, 0), blocks.volume_shape)
+        if _may_touch(present[index], set().union(*(present[other] for other in _reached(blocks, index, outer)))):
+            segments, labels = read(outer)
+            codes = objects.codes_of_voxels(labels, segments)
+            for pair, places in _pairs(*_touching(codes, _start(roi, outer), (z, y, x))):
+                found[pair].append(places + np.array(outer.offset))
+    return {pair: _amid(np.concatenate(places)) for pair, places in found.items()}
+
+
+def _may_touch(here: set[int], near: set[int]) -> bool:
+    """Whether another piece of an error that has one here lies near."""
+    return any((one - 1) // PIECES == (two - 1) // PIECES for one in here for two in near - {one})
+
+
+def _reached(blocks: Blocks, index: int, outer: Roi) -> Iterable[int]:
+    """The block and those before it that a larger box touches."""
+    own = np.unravel_index(index, blocks.grid)
+    first = (offset // size for offset, size in zip(outer.offset, blocks.block_shape, strict=True))
+    ranges = (range(low, int(high) + 1) for low, high in zip(first, own, strict=True))
+    return (int(np.ravel_multi_index(place, blocks.grid)) for place in product(*ranges))
+
+
+def _start(roi: Roi, outer: Roi) -> Coordinate:
+    z, y, x = (o - p for o, p in zip(roi.offset, outer.offset, strict=True))
+    return z, y, x
+
+
+@loop
+def _touching(codes, first, reach):
+    """Codes (n, 2) of pieces that touch, and the places between (n, 3); the upper voxel is at `first` or behind it."""
+    pairs, places, count = np.empty((64, 2), np.int64), np.empty((64, 3), np.int64), 0
+    _, rows, columns = codes.shape
+    flat, steps = codes.ravel(), (rows * columns, columns, 1)
+    for z in range(first[0], codes.shape[0]):
+        for y in range(first[1], codes.shape[1]):
+            for x in range(first[2], codes.shape[2]):
+                voxel = (z * rows + y) * columns + x
+                code = np.int64(flat[voxel])
+                if code <= 0:
+                    continue
+                for axis, place in enumerate((z, y, x)):
+                    away = _before(flat, voxel, steps[axis], min(place, reach[axis]))
+                    other = np.int64(flat[voxel - away * steps[axis]])
+                    if away == 0 or other == code or other <= 0 or (other - 1) // PIECES != (code - 1) // PIECES:
+                        continue
+                    if count == len(pairs):
+                        pairs, places = np.concatenate((pairs, pairs)), np.concatenate((places, places))
+                    pairs[count] = min(code, other), max(code, other)
+                    places[count] = z, y, x
+                    places[count, axis] -= away // 2
+                    count += 1
+    return pairs[:count], places[:count]
+
+
+@inner
+def _before(flat, voxel, step, farthest):
+    """How many steps before a voxel the next one is, over those of the same object that belong to no piece."""
+    gap, away = -1 - (flat[voxel] - 1) // PIECES, 1
+    while away < farthest and flat[voxel - away * step] == gap:
+        away += 1
+    return min(away, farthest)
+
+
+def _pairs(codes: np.ndarray, places: np.ndarray) -> Iterable[tuple[tuple[int, int, int], np.ndarray]]:
+    """The places (n, 3) of each pair of pieces, as in Contacts."""
+    pairs, order, starts = ids.group_pairs(codes)
+    for (one, two), own in zip(pairs.tolist(), np.split(order, starts[1:]) if len(order) else (), strict=True):
+        error, piece = divmod(one - 1, PIECES)
+        yield (error, piece, (two - 1) % PIECES), places[own]
+
+
+def _amid(places: np.ndarray) -> Coordinate:
+    """Of the places in the section that has most of them, the nearest to their centre."""
+    sections, counts = np.unique(places[:, 0], return_counts=True)
+    own = np.unique(places[places[:, 0] == sections[np.argmax(counts)]], axis=0)
+    z, y, x = own[np.argmin(((own - own.mean(axis=0)) ** 2).sum(axis=1))].tolist()
+    return z, y, x

@@ -1,0 +1,1 @@
+"""Pre-training: objectives on patches of unlabelled volumes."""

@@ -1,0 +1,1 @@
+"""What a run of the workflow consists of, and what it takes."""

@@ -1,0 +1,228 @@
+"""`tokenunify plan`: jobs, blocks, bytes, memory and hours of every stage of a table of scores, before anything runs.
+
+A job takes `start_seconds` and then a time per voxel, a training and a prediction a time per operation and per byte of
+the network's maps; both are fitted to finished runs by benchmarks/costs.py, on the machine that the costs name.
+"""
+
+import importlib
+import logging
+import math
+import re
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
+
+from tokenunify import config as c
+from tokenunify.config import Strict, text
+from tokenunify.errors import InputError
+from tokenunify.geometry import Coordinate
+from tokenunify.plan.plan import Plan
+from tokenunify.plan.workload import Crops, Task, Workload
+from tokenunify.store import forms, manifest
+from tokenunify.text_table import aligned
+
+logger = logging.getLogger(__name__)
+
+COSTS = Path(__file__).resolve().parents[2] / "benchmarks" / "costs.json"
+SIZES = (195e6, 1e9, 1e12, 50e12)
+"""Voxels: one of the paper's wafers, and what labs have."""
+HEADER = ("stage", "jobs", "blocks", "GB written", "GB memory", "hours", "of each job")
+
+
+class StageCost(Strict):
+    """Of a stage's jobs."""
+
+    start_seconds: float
+    """Until the first block."""
+    seconds: float
+    """Of a million voxels."""
+    bytes: float
+    """Written for each voxel."""
+    memory_mb: float
+    """Whatever the size."""
+    memory_bytes: float
+    """For each voxel of a block, or of the volume whose graph is held."""
+
+
+class NetworkCost(Strict):
+    """Of a network's pass through one crop."""
+
+    seconds_per_gflop: float
+    seconds_per_gb: float
+    """Of the maps that training keeps."""
+    memory: float
+    """Bytes held for each byte of these maps."""
+
+
+class Costs(Strict):
+    """What was measured, and where."""
+
+    machine: str
+    stages: dict[str, StageCost]
+    """By stage, or stage and detail: fragments-3d."""
+    forward: NetworkCost
+    step: NetworkCost
+    """Forward and backward."""
+
+
+@dataclass
+class Row:
+    """A stage in the table."""
+
+    jobs: int = 0
+    blocks: int = 0
+    bytes: float = 0.0
+    memory_mb: float = 0.0
+    seconds: float = 0.0
+    longest: float = 0.0
+    """Seconds of the longest job."""
+
+
+class Estimate:
+    """The costs of a configuration's tasks; `throughput` (stage -> voxels/s of a job) stands in for what was fitted."""
+
+    def __init__(self, plan: Plan, costs: Costs, throughput: dict[str, float]):
+        self.plan, self.costs, self.throughput = plan, costs, throughput
+
+    def rows(self, tasks: Sequence[Task]) -> dict[c.StageName, Row]:
+        """The table, by stage in the order of the tasks."""
+        rows: dict[c.StageName, Row] = defaultdict(Row)
+        for task in tasks:
+            row, cost = rows[task.stage], self._cost(task)
+            computing = self._computing(task, cost)
+            row.jobs += task.jobs
+            row.blocks += task.blocks
+            row.bytes += cost.bytes * task.voxels * task.relative_bytes
+            row.memory_mb = max(row.memory_mb, self._memory_mb(task, cost))
+            row.seconds += task.jobs * cost.start_seconds + computing
+            row.longest = max(row.longest, cost.start_seconds + computing / task.jobs)
+        return rows
+
+    def _cost(self, task: Task) -> StageCost:
+        found = self.costs.stages.get(f"{task.stage}-{task.detail}") or self.costs.stages.get(task.stage)
+        if found is None:
+            raise InputError(f"the costs lack stage {task.stage!r}: measure them again with benchmarks/costs.py")
+        return found
+
+    def _computing(self, task: Task, cost: StageCost) -> float:
+        """Seconds of all blocks or steps."""
+        if task.stage in self.throughput:
+            return task.voxels / self.throughput[task.stage]
+        outside = cost.seconds * task.voxels / 1e6
+        if task.crops is None:
+            return outside
+        forward, step = (seconds(cost, task.crops) for cost in (self.costs.forward, self.costs.step))
+        return outside + task.crops.forward * forward + task.crops.trained * step
+
+    def _memory_mb(self, task: Task, cost: StageCost) -> float:
+        """Of one job at its peak."""
+        memory = cost.memory_mb + cost.memory_bytes * task.held_voxels / 2**20
+        if task.crops is None:
+            return memory
+        of_network = self.costs.step if task.crops.trained else self.costs.forward
+        return memory + of_network.memory * measured(task.crops).activation_bytes * task.crops.at_once / 2**20
+
+
+def seconds(cost: NetworkCost, crops: Crops) -> float:
+    """Of one crop."""
+    one = measured(crops)
+    return cost.seconds_per_gflop * one.flops / 1e9 + cost.seconds_per_gb * one.activation_bytes / 1e9
+
+
+@cache
+def measured(crops: Crops) -> Any:
+    """Operations and bytes of maps of one crop: learning.summary's Cost."""
+    summary = importlib.import_module("tokenunify.learning.summary")  # torch takes seconds to import
+    return summary.cost(crops.network.model_dump(mode="json"), crops.offsets, crops.shape)
+
+
+def shapes(plan: Plan) -> Callable[[str], Coordinate]:
+    """Function: a volume's shape; 0 where nothing tells it."""
+
+    @cache
+    def shape_of(name: str) -> Coordinate:
+        if shape := known_shape(plan, name) or _local_shape(plan, name):
+            return shape
+        logger.warning(
+            "volumes.%s counts as nothing: its shape is known when it has a roi, lies on this machine or is ingested",
+            name,
+        )
+        return 0, 0, 0
+
+    return shape_of
+
+
+def known_shape(plan: Plan, name: str) -> Coordinate | None:
+    """A volume's shape, as ingested into data/volumes, else as configured; None where neither is there."""
+    ingested = Path("data/volumes", f"{name}.json")
+    if ingested.exists():
+        z, y, x = manifest.content(ingested, forms.Extent)["raw"]["shape"]
+        return z, y, x
+    return plan.shape(name)
+
+
+def _local_shape(plan: Plan, name: str) -> Coordinate | None:
+    headers = importlib.import_module("tokenunify.data.local_shape")  # the readers of all formats take a second
+    return headers.local_shape(plan.volume(name))
+
+
+def scaled(shape: Coordinate, voxels: float) -> Coordinate:
+    """The shape, grown or shrunk in all axes to about so many voxels."""
+    factor = (voxels / math.prod(shape)) ** (1 / 3)
+    z, y, x = (max(1, round(n * factor)) for n in shape)
+    return z, y, x
+
+
+def advice(plan: Plan, rows: dict[c.StageName, Row]) -> list[str]:
+    """What to configure where jobs would outgrow their limits."""
+    lines = []
+    for stage, row in rows.items():
+        asked = plan.config.stage_resources(stage)
+        if row.longest > 60 * asked.runtime:
+            needed = math.ceil(asked.parts * row.longest / (60 * asked.runtime))
+            change = f"parts: {needed}" if row.blocks and stage != "evaluate" else f"runtime: {row.longest / 60:.0f}"
+            lines.append(
+                f"resources.{stage}.{change} (a job would take {row.longest / 3600:.1f} h of {asked.runtime} min)"
+            )
+        if row.memory_mb > asked.mem_mb:
+            lines.append(f"resources.{stage}.mem_mb: {row.memory_mb:.0f} (it has {asked.mem_mb})")
+    return lines
+
+
+def table(rows: dict[c.StageName, Row]) -> str:
+    """Aligned text."""
+    lines = [
+        (stage, f"{r.jobs:,}", f"{r.blocks:,}", f"{r.bytes / 1e9:,.3g}", f"{r.memory_mb / 1024:,.2f}",
+         f"{r.seconds / 3600:,.3g}", f"{r.longest / 3600:,.3g}")
+        for stage, r in rows.items()
+    ]  # fmt: skip
+    return aligned([HEADER, *lines], left=("stage",))
+
+
+def run(
+    target: str, config: Path, costs: Path, throughput: Sequence[tuple[str, float]], voxels: Sequence[float]
+) -> None:
+    """Print the table as configured, and with the target's volume grown or shrunk to each number of voxels."""
+    plan = Plan(c.load(config))
+    if not (found := re.fullmatch(r"results/([^/]+)/metrics\.csv", target)):
+        raise InputError(f"plan: the target must be results/VOLUME/metrics.csv, got {target!r}; name a table")
+    volume, shape_of = found[1], shapes(plan)
+    plan.runs(volume)  # an unknown volume is refused
+    measured_on = c.validate(Costs, text.read(costs), str(costs))
+    estimate = Estimate(plan, measured_on, dict(throughput))
+    if not all(shape := shape_of(volume)):
+        raise InputError(f"plan: volumes.{volume} has no shape yet; add a roi, put its source here, or ingest it")
+    for title, size in [("as configured", shape), *((f"{n:,.3g} voxels", scaled(shape, n)) for n in voxels)]:
+        sized = partial(_or_sized, shape_of=shape_of, name=volume, shape=size)
+        rows = estimate.rows(Workload(plan, sized).tasks(volume))
+        sys.stdout.write(f"{volume}, {title}: {' x '.join(map(str, size))}\n{table(rows)}")
+        sys.stdout.write("".join(f"  set {line}\n" for line in advice(plan, rows)) + "\n")
+    sys.stdout.write(f"Measured on {measured_on.machine}.\n")
+
+
+def _or_sized(volume: str, *, shape_of: Callable[[str], Coordinate], name: str, shape: Coordinate) -> Coordinate:
+    return shape if volume == name else shape_of(volume)

@@ -1,0 +1,1 @@
+"""What every stage is: its record, and its section of the configuration."""

@@ -1,0 +1,1 @@
+"""Arrays on disk, manifests, and block-wise work that resumes."""

@@ -1,0 +1,102 @@
+"""Who holds the blocks of a lock file, and whether that process lives.
+
+Of a process that this one can see, the system tells. Of others, on another host or in another container, only the lock
+file does: its owner renews it. Its age says little, as clocks differ; so it is watched for some time.
+"""
+
+import os
+import socket
+import time
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+from pydantic import Field, ValidationError
+
+from tokenunify.store.forms import Form
+
+STALE_SECONDS = 120
+"""A lock that was seen to stay as it is for so long has no living owner."""
+OLD_SECONDS = 86400
+"""A lock that is so old has none, whatever the clocks."""
+SAME_START_SECONDS = 2
+"""Start times of one process differ by less: the system rounds them."""
+
+
+class Holder(Form):
+    """a lock"""
+
+    host: str
+    pid: Annotated[int, Field(gt=0, lt=2**31)]
+    created: float
+    booted: float | None = None
+    """As `created`, by the clock of that time: their difference stays when a clock is set."""
+    machine: str | None = None
+    start: int
+    stop: int
+
+
+UNKNOWN = Holder(host="an unknown host", pid=1, created=0, machine="", start=0, stop=2**63)
+"""Holds all blocks: of a lock file that cannot be read."""
+
+
+def own(claimed: range) -> dict:
+    """The lock of this process on these blocks, as it is written."""
+    known = {"host": socket.gethostname(), "machine": _machine(), "pid": os.getpid()}
+    started = {"created": psutil.Process().create_time(), "booted": psutil.boot_time()}
+    return {**known, **started, "start": claimed.start, "stop": claimed.stop}
+
+
+def read(path: Path) -> Holder | None:
+    """Who holds a lock file; None where it has just been removed."""
+    try:
+        return Holder.model_validate_json(path.read_bytes(), strict=True)
+    except FileNotFoundError:
+        return None
+    except (ValidationError, OSError):
+        return UNKNOWN
+
+
+class Watch:
+    """What was seen of the lock files of others, since when."""
+
+    def __init__(self) -> None:
+        self.seen: dict[Path, tuple[int, float]] = {}
+
+    def is_alive(self, path: Path, holder: Holder) -> bool:
+        """Whether the holder lives, as far as is known now."""
+        if _is_near(holder):
+            return _runs(holder)
+        try:
+            changed = path.stat().st_mtime_ns
+        except FileNotFoundError:
+            return False
+        last, since = self.seen.get(path, (None, 0.0))
+        if changed != last:
+            last, since = self.seen[path] = changed, time.monotonic()
+        return time.monotonic() - since < STALE_SECONDS and time.time() - changed / 1e9 < OLD_SECONDS
+
+
+def _machine() -> str:
+    """The running kernel and the part of its processes that are seen: containers may share a host's name."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+        return f"{boot} {os.readlink('/proc/self/ns/pid')}"
+    except OSError:
+        return socket.gethostname()
+
+
+def _is_near(holder: Holder) -> bool:
+    """Whether this process would see the holder; locks of earlier versions name the host only."""
+    return holder.host == socket.gethostname() if holder.machine is None else holder.machine == _machine()
+
+
+def _runs(holder: Holder) -> bool:
+    try:
+        process = psutil.Process(holder.pid)
+        booted = psutil.boot_time()
+        started = process.create_time() - booted
+        same = abs(started - (holder.created - (holder.booted or booted))) < SAME_START_SECONDS
+        return same and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False

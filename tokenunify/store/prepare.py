@@ -1,0 +1,98 @@
+"""Make the empty store of a block-wise stage, once, in a folder named by everything that decides its content."""
+
+import json
+import os
+import shutil
+from math import gcd
+from pathlib import Path
+
+import zarr
+
+from tokenunify.config import NEAREST
+from tokenunify.geometry import Coordinate
+from tokenunify.stages import sections
+from tokenunify.store import arrays, forms, manifest, pyramid
+from tokenunify.store.blockwise import input_hashes, store_folder
+
+ARRAYS = {
+    "predict": ("affinities.zarr", "uint8"),
+    "baseline": ("affinities.zarr", "uint8"),
+    "fragments": ("fragments.zarr", "uint64"),
+    "relabel": ("segmentation.zarr/0", "uint64"),
+}
+"""Place of the array in its folder, and type; the segmentation's is level 0 of a pyramid for viewing."""
+INPUTS: dict[str, tuple[type[forms.Form], ...]] = {
+    "predict": (forms.ShapedVolume, forms.Finetuned),
+    "baseline": (forms.ShapedVolume,),
+    "fragments": (forms.ShapedAffinities, forms.Volume),
+    "relabel": (forms.ShapedFragments, forms.Table),
+}
+"""What their manifests must be of."""
+
+
+def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
+    """Write `prepared.json` and the empty array beside it; an array that is already there is kept.
+
+    The first input is a volume's manifest or another store's `prepared.json`: it gives the shape.
+    """
+    section, plain = sections.from_json(stage, config_json)
+    contents = [manifest.content(path, form) for path, form in zip(inputs, INPUTS[stage], strict=False)]
+    source = contents[0]
+    shape = tuple((source.get("raw") or source)["shape"])[-3:]
+    channels = {"predict": len(plain.get("offsets", NEAREST)), "baseline": len(NEAREST)}.get(stage)
+    name, dtype = ARRAYS[stage]
+    hashes = input_hashes(inputs)
+    folder = store_folder(output, stage, plain, hashes)
+    content = {
+        "stage": stage,
+        "store": f"{folder.name}/{name}",
+        "shape": shape if channels is None else (channels, *shape),
+        "dtype": dtype,
+        "block_shape": section.block_shape,
+        "voxel_size_nm": source["voxel_size_nm"],
+        "offset_nm": source["offset_nm"],
+        "config": json.loads(config_json),
+        "inputs": hashes,
+    }
+    root = folder / Path(name).parts[0]
+    if not root.exists():
+        _create(root, content, section)
+    manifest.write(output, content)
+
+
+def _create(path: Path, content: dict, section: sections.Grid) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)
+    if Path(content["store"]).name == path.name:
+        _create_array(temporary, content, section.chunk_shape, section.shard_shape)
+    else:
+        _create_pyramid(temporary, content, section)
+    try:
+        os.rename(temporary, path)
+    except OSError:
+        if not path.exists():
+            raise
+        shutil.rmtree(temporary)  # another process has made it meanwhile
+
+
+def _create_array(path: Path, content: dict, chunk_shape: Coordinate, shard_shape: Coordinate) -> None:
+    arrays.create(path, **{**arrays.stated(content), "chunk_shape": chunk_shape, "shard_shape": shard_shape})
+
+
+def _create_pyramid(path: Path, content: dict, section: sections.Grid) -> None:
+    """An OME-Zarr image of labels; in every level a block fills whole shards."""
+    found = pyramid.block_levels(content["shape"], content["voxel_size_nm"], section.block_shape)
+    name = Path(content["store"]).parent.stem
+    ome = pyramid.multiscales(name, [level.voxel_size_nm for level in found], content["offset_nm"], "mode")
+    ome["image-label"] = {}
+    zarr.create_group(str(path), zarr_format=3, attributes={"ome": ome})
+    for number, level in enumerate(found):
+        shard_shape = _divisor(section.shard_shape, level.block_shape)
+        described = {**content, "shape": level.shape, "voxel_size_nm": level.voxel_size_nm}
+        _create_array(path / str(number), described, _divisor(section.chunk_shape, shard_shape), shard_shape)
+
+
+def _divisor(wanted: Coordinate, whole: Coordinate) -> Coordinate:
+    """The largest shape that divides both."""
+    z, y, x = map(gcd, wanted, whole)
+    return z, y, x
