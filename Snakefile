@@ -8,8 +8,11 @@ from snakemake.utils import min_version
 min_version("9.27")
 sys.path.insert(0, workflow.basedir)
 
-from tokenunify.config import BASELINE, from_dict, text
+from tokenunify import layout
+from tokenunify.config import from_dict, text
 from tokenunify.errors import InputError
+from tokenunify.layout import BASELINE
+from tokenunify.plan import manifests
 from tokenunify.plan.plan import Plan
 
 if not workflow.configfiles:
@@ -35,5 +38,5 @@ localrules:
 rule all:
     default_target: True
     input:
-        expand("results/{volume}/metrics.csv", volume=plan.test_volumes),
-        "results/report.html",
+        expand(layout.output("metrics"), volume=plan.test_volumes),
+        layout.output("report"),

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenunify import config, failures
+from tokenunify import config, failures, layout
 from tokenunify.errors import InputError
 from tokenunify.plan import catalogue, estimate
 from tokenunify.stages import sections
@@ -150,7 +150,7 @@ def parser() -> argparse.ArgumentParser:
     volumes = _add(commands, "datasets", "print a table of the volumes: size, licence, who uses them, what is here")
     volumes.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     plan = _add(commands, "plan", "print what a table of scores will take: jobs, bytes, memory and hours of each stage")
-    plan.add_argument("target", help="results/VOLUME/metrics.csv")
+    plan.add_argument("target", help=layout.output("metrics").format(volume="VOLUME"))
     plan.add_argument("--config", type=Path, default=Path("config/config.yaml"))
     plan.add_argument("--costs", type=Path, default=estimate.COSTS, help="what benchmarks/costs.py has measured")
     plan.add_argument(

@@ -55,7 +55,6 @@ from tokenunify.config.pretraining import (
     Sample,
 )
 from tokenunify.config.segmentation import (
-    BASELINE,
     Baseline,
     Fragments,
     Multicut,
@@ -66,6 +65,7 @@ from tokenunify.config.segmentation import (
     Waterz,
     is_tuned,
 )
+from tokenunify.layout import BASELINE
 
 __all__ = [
     "BASELINE",

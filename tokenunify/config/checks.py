@@ -3,20 +3,17 @@
 from math import prod
 from typing import TYPE_CHECKING
 
+from tokenunify import layout
 from tokenunify.config import corpus_checks
 from tokenunify.config.base import check_known, check_multiple
 from tokenunify.config.data import Dataset, Volume
 from tokenunify.config.pretraining import Pretraining
-from tokenunify.config.segmentation import BASELINE, Multicut, Waterz, is_tuned
+from tokenunify.config.segmentation import Multicut, Waterz, is_tuned
 from tokenunify.geometry import Coordinate, long_range
+from tokenunify.layout import BASELINE
 
 if TYPE_CHECKING:
     from tokenunify.config import Config, Model
-
-PRETRAIN_FOLDER = "pretrain"
-"""Folder beside those of the models."""
-STAGE_FOLDERS = ("predict", "fragments", "rag")
-"""Folders beside those of the segmentations."""
 
 
 def check(config: "Config") -> None:
@@ -35,15 +32,16 @@ def check(config: "Config") -> None:
         _check_pretraining(config, f"pretrainings.{name}", pretraining)
     for name, model in config.models.items():
         check_known(f"models.{name}.dataset", model.dataset, config.datasets)
-        if name in (BASELINE, PRETRAIN_FOLDER):
+        if name in layout.RESERVED["model"]:
             raise ValueError(
                 f"models.{name}: this name belongs to the built-in baseline or pre-training; choose another name"
             )
         _check_crops(config, name, model)
         _check_start(config, name, model)
     for name, segmentation in config.segmentations.items():
-        if name in STAGE_FOLDERS or name.startswith(BASELINE):
-            raise ValueError(f"segmentations.{name}: {[*STAGE_FOLDERS, BASELINE]} are reserved; choose another name")
+        if name in layout.RESERVED["segmentation"] or name.startswith(BASELINE):
+            reserved = [*layout.RESERVED["segmentation"]]
+            raise ValueError(f"segmentations.{name}: {reserved} are reserved; choose another name")
         _check_segmentation(config, f"segmentations.{name}", segmentation, f"remove segmentations.{name}")
     _check_evaluation(config)
 

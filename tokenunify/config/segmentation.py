@@ -6,8 +6,6 @@ from pydantic import Field, model_validator
 
 from tokenunify.config.base import Count, Fraction, Padding, Shape, Strict
 
-BASELINE = "raw-watershed"
-"""Name of the baseline in the column `model` and in folders."""
 Score = Literal["max25", "max50", "max75", "hist10", "hist25", "hist50", "hist75", "hist90", "mean"]
 Solver = Literal["kernighan-lin", "greedy-additive", "fusion-moves", "decomposed"]
 Beta = Annotated[float, Field(gt=0, lt=1)]

@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 import tokenunify
+from tokenunify import layout
 from tokenunify.config import BASELINE
 from tokenunify.errors import InputError
 from tokenunify.evaluation import figures, ignored_label, report_manifests, score_table
@@ -25,28 +26,17 @@ from tokenunify.store import arrays, manifest
 logger = logging.getLogger(__name__)
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
-MODEL = r"(?P<model>[^/]+)/seed(?P<seed>\d+)"
-PLACES = (
-    r"data/volumes/(?P<volume>[^/]+)",
-    rf"models/(?P<stage>pretrain)/{MODEL}/weights",
-    rf"models/{MODEL}/(?P<stage>weights)",
-    rf"models/{MODEL}/(?P<stage>tune)/(?P<name>[^/]+)",
-    rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<stage>predict)/(?P<file>[^/]+)",
-    rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<stage>fragments|rag)/(?P<name>[^/]+)/(?P<file>[^/]+)",
-    rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<name>[^/]+)/(?P<stage>relabel)/(?P<file>[^/]+)",
-    rf"results/(?P<volume>[^/]+)/{MODEL}/(?P<name>[^/]+)/(?P<stage>scores|agglomerate|blockings)",
-)
-"""Where each stage puts its manifest, without the ending .json."""
 WORST = 4
 """Objects of each kind on the page; the manifests of the scores have more."""
 TIMED = {
     "predict": "affinities",
+    "baseline": "affinities",
     "fragments": "fragments",
     "rag": "rag",
     "tune": "tune",
     "agglomerate": "agglomerate",
     "relabel": "relabel",
-    "scores": "evaluate",
+    "evaluate": "evaluate",
     "blockings": "blockings",
 }
 """Stages of a volume with times in their manifests, and their names on the page."""
@@ -62,8 +52,7 @@ class Made(NamedTuple):
     """Or pre-training."""
     seed: int
     name: str
-    """Segmentation or fragments; empty where a stage has one."""
-    file: str
+    """Segmentation or fragments; empty where a stage has neither."""
 
     @property
     def read(self) -> dict:
@@ -72,22 +61,16 @@ class Made(NamedTuple):
 
 
 def locate(path: Path) -> Made:
-    """What the place of a manifest says about it.
-
-    Raises InputError for a path that no stage writes.
-    """
-    for pattern in PLACES:
-        if found := re.search(rf"/{pattern}\.json$", path.absolute().as_posix()):
-            parts = found.groupdict()
-            given = {key: parts.get(key) or "" for key in ("volume", "model", "name", "file")}
-            return Made(path, parts.get("stage") or "ingest", seed=int(parts.get("seed") or 0), **given)
-    raise InputError(f"report: {path} is not the manifest of a stage; give manifests in the folders the workflow uses")
-
-
-def all_parts(path: Path) -> list[Path]:
-    """part0of3.json and its two siblings; any other manifest by itself."""
-    found = re.fullmatch(r"part0of(\d+)\.json", path.name)
-    return [path.with_name(f"part{part}of{found[1]}.json") for part in range(int(found[1]))] if found else [path]
+    """What the place of a manifest says about it; InputError for a path that no stage writes."""
+    stage, names = layout.locate(path)
+    return Made(
+        path,
+        stage,
+        volume=names.get("volume", ""),
+        model=names.get("model") or names.get("pretraining") or (BASELINE if stage == "baseline" else ""),
+        seed=int(names.get("seed", 0)),
+        name=names.get("segmentation") or names.get("fragments") or "",
+    )
 
 
 def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], manifests: list[Path]) -> None:
@@ -97,10 +80,11 @@ def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], mani
     """
     if not metrics:
         raise InputError(
-            "report needs at least one metrics.csv as --metrics; make one with `snakemake results/.../metrics.csv`"
+            "report needs at least one metrics.csv as --metrics; make one with "
+            f"`snakemake {layout.output('metrics').format(volume='VOLUME')}`"
         )
     rows = pd.concat([score_table.read(path) for path in metrics], ignore_index=True)
-    paths = dict.fromkeys(path for given in manifests for path in all_parts(given))
+    paths = dict.fromkeys(path for given in manifests for path in layout.all_parts(given))
     made = sorted(map(locate, paths), key=lambda m: m.model == BASELINE)
     unscored = dict(zip(rows["volume"], map(int, rows["ignore_label"]), strict=True))
     volumes_shown = list(unscored)
@@ -180,10 +164,11 @@ def pictures(volume: str, made: list[Made], ignore_label: int) -> Iterator[dict]
     source = next((m.path for m in made if m.stage == "ingest" and m.volume == volume), None)
     if source is None:
         return
-    mine = [m for m in made if m.volume == volume and m.file == "prepared" and m.stage in ("predict", "relabel")]
+    stores = [m for m in made if m.volume == volume and m.path.name == layout.PREPARED]
+    mine = [m for m in stores if m.stage in ("predict", "baseline", "relabel")]
     first = [m for m in mine if m.seed == min(other.seed for other in mine if other.model == m.model)]
     names = [m.model for m in first]
-    shown = sorted(first, key=lambda m: (names.index(m.model), m.stage))  # predict before relabel
+    shown = sorted(first, key=lambda m: (names.index(m.model), m.stage == "relabel"))
     opened = arrays.open_volume(source)
     unscored = np.zeros(0, np.uint64) if opened.labels is None else ignored_label.ids_of(opened, ignore_label)
     for plane in figures.planes(opened.raw.shape, opened.voxel_size_nm):
@@ -232,7 +217,7 @@ def _neurons(labels: np.ndarray, unscored: np.ndarray) -> np.ndarray:
 
 def worst_objects(volume: str, made: list[Made]) -> dict | None:
     """The neurons split and the segments that merge, at the highest cost, in the best segmentation; its run length."""
-    scored = [(m, m.read["content"]) for m in _of(made, "scores") if m.volume == volume and m.model != BASELINE]
+    scored = [(m, m.read["content"]) for m in _of(made, "evaluate") if m.volume == volume and m.model != BASELINE]
     if not scored:
         return None
     best, content = min(scored, key=lambda pair: pair[1]["voi"])
@@ -288,7 +273,7 @@ def pretraining_curves(made: list[Made]) -> bytes | None:
 def models(made: list[Made]) -> list[dict]:
     """What was trained, on what, for how long."""
     rows = []
-    for m in _of(made, "weights"):
+    for m in _of(made, "finetune"):
         content, run = m.read.values()
         kept = run["best_step"] if content["finetune"]["checkpoint"] == "best" else 0
         named = {"model": m.model, "kept_step": kept or run["steps"], "trained_on": ", ".join(content["inputs"])}
@@ -298,7 +283,7 @@ def models(made: list[Made]) -> list[dict]:
 
 def training_curves(made: list[Made]) -> bytes | None:
     """Losses from the log.csv beside each weights.json."""
-    runs = _logs(_of(made, "weights"))
+    runs = _logs(_of(made, "finetune"))
     return figures.training(runs) if runs else None
 
 

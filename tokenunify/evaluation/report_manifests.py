@@ -113,13 +113,14 @@ class Training(forms.Trained, forms.Network):
 FORMS: dict[str, type[forms.Form]] = {
     "ingest": forms.Volume,
     "pretrain": Pretraining,
-    "weights": Training,
+    "finetune": Training,
     "tune": Tuning,
     "predict": forms.Timed,
+    "baseline": forms.Timed,
     "fragments": forms.Timed,
     "rag": forms.Timed,
     "relabel": forms.Timed,
-    "scores": Scored,
+    "evaluate": Scored,
     "agglomerate": Energy,
     "blockings": Compared,
 }

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tokenunify import config as c
+from tokenunify import layout
 from tokenunify.plan.estimate import known_shape
 from tokenunify.plan.plan import Plan
 from tokenunify.text_table import aligned
@@ -85,7 +86,7 @@ def _sampled(sample: c.Sample | None) -> str:
 
 def here(name: str) -> str:
     """How far the volume has come in this folder."""
-    for folder, done in (("volumes", "ingested"), ("downloads", "downloaded")):
-        if Path("data", folder, f"{name}.json").exists():
+    for stage, done in (("ingest", "ingested"), ("download", "downloaded")):
+        if Path(layout.output(stage).format(volume=name)).exists():
             return done
     return "-"

@@ -7,7 +7,6 @@ the network's maps; both are fitted to finished runs by benchmarks/costs.py, on 
 import importlib
 import logging
 import math
-import re
 import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from tokenunify import config as c
+from tokenunify import layout
 from tokenunify.config import Strict, text
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
@@ -158,7 +158,7 @@ def shapes(plan: Plan) -> Callable[[str], Coordinate]:
 
 def known_shape(plan: Plan, name: str) -> Coordinate | None:
     """A volume's shape, as ingested into data/volumes, else as configured; None where neither is there."""
-    ingested = Path("data/volumes", f"{name}.json")
+    ingested = Path(layout.output("ingest").format(volume=name))
     if ingested.exists():
         z, y, x = manifest.content(ingested, forms.Extent)["raw"]["shape"]
         return z, y, x
@@ -208,9 +208,7 @@ def run(
 ) -> None:
     """Print the table as configured, and with the target's volume grown or shrunk to each number of voxels."""
     plan = Plan(c.load(config))
-    if not (found := re.fullmatch(r"results/([^/]+)/metrics\.csv", target)):
-        raise InputError(f"plan: the target must be results/VOLUME/metrics.csv, got {target!r}; name a table")
-    volume, shape_of = found[1], shapes(plan)
+    volume, shape_of = _volume(target), shapes(plan)
     plan.runs(volume)  # an unknown volume is refused
     measured_on = c.validate(Costs, text.read(costs), str(costs))
     estimate = Estimate(plan, measured_on, dict(throughput))
@@ -222,6 +220,18 @@ def run(
         sys.stdout.write(f"{volume}, {title}: {' x '.join(map(str, size))}\n{table(rows)}")
         sys.stdout.write("".join(f"  set {line}\n" for line in advice(plan, rows)) + "\n")
     sys.stdout.write(f"Measured on {measured_on.machine}.\n")
+
+
+def _volume(target: str) -> str:
+    """The volume of the table that is named."""
+    expected = layout.output("metrics").format(volume="VOLUME")
+    try:
+        stage, names = layout.locate(Path(target))
+    except InputError:
+        stage, names = "", {}
+    if stage != "metrics" or target != layout.output("metrics").format(**names):
+        raise InputError(f"plan: the target must be {expected}, got {target!r}; name a table")
+    return names["volume"]
 
 
 def _or_sized(volume: str, *, shape_of: Callable[[str], Coordinate], name: str, shape: Coordinate) -> Coordinate:

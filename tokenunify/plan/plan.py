@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from tokenunify import config as c
+from tokenunify import layout
 from tokenunify.config import BASELINE, Config, exclusion, sampling
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, Roi
@@ -51,7 +52,8 @@ class Plan:
             return found
         known = ", ".join(sorted(v for v in self.config.volumes if self._runs(v))) or "none"
         raise InputError(
-            f"results/{volume}/metrics.csv: no model is evaluated on volume {volume!r}; volumes with a table: {known}. "
+            f"{layout.output('metrics').format(volume=volume)}: no model is evaluated on volume {volume!r}; "
+            f"volumes with a table: {known}. "
             "Correct the name, or list the volume as a validation or test volume of a dataset with models"
         )
 
@@ -65,8 +67,9 @@ class Plan:
         if self.test_volumes:
             return self.test_volumes
         raise InputError(
-            "results/report.html: no model is tested on any volume, so there is nothing to report; add models, "
-            "segmentations, and a dataset with test volumes, or ask for data/volumes/VOLUME.json"
+            f"{layout.output('report')}: no model is tested on any volume, so there is nothing to report; add models, "
+            "segmentations, and a dataset with test volumes, or ask for "
+            f"{layout.output('ingest').format(volume='VOLUME')}"
         )
 
     def validation_volumes(self, model: str, segmentation: str) -> tuple[str, ...]:
@@ -159,7 +162,7 @@ class Plan:
         sample = region and sections.Sample(shape=region.shape, places=region.places, max_blank=region.max_blank)
         rights = {"terms": v.terms, "license": v.license, "citation": v.citation}
         section = sections.Download(sources=v.sources, **rights, **box, sample=sample)
-        return _still_asked(f"data/downloads/{volume}.json", section)
+        return _still_asked(layout.output("download").format(volume=volume), section)
 
     @property
     def download_permit(self) -> str:
@@ -168,12 +171,10 @@ class Plan:
         return sections.Permit(**limits, accept_licenses=self.config.accept_licenses).model_dump_json()
 
     def download_weights(self, model: str) -> str:
-        source = self.model(model).weights
+        source, output = self.model(model).weights, layout.output("download_weights").format(model=model)
         if source is None:
-            raise InputError(
-                f"data/weights/{model}.json: models.{model} has no published weights; add models.{model}.weights"
-            )
-        return _still_asked(f"data/weights/{model}.json", sections.Download(sources=(source,)))
+            raise InputError(f"{output}: models.{model} has no published weights; add models.{model}.weights")
+        return _still_asked(output, sections.Download(sources=(source,)))
 
     def ingest(self, volume: str) -> str:
         v, storage = self.volume(volume), self.config.storage

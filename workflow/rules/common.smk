@@ -108,10 +108,9 @@ def devices(stage):
     return {"nodes": nodes, **tasks, **gres, "mpi": "srun", "launch": launch}
 
 
-def parts(stage, folder):
-    """The part manifests of a block-wise stage in its folder, for all wildcards of the folder."""
-    count = need(stage).parts
-    return [f"{folder}/part{part}of{count}.json" for part in range(count)]
+def parts(stage):
+    """Templates of the part manifests of a block-wise stage."""
+    return layout.parts(stage, need(stage).parts)
 
 
 def runs(wildcards):
@@ -121,4 +120,4 @@ def runs(wildcards):
 
 def volumes(names):
     """Ingest manifests."""
-    return [f"data/volumes/{name}.json" for name in names]
+    return [layout.output("ingest").format(volume=name) for name in names]

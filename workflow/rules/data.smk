@@ -9,7 +9,7 @@ OUTPUTS  data/downloads/{volume}.json   which source was used and its checksums 
 
 rule download:
     output:
-        "data/downloads/{volume}.json",
+        layout.output("download"),
     log:
         "logs/download/{volume}.log",
     benchmark:
@@ -25,14 +25,14 @@ rule download:
     shell:
         "python -m tokenunify download"
         " --config-json {params.config:q}"
-        " --downloads data/downloads"
+        f" --downloads {layout.DOWNLOADS}"
         " --output {output:q}"
         " &> {log:q}"
 
 
 use rule download as download_weights with:
     output:
-        "data/weights/{model}.json",
+        layout.output("download_weights"),
     log:
         "logs/download_weights/{model}.log",
     benchmark:
@@ -45,7 +45,7 @@ rule ingest:
     input:
         rules.download.output,
     output:
-        "data/volumes/{volume}.json",
+        layout.output("ingest"),
     log:
         "logs/ingest/{volume}.log",
     benchmark:

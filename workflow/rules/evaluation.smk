@@ -10,11 +10,11 @@ OUTPUTS  results/{volume}/{model}/seed{seed}/{segmentation}/scores.json
 
 rule evaluate:
     input:
-        segmentation=f"{RELABEL}/prepared.json",
-        parts=parts("relabel", RELABEL),
-        volume="data/volumes/{volume}.json",
+        segmentation=layout.prepared("relabel"),
+        parts=parts("relabel"),
+        volume=layout.output("ingest"),
     output:
-        f"{RUN}/{{segmentation}}/scores.json",
+        layout.output("evaluate"),
     log:
         "logs/evaluate/{volume}.{model}.seed{seed}.{segmentation}.log",
     benchmark:
@@ -38,12 +38,12 @@ rule evaluate:
 
 rule blockings:
     input:
-        affinities=f"{PREDICT}/prepared.json",
+        affinities=layout.prepared("predict"),
         affinity_parts=affinity_parts,
-        volume="data/volumes/{volume}.json",
-        lut=f"{RUN}/{{segmentation}}/agglomerate.json",
+        volume=layout.output("ingest"),
+        lut=layout.output("agglomerate"),
     output:
-        f"{RUN}/{{segmentation}}/blockings.json",
+        layout.output("blockings"),
     log:
         "logs/blockings/{volume}.{model}.seed{seed}.{segmentation}.log",
     benchmark:
@@ -68,13 +68,13 @@ rule blockings:
 
 rule metrics:
     input:
-        scores=per_run(f"{RUN}/{{segmentation}}/scores.json"),
-        luts=per_run(f"{RUN}/{{segmentation}}/agglomerate.json"),
-        predictions=per_run(f"{PREDICT}/prepared.json"),
+        scores=per_run(layout.output("evaluate")),
+        luts=per_run(layout.output("agglomerate")),
+        predictions=per_run(layout.prepared("predict")),
         weights=weights,
     output:
         report(
-            "results/{volume}/metrics.csv",
+            layout.output("metrics"),
             caption="../report/metrics.rst",
             category="Scores",
             labels={"volume": "{volume}"},
@@ -99,10 +99,10 @@ rule metrics:
 
 rule report:
     input:
-        metrics=expand("results/{volume}/metrics.csv", volume=plan.test_volumes),
+        metrics=expand(layout.output("metrics"), volume=plan.test_volumes),
         manifests=reported,
     output:
-        report("results/report.html", caption="../report/report.rst", category="Report"),
+        report(layout.output("report"), caption="../report/report.rst", category="Report"),
     log:
         "logs/report/report.log",
     localrule: True

@@ -1,12 +1,4 @@
-"""Folders of results, and the input functions of the rules: which files of which volume a job reads."""
-
-import re
-
-PREDICT = "results/{volume}/{model}/seed{seed}/predict"
-RUN = "results/{volume}/{model}/seed{seed}"
-FRAGMENTS = f"{RUN}/fragments/{{fragments}}"
-RAG = f"{RUN}/rag/{{fragments}}"
-RELABEL = f"{RUN}/{{segmentation}}/relabel"
+"""The input functions of the rules: which files of which volume a job reads."""
 
 
 def trained_on(role):
@@ -22,18 +14,17 @@ def trained_on(role):
 def pretrained(w):
     """The pre-trained weights of the same seed that the model starts from, if any."""
     name = explained(plan.model, w.model).pretraining
-    return f"models/pretrain/{name}/seed{w.seed}/weights.json" if name else []
+    return layout.output("pretrain").format(pretraining=name, seed=w.seed) if name else []
 
 
 def published(w):
     """The published weights that the model starts from, if any."""
-    return f"data/weights/{w.model}.json" if explained(plan.model, w.model).weights else []
+    return layout.output("download_weights").format(**w) if explained(plan.model, w.model).weights else []
 
 
 def affinity_parts(w):
     """Part manifests of the affinities, predicted or the baseline's."""
-    stage = "baseline" if w.model == BASELINE else "predict"
-    return parts(stage, PREDICT.format(**{k: w[k] for k in ("volume", "model", "seed")}))
+    return [path.format(**w) for path in parts("baseline" if w.model == BASELINE else "predict")]
 
 
 def for_fragments(pattern):
@@ -53,7 +44,7 @@ def on_validation(pattern):
 
 def tuned(w):
     """The choice on the validation volumes, where the configuration gives candidates."""
-    return f"models/{w.model}/seed{w.seed}/tune/{w.segmentation}.json" if plan.is_tuned(w.segmentation) else []
+    return layout.output("tune").format(**w) if plan.is_tuned(w.segmentation) else []
 
 
 def per_run(pattern):
@@ -63,44 +54,15 @@ def per_run(pattern):
 
 def weights(w):
     """The weights behind each row; the baseline has none, its smoothed raw stands in."""
-    trained = "models/{model}/seed{seed}/weights.json"
-    return [(f"{PREDICT}/prepared.json" if r.model == BASELINE else trained).format(**vars(r)) for r in runs(w)]
+    smoothed, trained = layout.prepared("baseline"), layout.output("finetune")
+    return [(smoothed if run.model == BASELINE else trained).format(**vars(run)) for run in runs(w)]
 
 
 def reported(w):
     """Every manifest behind the tables of the report."""
-    rows = [run for volume in explained(plan.shown_volumes) for run in plan.runs(volume)]
-    return list(dict.fromkeys(path for run in rows for path in manifests_of(run)))
+    return manifests.of_table(plan, explained(plan.shown_volumes))
 
 
 def without_parts(w, input):
     """The manifests, of those of parts the first: their number is in its name, and a command's length is limited."""
-    return [path for path in input.manifests if not re.match(r"part[1-9]\d*of", Path(path).name)]
-
-
-def manifests_of(run):
-    """Manifests of the stages that made one row."""
-    fill = {**vars(run), "fragments": plan.fragments_name(run.segmentation)}
-    baseline = run.model == BASELINE
-    dataset = plan.config.datasets[run.dataset]
-    cited = [run.volume, *(t.volume for t in dataset.train), *dataset.validation]
-    pretraining = plan.pretraining_of(run.model)
-    if pretraining:
-        cited += plan.corpus_volumes(pretraining)
-    patterns = [
-        *volumes(cited),
-        f"{PREDICT}/prepared.json",
-        *parts("baseline" if baseline else "predict", PREDICT),
-        f"{FRAGMENTS}/prepared.json",
-        *parts("fragments", FRAGMENTS),
-        *parts("rag", RAG),
-        f"{RUN}/{{segmentation}}/agglomerate.json",
-        f"{RELABEL}/prepared.json",
-        *parts("relabel", RELABEL),
-        f"{RUN}/{{segmentation}}/scores.json",
-        *([f"{RUN}/{{segmentation}}/blockings.json"] if plan.config.evaluation.blockings else []),
-        *([f"models/pretrain/{pretraining}/seed{{seed}}/weights.json"] if pretraining else []),
-        *([] if baseline else ["models/{model}/seed{seed}/weights.json"]),
-        *(["models/{model}/seed{seed}/tune/{segmentation}.json"] if plan.is_tuned(run.segmentation) else []),
-    ]
-    return [pattern.format(**fill) for pattern in patterns]
+    return [path for path in input.manifests if not layout.is_later_part(path)]

@@ -15,10 +15,10 @@ rule pretrain:
     input:
         lambda w: volumes(explained(plan.corpus_volumes, w.pretraining)),
     output:
-        manifest="models/pretrain/{pretraining}/seed{seed}/weights.json",
-        weights="models/pretrain/{pretraining}/seed{seed}/weights.safetensors",
-        curves="models/pretrain/{pretraining}/seed{seed}/log.csv",
-        pictures="models/pretrain/{pretraining}/seed{seed}/reconstructions.png",
+        manifest=layout.output("pretrain"),
+        weights=f"{layout.PRETRAINING}/weights.safetensors",
+        curves=f"{layout.PRETRAINING}/log.csv",
+        pictures=f"{layout.PRETRAINING}/reconstructions.png",
     log:
         "logs/pretrain/{pretraining}.seed{seed}.log",
     benchmark:
@@ -52,10 +52,10 @@ rule finetune:
         pretrained=pretrained,
         published=published,
     output:
-        manifest="models/{model}/seed{seed}/weights.json",
-        weights="models/{model}/seed{seed}/weights.safetensors",
-        transfer="models/{model}/seed{seed}/transfer.csv",
-        curves="models/{model}/seed{seed}/log.csv",
+        manifest=layout.output("finetune"),
+        weights=f"{layout.TRAINING}/weights.safetensors",
+        transfer=f"{layout.TRAINING}/transfer.csv",
+        curves=f"{layout.TRAINING}/log.csv",
     log:
         "logs/finetune/{model}.seed{seed}.log",
     benchmark:
@@ -87,10 +87,10 @@ rule finetune:
 
 rule prepare_predict:
     input:
-        raw="data/volumes/{volume}.json",
+        raw=layout.output("ingest"),
         weights=rules.finetune.output.manifest,
     output:
-        f"{PREDICT}/prepared.json",
+        layout.prepared("predict"),
     log:
         "logs/prepare/{volume}.{model}.seed{seed}.predict.log",
     wildcard_constraints:
@@ -112,11 +112,11 @@ rule prepare_predict:
 
 rule predict:
     input:
-        raw="data/volumes/{volume}.json",
+        raw=layout.output("ingest"),
         weights=rules.finetune.output.manifest,
         prepared=rules.prepare_predict.output,
     output:
-        f"{PREDICT}/part{{part}}of{{parts}}.json",
+        layout.part("predict"),
     log:
         "logs/predict/{volume}.{model}.seed{seed}.part{part}of{parts}.log",
     benchmark:

@@ -18,9 +18,9 @@ localrules:
 
 use rule prepare_predict as prepare_baseline with:
     input:
-        "data/volumes/{volume}.json",
+        layout.output("ingest"),
     output:
-        f"results/{{volume}}/{BASELINE}/seed0/predict/prepared.json",
+        layout.prepared("baseline"),
     log:
         f"logs/prepare/{{volume}}.{BASELINE}.seed0.predict.log",
     wildcard_constraints:
@@ -32,10 +32,10 @@ use rule prepare_predict as prepare_baseline with:
 
 rule baseline:
     input:
-        raw="data/volumes/{volume}.json",
+        raw=layout.output("ingest"),
         prepared=rules.prepare_baseline.output,
     output:
-        f"results/{{volume}}/{BASELINE}/seed0/predict/part{{part}}of{{parts}}.json",
+        layout.part("baseline"),
     log:
         "logs/baseline/{volume}.part{part}of{parts}.log",
     benchmark:
@@ -60,10 +60,10 @@ rule baseline:
 
 use rule prepare_predict as prepare_fragments with:
     input:
-        affinities=f"{PREDICT}/prepared.json",
-        volume="data/volumes/{volume}.json",
+        affinities=layout.prepared("predict"),
+        volume=layout.output("ingest"),
     output:
-        f"{FRAGMENTS}/prepared.json",
+        layout.prepared("fragments"),
     log:
         "logs/prepare/{volume}.{model}.seed{seed}.{fragments}.log",
     wildcard_constraints:
@@ -75,12 +75,12 @@ use rule prepare_predict as prepare_fragments with:
 
 rule fragments:
     input:
-        affinities=f"{PREDICT}/prepared.json",
+        affinities=layout.prepared("predict"),
         parts=affinity_parts,
-        volume="data/volumes/{volume}.json",
+        volume=layout.output("ingest"),
         prepared=rules.prepare_fragments.output,
     output:
-        f"{FRAGMENTS}/part{{part}}of{{parts}}.json",
+        layout.part("fragments"),
     log:
         "logs/fragments/{volume}.{model}.seed{seed}.{fragments}.part{part}of{parts}.log",
     benchmark:
@@ -106,12 +106,12 @@ rule fragments:
 
 rule rag:
     input:
-        affinities=f"{PREDICT}/prepared.json",
+        affinities=layout.prepared("predict"),
         affinity_parts=affinity_parts,
-        fragments=f"{FRAGMENTS}/prepared.json",
-        fragment_parts=parts("fragments", FRAGMENTS),
+        fragments=layout.prepared("fragments"),
+        fragment_parts=parts("fragments"),
     output:
-        f"{RAG}/part{{part}}of{{parts}}.json",
+        layout.part("rag"),
     log:
         "logs/rag/{volume}.{model}.seed{seed}.{fragments}.part{part}of{parts}.log",
     benchmark:
@@ -137,12 +137,12 @@ rule rag:
 
 rule tune:
     input:
-        rags=on_validation(parts("rag", RAG)[:1]),
-        rag_parts=on_validation(parts("rag", RAG)),
-        fragments=on_validation([f"{FRAGMENTS}/prepared.json"]),
+        rags=on_validation(parts("rag")[:1]),
+        rag_parts=on_validation(parts("rag")),
+        fragments=on_validation([layout.prepared("fragments")]),
         volumes=lambda w: volumes(plan.validation_volumes(w.model, w.segmentation)),
     output:
-        "models/{model}/seed{seed}/tune/{segmentation}.json",
+        layout.output("tune"),
     log:
         "logs/tune/{model}.seed{seed}.{segmentation}.log",
     benchmark:
@@ -167,12 +167,12 @@ rule tune:
 
 rule agglomerate:
     input:
-        rag=for_fragments(parts("rag", RAG)[:1]),
-        rag_parts=for_fragments(parts("rag", RAG)),
+        rag=for_fragments(parts("rag")[:1]),
+        rag_parts=for_fragments(parts("rag")),
         tuned=tuned,
     output:
-        manifest=f"{RUN}/{{segmentation}}/agglomerate.json",
-        lut=f"{RUN}/{{segmentation}}/lut.npy",
+        manifest=layout.output("agglomerate"),
+        lut=f"{layout.SEGMENTATION}/lut.npy",
     log:
         "logs/agglomerate/{volume}.{model}.seed{seed}.{segmentation}.log",
     benchmark:
@@ -196,10 +196,10 @@ rule agglomerate:
 
 use rule prepare_predict as prepare_relabel with:
     input:
-        fragments=for_fragments([f"{FRAGMENTS}/prepared.json"]),
+        fragments=for_fragments([layout.prepared("fragments")]),
         lut=rules.agglomerate.output.manifest,
     output:
-        f"{RELABEL}/prepared.json",
+        layout.prepared("relabel"),
     log:
         "logs/prepare/{volume}.{model}.seed{seed}.{segmentation}.log",
     wildcard_constraints:
@@ -211,13 +211,13 @@ use rule prepare_predict as prepare_relabel with:
 
 rule relabel:
     input:
-        fragments=for_fragments([f"{FRAGMENTS}/prepared.json"]),
-        fragment_parts=for_fragments(parts("fragments", FRAGMENTS)),
+        fragments=for_fragments([layout.prepared("fragments")]),
+        fragment_parts=for_fragments(parts("fragments")),
         lut=rules.agglomerate.output.manifest,
         lut_file=rules.agglomerate.output.lut,
         prepared=rules.prepare_relabel.output,
     output:
-        f"{RELABEL}/part{{part}}of{{parts}}.json",
+        layout.part("relabel"),
     log:
         "logs/relabel/{volume}.{model}.seed{seed}.{segmentation}.part{part}of{parts}.log",
     benchmark:
