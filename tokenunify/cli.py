@@ -11,118 +11,16 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 from tokenunify import config, failures, layout
 from tokenunify.errors import InputError
 from tokenunify.plan import catalogue, estimate
 from tokenunify.stages import sections
+from tokenunify.stages.table import STAGES, Stage
 from tokenunify.store.blockwise import parse_part
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Command:
-    """A stage: the module whose `run(section, plain, **arguments)` does it, and its arguments."""
-
-    module: str
-    help: str
-    paths: tuple[str, ...] = ()
-    """Arguments with one path."""
-    lists: tuple[str, ...] = ()
-    """Arguments with any number of paths, none included."""
-    numbers: tuple[str, ...] = ()
-    blockwise: bool = False
-    device: bool = False
-
-
-COMMANDS = {
-    "download": Command(
-        "data.download.download",
-        "fetch and verify source files",
-        ("downloads", "output"),
-    ),
-    "ingest": Command(
-        "data.ingest.ingest", "turn source files into an OME-Zarr volume", ("source", "output"), (), ("threads",)
-    ),
-    "pretrain": Command(
-        "learning.pretrain",
-        "pre-train a network on unlabelled volumes",
-        ("output",),
-        ("volumes",),
-        ("seed", "threads"),
-        device=True,
-    ),
-    "finetune": Command(
-        "learning.finetune",
-        "train a network to predict affinities",
-        ("output",),
-        ("train", "validation", "pretrained", "published"),
-        ("seed", "threads"),
-        device=True,
-    ),
-    "predict": Command(
-        "learning.predict",
-        "predict the affinities of a part of the blocks",
-        ("raw", "weights", "prepared", "output"),
-        (),
-        ("threads",),
-        blockwise=True,
-        device=True,
-    ),
-    "baseline": Command(
-        "segmentation.baseline",
-        "smoothed raw intensities in place of affinities",
-        ("raw", "prepared", "output"),
-        blockwise=True,
-    ),
-    "fragments": Command(
-        "segmentation.fragments",
-        "seeded watershed of a part of the blocks",
-        ("affinities", "volume", "prepared", "output"),
-        blockwise=True,
-    ),
-    "rag": Command(
-        "segmentation.rag",
-        "region adjacency graph of a part of the blocks",
-        ("affinities", "fragments", "output"),
-        (),
-        ("threads",),
-        blockwise=True,
-    ),
-    "tune": Command(
-        "tune", "choose threshold or beta on validation volumes", ("output",), ("rags", "fragments", "volumes")
-    ),
-    "agglomerate": Command(
-        "segmentation.agglomerate", "fragments to segments, on the graph", ("rag", "output"), ("tuned",)
-    ),
-    "relabel": Command(
-        "segmentation.relabel",
-        "write the segmentation of a part of the blocks",
-        ("fragments", "lut", "prepared", "output"),
-        blockwise=True,
-    ),
-    "evaluate": Command("evaluation.evaluate", "score a segmentation", ("segmentation", "volume", "output")),
-    "blockings": Command(
-        "blockings",
-        "compare segmentations of fragments in different blocks",
-        ("affinities", "volume", "lut", "output"),
-    ),
-    "metrics": Command(
-        "evaluation.score_table",
-        "collect a volume's scores in one table",
-        ("output",),
-        ("scores", "luts", "predictions", "weights"),
-    ),
-    "report": Command(
-        "evaluation.report",
-        "one self-contained page of tables, curves and pictures",
-        ("output",),
-        ("metrics", "manifests"),
-    ),
-}
 
 
 PRINTING = ("schema", "networks", "plan", "datasets")
@@ -133,12 +31,12 @@ def parser() -> argparse.ArgumentParser:
     """The parser of all subcommands."""
     top = argparse.ArgumentParser(prog="tokenunify", description=__doc__)
     commands = top.add_subparsers(dest="command", required=True, metavar="command", parser_class=_Parser)
-    for stage, command in COMMANDS.items():
-        sub = _add(commands, stage, command.help)
+    for name, stage in STAGES.items():
+        sub = _add(commands, name, stage.help)
         sub.add_argument("--config-json", required=True, help="the stage's section, as Snakemake prints it")
-        _add_arguments(sub, command)
+        _add_arguments(sub, stage)
     prepare = _add(commands, "prepare", "make the empty store of a block-wise stage")
-    prepare.add_argument("--stage", required=True, choices=["predict", "baseline", "fragments", "relabel"])
+    prepare.add_argument("--stage", required=True, choices=[name for name, stage in STAGES.items() if stage.store])
     prepare.add_argument("--config-json", required=True)
     prepare.add_argument("--inputs", type=Path, nargs="+", required=True, help="the input that gives the shape first")
     prepare.add_argument("--output", type=_output, required=True)
@@ -183,16 +81,16 @@ def _add(commands, name: str, help: str) -> argparse.ArgumentParser:
     return commands.add_parser(name, help=help, description=help, formatter_class=form)
 
 
-def _add_arguments(sub: argparse.ArgumentParser, command: Command) -> None:
-    for name in command.paths:
+def _add_arguments(sub: argparse.ArgumentParser, stage: Stage) -> None:
+    for name in stage.paths:
         sub.add_argument(f"--{name}", type=_output if name == "output" else Path, required=True)
-    for name in command.lists:
+    for name in stage.lists:
         sub.add_argument(f"--{name}", type=Path, nargs="*", default=[])
-    for name in command.numbers:
+    for name in stage.numbers:
         sub.add_argument(f"--{name}", type=NUMBERS[name], required=True)
-    if command.blockwise:
+    if stage.blockwise:
         sub.add_argument("--part", type=_part, default=(0, 1), help="i/n: the i-th (from 0) of n ranges of blocks")
-    if command.device:
+    if stage.device:
         sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
@@ -255,7 +153,7 @@ def run(arguments: argparse.Namespace) -> None:
         importlib.import_module("tokenunify.learning.summary").run(**given)
     else:
         section, plain = sections.from_json(arguments.command, given.pop("config_json"))
-        module = importlib.import_module(f"tokenunify.{COMMANDS[arguments.command].module}")
+        module = importlib.import_module(f"tokenunify.{STAGES[arguments.command].module}")
         module.run(section, plain, **given)
 
 

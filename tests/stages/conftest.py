@@ -9,6 +9,7 @@ import pytest
 
 from tokenunify import affinities, cli, config
 from tokenunify.stages import sections
+from tokenunify.stages.table import STAGES
 from tokenunify.store import arrays, manifest
 
 SHAPE = (10, 40, 60)
@@ -104,7 +105,7 @@ class Workspace:
     def run_parts(self, stage: str, section: str, inputs: dict[str, Path], folder: Path) -> Path:
         outputs = [folder / f"part{part}of{self.parts}.json" for part in range(self.parts)]
         words = [word for name, path in inputs.items() for word in (f"--{name}", path)]
-        words += ["--threads", 2] if "threads" in cli.COMMANDS[stage].numbers else []
+        words += ["--threads", 2] if "threads" in STAGES[stage].numbers else []
         for part, output in enumerate(outputs):
             options = ["--config-json", section, *words, "--output", output, "--part", f"{part}/{self.parts}"]
             self.call(stage, *options)

@@ -13,7 +13,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from rattler import MatchSpec
 
-from tokenunify import cli
+from tokenunify.stages.table import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 ENVIRONMENTS = sorted((ROOT / "envs").glob("*.yaml"))
@@ -97,7 +97,7 @@ def imports_of(path: Path) -> list[str]:
 def needed(environment: str) -> dict[str, str]:
     """PyPI name -> import name, for all that the commands of an environment's rules import."""
     commands = [command for command, names in rule_environments().items() if environment in names]
-    modules = [cli.COMMANDS[command].module if command in cli.COMMANDS else f"store.{command}" for command in commands]
+    modules = [STAGES[command].module if command in STAGES else f"store.{command}" for command in commands]
     modules = [f"tokenunify.{module}" for module in ("__main__", *modules)]
     assert [module for module in modules if module_file(module) is None] == []
     names = imported(modules) - OPTIONAL
@@ -131,7 +131,7 @@ def test_environment_holds_nothing_idle(path):
 
 def test_every_stage_has_one_environment():
     found = rule_environments()
-    assert set(found) == {*cli.COMMANDS, "prepare"}
+    assert set(found) == {*STAGES, "prepare"}
     assert {command: names for command, names in found.items() if len(names) != 1} == {}
 
 

@@ -65,7 +65,7 @@ def test_sections_carry_the_version_and_sorted_keys(plan: Plan):
     assert texts.keys() == STAGES.keys() == sections.SECTIONS.keys()
     for stage, text in texts.items():
         plain = json.loads(text)
-        assert plain["version"] == STAGES[stage]
+        assert plain["version"] == STAGES[stage].version
         assert list(plain) == sorted(plain)
         section, again = sections.from_json(stage, text)
         assert sections.to_json(stage, section) == text

@@ -10,11 +10,11 @@ from pathlib import Path
 import pytest
 
 from tests.workflow.conftest import Checkout, listed
-from tokenunify.cli import COMMANDS
 from tokenunify.config import load
 from tokenunify.plan import estimate
 from tokenunify.plan.plan import Plan
 from tokenunify.plan.workload import Workload
+from tokenunify.stages.table import STAGES
 
 pytestmark = pytest.mark.workflow
 
@@ -58,7 +58,7 @@ def test_promised_cluster_command_plans_everything(clone: Checkout, tmp_path: Pa
     words = ("--profile", "slurm", "--cores", "32", "results/wafer36-2/metrics.csv")
     jobs = listed(dry_run(clone, tmp_path, *words))
     planned = {job.rule for job in jobs}
-    assert {rule for rule in planned if not rule.startswith("prepare_")} == set(COMMANDS) - {"blockings", "report"}
+    assert {rule for rule in planned if not rule.startswith("prepare_")} == set(STAGES) - {"blockings", "report"}
     assert {f"prepare_{stage}" for stage in ("predict", "baseline", "fragments", "relabel")} < planned
     for rule in ("download", "ingest"):
         assert {job.wildcards for job in jobs if job.rule == rule} == {f"volume={wafer}" for wafer in WAFERS}

@@ -126,7 +126,9 @@ def test_pretraining(checkout: Checkout):
 
 def test_stage_version(checkout: Checkout):
     table = checkout.path / "tokenunify/stages/table.py"
-    table.write_text(table.read_text().replace(f'"fragments": {STAGES["fragments"]},', '"fragments": 0,'))
+    older = f'"fragments": Stage(\n        version={STAGES["fragments"].version},'
+    assert older in table.read_text()
+    table.write_text(table.read_text().replace(older, '"fragments": Stage(\n        version=0,'))
     jobs = checkout.planned()
     assert set(rules(jobs)) == set(SEGMENTED)
     assert {j.wildcards.split(",")[1].strip() for j in jobs if j.rule == "fragments"} == {

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
@@ -66,6 +66,7 @@ from tokenunify.config.segmentation import (
     is_tuned,
 )
 from tokenunify.layout import BASELINE
+from tokenunify.stages.table import STAGES
 
 __all__ = [
     "BASELINE",
@@ -141,21 +142,11 @@ __all__ = [
     "validate",
 ]
 
-StageName = Literal[
-    "download",
-    "ingest",
-    "pretrain",
-    "finetune",
-    "predict",
-    "baseline",
-    "fragments",
-    "rag",
-    "tune",
-    "agglomerate",
-    "relabel",
-    "evaluate",
-    "blockings",
-]
+STAGES_WITH_JOBS = tuple(name for name, stage in STAGES.items() if stage.resources is not None)
+if TYPE_CHECKING:
+    StageName = str
+else:
+    StageName = Literal[STAGES_WITH_JOBS]
 
 
 def _none(value: Any) -> Any:
@@ -253,21 +244,7 @@ class Resources(Strict):
     """Nodes that share a training (pretrain and finetune on a cluster), each with all of mem_mb."""
 
 
-STAGE_RESOURCES: dict[StageName, Resources] = {
-    "download": Resources(mem_mb=2000, runtime=720),
-    "ingest": Resources(threads=2),
-    "pretrain": Resources(threads=2, mem_mb=16000, runtime=2880),
-    "finetune": Resources(threads=2, mem_mb=16000, runtime=2880),
-    "predict": Resources(threads=2, mem_mb=8000, runtime=720),
-    "baseline": Resources(),
-    "fragments": Resources(),
-    "rag": Resources(),
-    "tune": Resources(mem_mb=8000),
-    "agglomerate": Resources(mem_mb=16000),
-    "relabel": Resources(),
-    "evaluate": Resources(),
-    "blockings": Resources(mem_mb=16000),
-}
+STAGE_RESOURCES = {name: Resources(**STAGES[name].resources or {}) for name in STAGES_WITH_JOBS}
 
 
 class Config(Strict):

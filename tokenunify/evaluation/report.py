@@ -21,6 +21,7 @@ from tokenunify.config import BASELINE
 from tokenunify.errors import InputError
 from tokenunify.evaluation import figures, ignored_label, report_manifests, score_table
 from tokenunify.stages.sections import Report, Rights
+from tokenunify.stages.table import STAGES
 from tokenunify.store import arrays, manifest
 
 logger = logging.getLogger(__name__)
@@ -28,18 +29,6 @@ logger = logging.getLogger(__name__)
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 WORST = 4
 """Objects of each kind on the page; the manifests of the scores have more."""
-TIMED = {
-    "predict": "affinities",
-    "baseline": "affinities",
-    "fragments": "fragments",
-    "rag": "rag",
-    "tune": "tune",
-    "agglomerate": "agglomerate",
-    "relabel": "relabel",
-    "evaluate": "evaluate",
-    "blockings": "blockings",
-}
-"""Stages of a volume with times in their manifests, and their names on the page."""
 
 
 class Made(NamedTuple):
@@ -105,7 +94,7 @@ def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], mani
         "models": models(made),
         "training": training_curves(made),
         "tuning": tuning_curves(made),
-        "stages": [stage for stage in TIMED.values() if any(stage in row["stages"] for row in timed)],
+        "stages": [column for column in _columns() if any(column in row["stages"] for row in timed)],
         "times": timed,
         "volumes": volumes(made, section.rights),
     }
@@ -301,13 +290,19 @@ def tuning_curves(made: list[Made]) -> bytes | None:
     return figures.tuning(runs) if runs else None
 
 
+def _columns() -> list[str]:
+    """Of the table of times."""
+    return list(dict.fromkeys(stage.column for stage in STAGES.values() if stage.column))
+
+
 def times(made: list[Made]) -> list[dict]:
     """Seconds and voxels of each stage, per volume and model, added up over parts, seeds and segmentations."""
     sums: dict[tuple[str, str], Any] = defaultdict(lambda: defaultdict(lambda: {"seconds": 0.0, "voxels": 0}))
     for m in made:
-        content, run = m.read.values() if m.stage in TIMED else ({}, {})
+        column = STAGES[m.stage].column
+        content, run = m.read.values() if column else ({}, {})
         if "seconds" in run:
-            total = sums[m.volume or ", ".join(content["volumes"]), m.model][TIMED[m.stage]]
+            total = sums[m.volume or ", ".join(content["volumes"]), m.model][column]
             total["seconds"] += run["seconds"]
             total["voxels"] += run["voxels"]
     return [

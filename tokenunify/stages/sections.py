@@ -206,28 +206,13 @@ class Report(Strict):
     """Those of a sampled region are its volume's."""
 
 
-SECTIONS: dict[str, type[Strict]] = {
-    "download": Download,
-    "ingest": Ingest,
-    "pretrain": Pretrain,
-    "finetune": Finetune,
-    "predict": Predict,
-    "baseline": Baseline,
-    "fragments": Fragments,
-    "rag": Rag,
-    "tune": Tune,
-    "agglomerate": Agglomerate,
-    "relabel": Relabel,
-    "evaluate": Evaluate,
-    "blockings": Blockings,
-    "metrics": Metrics,
-    "report": Report,
-}
+SECTIONS: dict[str, type[Strict]] = {stage: globals()[stage.capitalize()] for stage in STAGES}
+"""The section of a stage is the class with its name."""
 
 
 def to_json(stage: str, section: Strict) -> str:
     """The text of --config-json: the section with sorted keys, and the stage's version."""
-    return json.dumps({"version": STAGES[stage], **section.model_dump(mode="json")}, sort_keys=True)
+    return json.dumps({"version": STAGES[stage].version, **section.model_dump(mode="json")}, sort_keys=True)
 
 
 def from_json(stage: str, text: str) -> tuple[Any, dict]:

@@ -11,23 +11,9 @@ import zarr
 from tokenunify.config import NEAREST
 from tokenunify.geometry import Coordinate
 from tokenunify.stages import sections
-from tokenunify.store import arrays, forms, manifest, pyramid
+from tokenunify.stages.table import STAGES
+from tokenunify.store import arrays, manifest, pyramid
 from tokenunify.store.blockwise import input_hashes, store_folder
-
-ARRAYS = {
-    "predict": ("affinities.zarr", "uint8"),
-    "baseline": ("affinities.zarr", "uint8"),
-    "fragments": ("fragments.zarr", "uint64"),
-    "relabel": ("segmentation.zarr/0", "uint64"),
-}
-"""Place of the array in its folder, and type; the segmentation's is level 0 of a pyramid for viewing."""
-INPUTS: dict[str, tuple[type[forms.Form], ...]] = {
-    "predict": (forms.ShapedVolume, forms.Finetuned),
-    "baseline": (forms.ShapedVolume,),
-    "fragments": (forms.ShapedAffinities, forms.Volume),
-    "relabel": (forms.ShapedFragments, forms.Table),
-}
-"""What their manifests must be of."""
 
 
 def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
@@ -36,25 +22,26 @@ def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
     The first input is a volume's manifest or another store's `prepared.json`: it gives the shape.
     """
     section, plain = sections.from_json(stage, config_json)
-    contents = [manifest.content(path, form) for path, form in zip(inputs, INPUTS[stage], strict=False)]
+    store = STAGES[stage].store
+    assert store is not None
+    contents = [manifest.content(path, form) for path, form in zip(inputs, store.inputs, strict=False)]
     source = contents[0]
     shape = tuple((source.get("raw") or source)["shape"])[-3:]
-    channels = {"predict": len(plain.get("offsets", NEAREST)), "baseline": len(NEAREST)}.get(stage)
-    name, dtype = ARRAYS[stage]
+    channels = (len(plain.get("offsets", NEAREST)),) if store.has_channels else ()
     hashes = input_hashes(inputs)
     folder = store_folder(output, stage, plain, hashes)
     content = {
         "stage": stage,
-        "store": f"{folder.name}/{name}",
-        "shape": shape if channels is None else (channels, *shape),
-        "dtype": dtype,
+        "store": f"{folder.name}/{store.place}",
+        "shape": (*channels, *shape),
+        "dtype": store.dtype,
         "block_shape": section.block_shape,
         "voxel_size_nm": source["voxel_size_nm"],
         "offset_nm": source["offset_nm"],
         "config": json.loads(config_json),
         "inputs": hashes,
     }
-    root = folder / Path(name).parts[0]
+    root = folder / Path(store.place).parts[0]
     if not root.exists():
         _create(root, content, section)
     manifest.write(output, content)
