@@ -127,17 +127,6 @@ def test_files_that_were_fetched_refer_to_nothing(run, folder, volume, server, k
         run.download(box, dataset=dataset, **source)
 
 
-def test_voxels_that_were_never_written_are_told(run, folder, caplog):
-    with h5py.File(folder / "v.h5", "w") as file:
-        file.create_dataset("raw", SHAPE, "u1", chunks=(2, 20, 30))[2:] = np.uint8(9)
-    run.download(path=str(folder / "v.h5"), dataset="raw")
-    run.ingest()
-    assert "1200 of 3600 voxels of raw (33.3 %) were never written in the file" in caplog.text
-    caplog.clear()
-    run.ingest(roi={"offset": [2, 0, 0], "shape": [4, 20, 30]})
-    assert "never written" not in caplog.text
-
-
 # ------------------------------------------------------------------------------------------------ stated voxel size
 
 
