@@ -12,7 +12,7 @@ BIN := $(CURDIR)/.venv/bin
 STAMP := .venv/.complete
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup demo test stress lint bench report
+.PHONY: setup demo test stress lint docs bench report
 
 setup: $(STAMP)
 
@@ -40,6 +40,9 @@ lint: setup
 	$(BIN)/snakefmt --check Snakefile workflow
 	$(BIN)/snakemake --lint --configfile config/demo.yaml
 	$(BIN)/mypy
+
+docs: setup
+	$(BIN)/mkdocs build --strict
 
 bench: setup
 	for file in $(filter-out benchmarks/pretraining.py benchmarks/costs.py,$(wildcard benchmarks/*.py)); do $(BIN)/python $$file || exit 1; done

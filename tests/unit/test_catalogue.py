@@ -128,7 +128,9 @@ def test_the_readme_shows_the_table(root: Path, tmp_path: Path, monkeypatch, cap
     monkeypatch.chdir(tmp_path)
     catalogue.run(root / "config/config.yaml")
     table = "".join(f"    {line}" for line in capsys.readouterr().out.splitlines(keepends=True))
-    assert table in (root / "README.md").read_text(), "paste what `tokenunify datasets` prints in a fresh clone"
+    assert table in (root / "docs/reference/catalogue.md").read_text(), (
+        "paste what `tokenunify datasets` prints in a fresh clone"
+    )
 
 
 def test_the_table_needs_neither_torch_nor_readers(root: Path):

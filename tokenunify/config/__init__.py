@@ -163,6 +163,7 @@ class Evaluation(Strict):
     skeleton_spacing_nm: Annotated[float, Field(gt=0)] | None = 40.0
     """Distance of the samples from which the labels' skeletons are made, for expected run lengths; null: none are."""
     baseline: Baseline | None = Baseline()
+    """Watershed of smoothed raw, to compare the models with; null: none."""
     models: dict[Name, tuple[Name, ...]] | None = None
     """Dataset -> models reported; null reports every model of the dataset."""
     blockings: tuple[Shape, ...] = ()
@@ -183,8 +184,11 @@ class Model(Strict):
     """A network, what it is trained on, and with which seeds."""
 
     network: Network
+    """The architecture and its options, for example `{name: emmamba-tiny}`; `tokenunify networks` lists them."""
     dataset: Name
+    """Name of the data set that trains, validates and tests the model."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
+    """The training is repeated with each of these random seeds, for example `[0, 1, 2]`."""
     pretraining: Annotated[Name | None, BeforeValidator(_none)] = None
     """Whose body the network starts from, of the same seed; none starts from scratch."""
     weights: WeightsSource | None = None
@@ -235,7 +239,9 @@ class Resources(Strict):
     parts: PositiveInt = 1
     """Jobs per volume, each a contiguous range of blocks (block-wise stages)."""
     threads: PositiveInt = 1
+    """CPU threads of a job."""
     mem_mb: PositiveInt = 4000
+    """Memory of a job in MB; a retry asks for as much again."""
     runtime: PositiveInt = 120
     """Minutes."""
     gpus: PositiveInt = 1
@@ -253,12 +259,15 @@ class Config(Strict):
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto: a GPU where one is visible; with cpu no job asks for one."""
     storage: Storage = Storage()
+    """Sizes of chunks, of files and of the unit of work."""
     resources: dict[StageName, Resources] = Field(default={})
     """Stage -> what its jobs ask for, where it differs from the default."""
     download: Downloads = Downloads()
+    """Limits of downloads."""
     accept_licenses: tuple[Name, ...] = ()
     """Names of the volumes' terms that you have read and keep to."""
     volumes: dict[Name, Volume]
+    """Name -> an EM volume: its sources, voxel size and rights."""
     datasets: dict[Name, Dataset] = Field(default={})
     """Name -> which volumes train, choose and test; volumes alone can be ingested."""
     corpora: dict[Name, Corpus] = Field(default={})
@@ -270,8 +279,11 @@ class Config(Strict):
     predict: Predict = Predict()
     """Prediction settings shared by the models."""
     models: dict[Name, Model] = Field(default={})
+    """Name -> a network, the data set that trains it, and its seeds."""
     segmentations: dict[Name, Segmentation] = Field(default={})
+    """Name -> how affinities become segments: waterz or multicut."""
     evaluation: Evaluation = Evaluation()
+    """How segmentations are scored and what is reported."""
 
     @model_validator(mode="before")
     @classmethod

@@ -44,6 +44,7 @@ class HubFile(Strict):
     repo: Annotated[str, Field(pattern=r"^[\w.-]+/[\w.-]+$")]
     """owner/name"""
     file: str
+    """Path of the file inside the repository."""
     revision: str | None = "main"
     """Branch, tag or commit; null records the newest commit at the first download and stays with it."""
 
@@ -52,7 +53,9 @@ class HubData(HubFile):
     """One file, or a glob of images, of a repository on the Hugging Face Hub."""
 
     revision: str | None = None
+    """Branch, tag or commit; null records the newest commit at the first download and stays with it."""
     repo_type: Literal["dataset", "model"] = "dataset"
+    """Kind of repository."""
 
 
 class DriveFile(Strict):
@@ -76,7 +79,9 @@ class FileSource(Strict):
     roi is fetched.
     """
     huggingface: HubData | None = Field(None, exclude_if=lambda place: place is None)
+    """File of a repository on the Hugging Face Hub."""
     drive: DriveFile | None = Field(None, exclude_if=lambda place: place is None)
+    """File of a shared folder on Google Drive."""
     member: str | None = Field(None, exclude_if=lambda member: member is None)
     """What to take out of a zip or tar archive: a file, a folder, or of images a glob."""
     partial: bool = Field(False, exclude_if=lambda partial: not partial)
@@ -90,6 +95,7 @@ class FileSource(Strict):
     download finds. Files that an HDF5 file refers to are not in it: theirs are recorded beside it.
     """
     format: Format
+    """File format; docs/reference/formats.md lists what each reads."""
     dataset: str | None = None
     """Path of the array inside an HDF5 file, zarr or n5 folder, key of a precomputed scale, layer/mag of wkw.
 
@@ -176,7 +182,9 @@ class WeightsSource(Strict):
     path: str | None = None
     """Local file; `${VARIABLE}` is expanded when used and never hashed."""
     url: Annotated[str, Field(pattern=r"^https?://")] | None = None
+    """http(s) address of the file."""
     huggingface: HubFile | None = None
+    """File of a repository on the Hugging Face Hub."""
     sha256: str | None = Field(None, pattern=r"^[0-9a-f]{64}$")
     """Checksum of the file; null records what the first download finds."""
 
@@ -190,7 +198,9 @@ class Phantom(Strict):
     """Parameters of the built-in generated neuropil."""
 
     seed: int
+    """Seed of the random generator: another seed is another volume."""
     shape: Shape
+    """Voxels along z, y, x."""
     density: Annotated[float, Field(gt=0)] = 1.0
     """Neurites per volume relative to the default packing."""
 
@@ -199,10 +209,13 @@ class Source(Strict):
     """Where raw, labels and mask come from: files, or the built-in phantom."""
 
     raw: FileSource | None = None
+    """The EM image."""
     labels: FileSource | None = None
+    """Ground truth: an id per neuron, 0 as `zero` of the volume says."""
     mask: FileSource | None = Field(None, exclude_if=lambda mask: mask is None)
     """Where the volume is to be segmented, and its labels train and are scored: not 0. Pre-training reads all raw."""
     phantom: Phantom | None = None
+    """Generated neuropil with labels, in place of files."""
 
     @property
     def files(self) -> dict[str, FileSource]:
@@ -225,7 +238,9 @@ class RoiConfig(Strict):
     """A box in voxels, (z, y, x)."""
 
     offset: Padding
+    """First voxel of the box, z, y, x."""
     shape: Shape
+    """Voxels of the box along z, y, x."""
 
 
 def _check_low_high(key: str, ends: tuple[float, float]) -> None:
@@ -237,6 +252,7 @@ class Rescale(Strict):
     """The grey values that become 0 and 255; those between are interpolated, those beyond are clipped."""
 
     rescale: tuple[float, float]
+    """Grey values that become 0 and 255, for example `[80, 210]`."""
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -248,6 +264,7 @@ class Percentile(Strict):
     """As rescale, between two percentiles of boxes spread evenly over the volume."""
 
     percentile: tuple[Annotated[float, Field(ge=0)], Annotated[float, Field(le=100)]]
+    """Percentiles that become 0 and 255, for example `[0.1, 99.9]`."""
 
     @model_validator(mode="after")
     def _rising(self) -> Self:
@@ -266,7 +283,9 @@ class Terms(Strict):
     name: Name
     """What `accept_licenses` lists."""
     text: str
+    """The terms in a sentence, as the message that asks for consent shows them."""
     url: str | None = None
+    """Address of the full terms."""
     ask: bool = True
     """Whether the data may be downloaded only after `accept_licenses` lists the name."""
 
@@ -290,6 +309,7 @@ class Volume(Strict):
     sources: Annotated[tuple[Source, ...], Field(min_length=1)]
     """Tried in order; the first that works is used."""
     voxel_size_nm: VoxelSize
+    """Size of a voxel along z, y, x in nm, for example `[40, 4, 4]`."""
     stated_voxel_size: StatedVoxelSize = Field("check", exclude_if=lambda stated: stated == "check")
     """check: files that state another voxel size are refused; ignore: voxel_size_nm holds whatever they state."""
     roi: RoiConfig | None = None
@@ -314,8 +334,11 @@ class Volume(Strict):
     shard_shape: Shape | None = Field(None, exclude_if=lambda shape: shape is None)
     """Of this volume's files, for large volumes; null: storage.shard_shape."""
     license: str | None = None
+    """Licence of the data, for example `CC BY 4.0`; the report shows it."""
     terms: Terms | None = Field(None, exclude_if=lambda terms: terms is None)
+    """Terms that a user must know or accept before the download."""
     citation: str | None = None
+    """Publication to cite; the report shows it."""
     facts_from: str | None = None
     """Where the addresses, shape and voxel size of this entry were read."""
     verified: bool = False
@@ -356,6 +379,7 @@ class TrainVolume(Strict):
     """A labelled training volume, or a range of its sections."""
 
     volume: Name
+    """Name of a labelled volume."""
     sections: tuple[Count, PositiveInt] | None = None
     """First and one past the last section used; null uses all."""
 
@@ -380,7 +404,9 @@ class Dataset(Strict):
     ]
     """Names, or names with sections."""
     validation: tuple[Name, ...] = ()
+    """Names of the volumes that choose thresholds and checkpoints."""
     test: tuple[Name, ...] = ()
+    """Names of the volumes that are scored for the report."""
 
 
 class Downloads(Strict):
@@ -396,8 +422,11 @@ class Storage(Strict):
     """Sizes on disk and of the unit of work: chunk divides shard divides block."""
 
     chunk_shape: Shape = (16, 64, 64)
+    """Voxels of a chunk along z, y, x: what is read and compressed at once."""
     shard_shape: Shape = (32, 256, 256)
+    """Voxels of a file along z, y, x, a multiple of chunk_shape."""
     block_shape: Shape = (32, 256, 256)
+    """Voxels of a block along z, y, x, the unit of work: a multiple of shard_shape."""
 
     @model_validator(mode="after")
     def _nested(self) -> Self:

@@ -30,12 +30,15 @@ class Augment(RawAugment):
     intensity: Fraction = 0.5
     """Contrast, brightness and gamma of the whole crop, and of each section."""
     noise: Fraction = 0.2
+    """Gaussian noise."""
     blur: Fraction = 0.1
+    """Gaussian blur."""
     missing: Fraction = 0.05
     """A black or absent section."""
     misalign: Fraction = 0.05
     """A shift of all sections behind a random one."""
     elastic: Fraction = 0.1
+    """Smooth random deformation in the section plane."""
 
 
 class Optimisation(Strict):
@@ -50,20 +53,27 @@ class Optimisation(Strict):
     checkpoint_activations: bool = False
     """Compute the maps inside the network's blocks again in the backward pass, where memory is shorter than time."""
     steps: PositiveInt = 1000
+    """Steps of the optimiser."""
     optimizer: Literal["adamw", "muon"] = "adamw"
     """Muon orthogonalises the steps of hidden weights, AdamW moves the others: fewer, slightly dearer steps."""
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
+    """Highest learning rate, reached after the warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
     """Of weights; biases and normalisation are not decayed."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
+    """Decay of the optimiser's running averages of gradients and of their squares."""
     warmup_steps: Count = 0
+    """Steps in which the learning rate rises linearly from 0."""
     final_learning_rate: Annotated[float, Field(ge=0)] = 0.0
     """Where the cosine ends."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
+    """Largest norm of the gradient; a larger one is scaled down. null: no limit."""
     ema: Annotated[float, Field(gt=0, lt=1)] | None = None
     """Decay of the running average of the weights that is validated and saved; null saves the weights themselves."""
     checkpoint_every: PositiveInt = 100
+    """Steps between saved training states, from which a killed run resumes."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Number format of the computation: 32 bits, or mixed with bfloat16 or float16 on a GPU."""
 
     @property
     def rate(self) -> Rate:
@@ -79,6 +89,7 @@ class Finetune(Optimisation):
     schedule: Rate = "cosine"
     """Of the learning rate."""
     loss: Literal["mse", "weighted_mse", "bce"] = "weighted_mse"
+    """Mean squared error, the same weighted by class balance (the paper's), or binary cross entropy."""
     max_weight: Annotated[float, Field(ge=1)] = 20.0
     """Cap of the class-balance weight."""
     balance: Literal["joint", "channel"] = "joint"
@@ -86,8 +97,11 @@ class Finetune(Optimisation):
     erode_labels: bool | Literal["3d"] = False
     """Turn voxels at the borders between labels into background: in each section, or (3d) across sections too."""
     augment: Augment = Augment()
+    """Probability of each augmentation of the training crops."""
     validate_every: PositiveInt = 100
+    """Steps between validations."""
     validation_crops: PositiveInt = 8
+    """Crops of the validation volumes that each validation averages over."""
     checkpoint: Literal["best", "last"] = "best"
     """Weights handed on: those with the lowest validation loss, or the last."""
 
@@ -106,7 +120,9 @@ class Lora(Strict):
     """Low-rank adapters (Hu et al. 2022): a frozen W becomes W + alpha / rank * B A, of which A and B are trained."""
 
     rank: PositiveInt = 8
+    """Rank of the adapters; higher ones have more parameters."""
     alpha: Annotated[float, Field(gt=0)] = 8.0
+    """Scale of the adapters' contribution, divided by the rank."""
 
 
 class Predict(Strict):
@@ -123,4 +139,6 @@ class Predict(Strict):
     flips: bool = False
     """Average over the eight flips of each crop."""
     batch_size: PositiveInt = 1
+    """Crops that go through the network together."""
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
+    """Number format of the computation: 32 bits, or mixed with bfloat16 or float16 on a GPU."""

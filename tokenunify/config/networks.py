@@ -78,8 +78,11 @@ class SymmetricUNet(Architecture):
     pooling: Shape = (1, 2, 2)
     """Max-pooling between levels."""
     merge: Literal["add", "cat"] = "add"
+    """How the decoder joins skip connections: sum or concatenation."""
     upsampling: Literal["trilinear", "transpose"] = "trilinear"
+    """Interpolation, or transposed convolution."""
     normalisation: Literal["batch", "instance"] = "batch"
+    """Over the batch, or over each crop."""
     norm_momentum: Fraction = 0.1
     """Momentum of the batch normalisation's running statistics; the published networks' 0.001 suits long trainings.
 
@@ -96,12 +99,14 @@ class Superhuman(SymmetricUNet):
     """The residual symmetric U-Net that predicts affinities (1.478 M parameters)."""
 
     name: Literal["superhuman"] = "superhuman"
+    """Residual symmetric U-Net."""
 
 
 class Pea(SymmetricUNet):
     """The residual symmetric U-Net that embeds voxels; affinities compare the embeddings (1.478 M parameters)."""
 
     name: Literal["pea"] = "pea"
+    """Residual symmetric U-Net with voxel embeddings."""
     embedding: PositiveInt = 16
     """Channels of the embedding."""
 
@@ -115,6 +120,7 @@ class Mala(Architecture):
     LOST: ClassVar[Coordinate] = (28, 212, 212)
     """Extent of a crop less that of its output, half of it on each side."""
     name: Literal["mala"] = "mala"
+    """U-Net with valid convolutions."""
     filters: tuple[PositiveInt, PositiveInt, PositiveInt, PositiveInt] = (12, 60, 300, 1500)
     """Feature maps per level, from full resolution to the bottleneck."""
 
@@ -150,6 +156,7 @@ class Unetr(Architecture):
     REFINEMENT: ClassVar[int] = 16
     """How much finer than the tokens the decoder gets, in every axis."""
     name: Literal["unetr"] = "unetr"
+    """Transformer encoder with a convolutional decoder."""
     patch: Shape = (4, 16, 16)
     """Voxels of a token."""
     feature: PositiveInt = 16
@@ -161,9 +168,11 @@ class Unetr(Architecture):
     heads: PositiveInt = 8
     """Attention heads, each 64 wide."""
     layers: Annotated[int, Field(ge=4)] = 12
+    """Transformer blocks, at least 4."""
     kernel: Shape = (1, 3, 3)
     """Kernel of the residual blocks."""
     dropout: Fraction = 0.1
+    """Share of activations that training drops."""
 
     @property
     def unit(self) -> Coordinate:
@@ -208,6 +217,7 @@ class EMmamba(Architecture):
         "emmamba-large-released",
         "emmamba-huge-released",
     ] = "emmamba"
+    """U-Net with a Mamba encoder; a name with a size fixes features and hidden."""
     features: Annotated[tuple[PositiveInt, ...], Field(min_length=1)] = (32, 64, 128, 256)
     """Feature maps per stage; the first also at full resolution."""
     hidden: PositiveInt = 512
@@ -290,6 +300,7 @@ class ResUnet(Architecture):
 
     CROP = (64, 64, 64)
     name: Literal["resunet"] = "resunet"
+    """Plain residual U-Net."""
     filters: Annotated[tuple[PositiveInt, ...], Field(min_length=2)] = (32, 64, 128, 256)
     """Feature maps per level, from full resolution to the bottleneck."""
     kernels: tuple[Shape, ...] = ((3, 3, 3),) * 4
@@ -297,6 +308,7 @@ class ResUnet(Architecture):
     poolings: tuple[Shape, ...] = ((2, 2, 2),) * 3
     """Max-pooling between a level and the next."""
     normalisation: Literal["instance", "group"] = "instance"
+    """Over each channel of a crop, or over groups of channels."""
     groups: PositiveInt = 8
     """Groups of channels (normalisation: group)."""
 
@@ -326,6 +338,7 @@ class Vit(Architecture):
 
     CROP = (16, 160, 160)
     name: Literal["vit"] = "vit"
+    """Plain vision transformer."""
     patch: Shape = (4, 16, 16)
     """Voxels of a token."""
     hidden: PositiveInt = 384
@@ -333,7 +346,9 @@ class Vit(Architecture):
     mlp: PositiveInt = 1536
     """Width of the hidden layer of each feed-forward network."""
     heads: PositiveInt = 6
+    """Attention heads; they divide hidden."""
     layers: PositiveInt = 12
+    """Transformer blocks."""
     feature: PositiveInt = 16
     """Feature maps that tokens are decoded to, at full resolution."""
 

@@ -19,9 +19,11 @@ class Sample(Strict):
     """Regions drawn by chance from a volume that is too large to be downloaded: each is fetched and ingested alone."""
 
     number: PositiveInt
+    """Regions to draw."""
     shape: Shape
     """Voxels of a region; multiples of the source's chunks fetch nothing in vain."""
     seed: Count = 0
+    """Seed of the random generator that draws them."""
     max_blank: Annotated[float, Field(ge=0, le=1)] = 0.2
     """Share of a region's voxels that may have one and the same value, as where there is no tissue.
 
@@ -33,6 +35,7 @@ class CorpusVolume(Strict):
     """A volume whose raw is learned from, labelled or not."""
 
     volume: Name
+    """Name of the volume whose raw is read."""
     regions: tuple[RoiConfig, ...] = ()
     """Boxes of the volume, in its own voxels, each drawn equally often; none: the whole volume is one region."""
     sample: Sample | None = None
@@ -56,6 +59,7 @@ class Excluded(RoiConfig):
     """A box of a volume, in its own voxels."""
 
     volume: Name
+    """Name of the volume that the box is in."""
 
 
 def _one_dataset(value: Any) -> Any:
@@ -99,6 +103,7 @@ class Relevance(Strict):
     iterations: PositiveInt = 8
     """Rounds in which the order is made."""
     width: PositiveInt = 64
+    """Channels of the attention that gives the scores."""
 
 
 def _relevance(value: Any) -> Any:
@@ -117,8 +122,11 @@ class Resampler(Strict):
     latents: PositiveInt = 64
     """Visual tokens."""
     width: PositiveInt = 256
+    """Channels of a visual token."""
     layers: PositiveInt = 2
+    """Blocks of cross-attention."""
     heads: PositiveInt = 8
+    """Attention heads; they divide the width."""
 
     @model_validator(mode="after")
     def _heads_divide(self) -> Self:
@@ -151,13 +159,18 @@ class Pretrain(Optimisation):
     ordering: Ordering = "raster"
     """Order of the tokens for next and next-all."""
     resampler: Resampler = Resampler()
+    """Size of the Perceiver Resampler."""
 
     batch_size: PositiveInt = 256
     """Samples of one step, over all GPUs."""
     steps: PositiveInt = 15_625
+    """Steps of the optimiser."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
+    """Decay of weights; biases and normalisation are not decayed."""
     lr_schedule: Rate = "cosine"
+    """Learning rate after the warm-up: constant, or along a cosine down to final_learning_rate."""
     augment: RawAugment = RawAugment()
+    """Probability of each augmentation of the raw crops."""
     picture_every: PositiveInt = 1000
     """Steps between pictures of reconstructions, in the training's folder."""
 
@@ -206,4 +219,6 @@ class Pretraining(Pretrain):
     """A network, the corpus that it is pre-trained on, and how."""
 
     network: Network
+    """The architecture and its options; models that start from this pre-training need the same."""
     corpus: Name
+    """Name of the corpus of unlabelled raw."""

@@ -61,19 +61,23 @@ class Tuned(Strict):
     """Candidates, of which the validation volumes choose the one with the lowest VOI."""
 
     tune: Annotated[tuple[Fraction, ...], Field(min_length=1)]
+    """Thresholds to try on the validation volumes, for example `[0.3, 0.5, 0.7]`."""
 
 
 class TunedBeta(Tuned):
     """Candidates for beta."""
 
     tune: Annotated[tuple[Beta, ...], Field(min_length=1)]
+    """Values of beta to try on the validation volumes, for example `[0.3, 0.5, 0.7]`."""
 
 
 class Waterz(Strict):
     """Hierarchical merging of the rag as in waterz."""
 
     method: Literal["waterz"]
+    """Hierarchical agglomeration."""
     fragments: Fragments = Fragments()
+    """The watershed whose fragments are merged."""
     score: Score = "max50"
     """max50: HistogramQuantileAffinity<50, 256 bins, InitWithMax>, the paper's: an edge starts with its highest alone.
 
@@ -81,6 +85,7 @@ class Waterz(Strict):
     higher ones merge more. mean: MeanAffinity.
     """
     threshold: Fraction | Tuned = 0.5
+    """Pairs of fragments that score below it are merged, lowest score (1 - affinity) first; or candidates to tune."""
     hierarchy: Fraction | None = None
     """Null: exact, with the whole graph in memory.
 
@@ -103,6 +108,7 @@ class Multicut(Strict):
     """Multicut of the rag with size-weighted log-odds costs."""
 
     method: Literal["multicut"]
+    """Partition of the graph with the lowest cost of cut edges."""
     fragments: Fragments = Fragments(
         boundary="max",
         threshold=0.25,
@@ -112,6 +118,7 @@ class Multicut(Strict):
         diagonal_seeds=True,
         min_size=100,
     )
+    """The watershed whose fragments are joined."""
     beta: Beta | TunedBeta = 0.5
     """Boundary bias: higher values cut more."""
     solver: Solver = "kernighan-lin"
@@ -148,6 +155,7 @@ class Baseline(Strict):
         score="mean",
         threshold=Tuned(tune=(0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7)),
     )
+    """How the smoothed raw is segmented."""
 
 
 def is_tuned(segmentation: Waterz | Multicut) -> bool:
