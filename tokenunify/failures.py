@@ -21,7 +21,7 @@ WORDS_OF_A_FULL_DISK = re.compile(
     r"|No space left on device|os error 28\b",
     re.IGNORECASE,
 )
-"""Of libraries that keep the system's error to themselves: torch, numpy, safetensors, tensorstore."""
+"""Messages of libraries that hide the system's error: torch, numpy, safetensors, tensorstore."""
 SMALLER = (
     "choose smaller blocks or crops, or fewer threads, or give the job more memory (resources in the configuration)"
 )

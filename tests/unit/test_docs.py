@@ -22,6 +22,13 @@ def test_every_key_is_described():
     assert [f"{name}.{key}" for name, key, value in keys if not value.get("description")] == []
 
 
+def test_descriptions_name_what_they_describe(root):
+    """None is half a sentence that goes on from a name."""
+    modules = [*(root / "tokenunify").rglob("*.py"), *(root / "benchmarks").glob("*.py")]
+    found = {path: re.findall(r'^ *"""Of .*', path.read_text(), flags=re.MULTILINE) for path in modules}
+    assert {path: lines for path, lines in found.items() if lines} == {}
+
+
 @pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md"])
 def test_links_lead_to_files(root, name):
     links = re.findall(r"\]\(([^)#]+)\)", (root / name).read_text())

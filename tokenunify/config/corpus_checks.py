@@ -62,7 +62,7 @@ def check_room(config: "Config", key: str, corpus: Corpus, crop: Coordinate) -> 
 
 
 def _check_test_cubes(config: "Config", key: str, corpus: Corpus, member: CorpusVolume) -> None:
-    """Of a test cube whose place is not known, the user has to say what is excluded."""
+    """Raise ValueError for a test cube whose place is unknown, unless the user excludes a box for it."""
     name = member.volume
     unplaced = [cube for cube, box in exclusion.test_cubes(config, name) if box is None]
     by_hand = (exclusion.shared_raw(config, name, box.volume, exclusion.ANY_SIZE) for box in corpus.exclude)

@@ -332,7 +332,7 @@ class Volume(Strict):
     of the parts' first voxels; labels/original_ids lists the label of each.
     """
     shard_shape: Shape | None = Field(None, exclude_if=lambda shape: shape is None)
-    """Of this volume's files, for large volumes; null: storage.shard_shape."""
+    """Voxels of a file of this volume, for large volumes; null: storage.shard_shape."""
     license: str | None = None
     """Licence of the data, for example `CC BY 4.0`; the report shows it."""
     terms: Terms | None = Field(None, exclude_if=lambda terms: terms is None)
@@ -344,7 +344,7 @@ class Volume(Strict):
     verified: bool = False
     """Whether a download from the public source has been seen to work."""
     download_gb: Annotated[float, Field(gt=0)] | None = None
-    """Of all files of the volume, where their publisher states it; null where nobody does."""
+    """GB of all files of the volume, where their publisher states it; null where nobody does."""
     test_cubes: tuple[TestCube, ...] = ()
     """What no corpus shows unless it allows test volumes; of a cube without a box it must exclude one by hand."""
 
@@ -413,7 +413,7 @@ class Downloads(Strict):
     """Limits of downloads; none of it changes a result's identity."""
 
     max_mb_per_second: Annotated[float, Field(gt=0)] | None = None
-    """Of each job; null does not limit it."""
+    """Most MB per second of each job; null: no limit."""
     max_unpacked_gb: Annotated[float, Field(gt=0)] = 100.0
     """What unpacks to more is refused: an archive's members together, a gzip file, packed NRRD, one image or page."""
 

@@ -8,7 +8,7 @@ from itertools import islice
 from tokenunify.geometry import Coordinate, Roi, free_starts
 
 PLACES = 32
-"""Of each region at most, tried in turn; where two thirds of a volume are blank, all of them are for one in 400,000."""
+"""Most places tried for a region; where two thirds of a volume are blank, all are blank for one region in 400,000."""
 
 
 @cache

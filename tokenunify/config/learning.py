@@ -59,7 +59,7 @@ class Optimisation(Strict):
     learning_rate: Annotated[float, Field(gt=0)] = 1e-3
     """Highest learning rate, reached after the warm-up."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.01
-    """Of weights; biases and normalisation are not decayed."""
+    """Decay of weights; biases and normalisation are not decayed."""
     betas: tuple[Decay, Decay] = (0.9, 0.999)
     """Decay of the optimiser's running averages of gradients and of their squares."""
     warmup_steps: Count = 0
@@ -87,7 +87,7 @@ class Finetune(Optimisation):
     offsets: Annotated[tuple[tuple[int, int, int], ...], Field(min_length=3)] = NEAREST
     """Affinity channels; the first three are the nearest neighbours, more only help training."""
     schedule: Rate = "cosine"
-    """Of the learning rate."""
+    """Learning rate after the warm-up: constant, or along a cosine down to final_learning_rate."""
     loss: Literal["mse", "weighted_mse", "bce"] = "weighted_mse"
     """Mean squared error, the same weighted by class balance (the paper's), or binary cross entropy."""
     max_weight: Annotated[float, Field(ge=1)] = 20.0
@@ -131,7 +131,7 @@ class Predict(Strict):
     crop: Shape | None = None
     """Extent of the raw; null: the training crop, which is what normalisation has seen."""
     stride: Shape | None = None
-    """Of the outputs of neighbouring crops; null: half their extent."""
+    """Step between the outputs of neighbouring crops; null: half their extent."""
     padding: Padding = (4, 15, 15)
     """Reflected voxels beyond the volume's faces that are predicted too; valid convolutions read further."""
     sigma: Annotated[float, Field(gt=0)] = 0.2

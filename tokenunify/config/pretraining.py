@@ -147,7 +147,7 @@ class Pretrain(Optimisation):
     samples_per_epoch: PositiveInt = 10_000
     """Crops that make an epoch."""
     weights: dict[Objective, Weight] = Field(default={}, validate_default=True)
-    """Of the objectives' losses, 1 where not given."""
+    """Weights of the objectives' losses in their sum; 1 where not given."""
     patch: Shape = (4, 16, 16)
     """Voxels of a token."""
     mask_ratio: Share | tuple[Share, Share] = 0.4

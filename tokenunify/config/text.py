@@ -13,7 +13,7 @@ MAX_VALUES = 1_000_000
 """What a file may hold once its aliases (`*name`) are written out: a few of them in one another make billions."""
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 MERGE = "tag:yaml.org,2002:merge"
-"""Of `<<`, whose values the section's own keys may replace."""
+"""The tag of `<<`, whose values the section's own keys may replace."""
 
 
 def read(path: str | Path) -> Any:

@@ -139,7 +139,7 @@ def _pairs(codes: np.ndarray, places: np.ndarray) -> Iterable[tuple[tuple[int, i
 
 
 def _amid(places: np.ndarray) -> Coordinate:
-    """Of the places in the section that has most of them, the nearest to their centre."""
+    """The place nearest to the centre of those in the section that has most of them."""
     sections, counts = np.unique(places[:, 0], return_counts=True)
     own = np.unique(places[places[:, 0] == sections[np.argmax(counts)]], axis=0)
     z, y, x = own[np.argmin(((own - own.mean(axis=0)) ** 2).sum(axis=1))].tolist()

@@ -200,7 +200,7 @@ class Tuning(NamedTuple):
 
     model: str
     name: str
-    """Of the segmentation."""
+    """The segmentation."""
     seed: int
     curve: Sequence[dict[str, float]]
     chosen: float

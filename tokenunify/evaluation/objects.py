@@ -17,7 +17,7 @@ class Piece:
     """What a neuron and a segment have in common."""
 
     id: int
-    """Of the segment in a split neuron, of the neuron in a merging segment."""
+    """The segment in a split neuron, or the neuron in a merging segment."""
     voxels: int
     position: Coordinate
     """Its first voxel (z, y, x) in raster order."""

@@ -291,7 +291,7 @@ def tuning_curves(made: list[Made]) -> bytes | None:
 
 
 def _columns() -> list[str]:
-    """Of the table of times."""
+    """The columns of the table of times."""
     return list(dict.fromkeys(stage.column for stage in STAGES.values() if stage.column))
 
 

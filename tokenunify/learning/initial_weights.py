@@ -13,7 +13,7 @@ from tokenunify.learning.networks.base import Network
 from tokenunify.store import forms, manifest
 
 COLUMNS = ("name", "shape", "status", "source_name", "source_shape", "reason")
-"""Of transfer.csv; status: loaded | new (begins as the seed says) | skipped (does not fit) | unused (of the source)."""
+"""Columns of transfer.csv; status: loaded, new (drawn by the seed), skipped (does not fit), unused (of the source)."""
 Row = dict[str, str]
 
 

@@ -49,7 +49,7 @@ class Task(nn.Module):
 
     network: Network
     weights: Mapping[str, float]
-    """Of each loss in their sum."""
+    """Weight of each loss in their sum."""
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses by name, each a mean over the targets of this share of the batch; other names are only logged."""

@@ -10,7 +10,7 @@ from torch import Tensor
 
 MOMENTUM = 0.95
 ROOT_MEAN_SQUARE = 0.2
-"""Of a step's entries in units of the learning rate, about that of AdamW's: one rate suits both (Liu et al. 2025)."""
+"""Root mean square of a step's entries in units of the learning rate, about AdamW's (Liu et al. 2025)."""
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
 

@@ -83,9 +83,9 @@ class Cost:
     """What one crop costs."""
 
     flops: int
-    """Of the forward pass, a multiply-add counted as 2."""
+    """Operations of the forward pass; a multiply-add counts as 2."""
     activation_bytes: int
-    """Of the tensors that are kept for the gradient, without parameters."""
+    """Bytes of the tensors that are kept for the gradient, without parameters."""
 
 
 def measure(network: Network, crop: Coordinate) -> Cost:

@@ -13,7 +13,7 @@ from tokenunify.text_table import aligned
 
 HEADER = ("volume", "shape", "Gvoxels", "GB to download", "licence", "used", "verified", "here")
 VOXEL_BYTES = {"raw": 1, "labels": 8, "mask": 1}
-"""Of remote arrays of which a box is fetched, uncompressed: the config does not know their types."""
+"""Bytes of a voxel of remote arrays of which a box is fetched: the configuration does not know their types."""
 UNKNOWN = "?"
 
 

@@ -34,12 +34,12 @@ HEADER = ("stage", "jobs", "blocks", "GB written", "GB memory", "hours", "of eac
 
 
 class StageCost(Strict):
-    """Of a stage's jobs."""
+    """What a stage's jobs cost."""
 
     start_seconds: float
     """Until the first block."""
     seconds: float
-    """Of a million voxels."""
+    """Seconds for a million voxels."""
     bytes: float
     """Written for each voxel."""
     memory_mb: float
@@ -49,11 +49,11 @@ class StageCost(Strict):
 
 
 class NetworkCost(Strict):
-    """Of a network's pass through one crop."""
+    """What a network's pass through one crop costs."""
 
     seconds_per_gflop: float
     seconds_per_gb: float
-    """Of the maps that training keeps."""
+    """Seconds for a GB of the maps that training keeps."""
     memory: float
     """Bytes held for each byte of these maps."""
 
@@ -119,7 +119,7 @@ class Estimate:
         return outside + task.crops.forward * forward + task.crops.trained * step
 
     def _memory_mb(self, task: Task, cost: StageCost) -> float:
-        """Of one job at its peak."""
+        """Memory of one job at its peak."""
         memory = cost.memory_mb + cost.memory_bytes * task.held_voxels / 2**20
         if task.crops is None:
             return memory
@@ -128,7 +128,7 @@ class Estimate:
 
 
 def seconds(cost: NetworkCost, crops: Crops) -> float:
-    """Of one crop."""
+    """Seconds for one crop."""
     one = measured(crops)
     return cost.seconds_per_gflop * one.flops / 1e9 + cost.seconds_per_gb * one.activation_bytes / 1e9
 

@@ -24,11 +24,11 @@ class Task:
     detail: str
     """What else decides the cost: the fragments' dimensions, the method, the model or pre-training, a phantom."""
     voxels: int
-    """Of the volume; of all crops of a training."""
+    """Voxels of the volume, or of all crops of a training."""
     jobs: int = 1
     blocks: int = 0
     block_voxels: int = 0
-    """Of the largest block."""
+    """Voxels of the largest block."""
     crops: "Crops | None" = None
     """What goes through a network."""
     relative_bytes: float = 1.0

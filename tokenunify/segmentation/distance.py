@@ -45,7 +45,7 @@ def _along_x(inside, squares, cap):
 
 @loop
 def _across_rows(squares):
-    """Of each voxel of a plane, the least of its column's squares plus the square of their distance."""
+    """For each voxel of a plane, the least over its column of a square plus the squared distance to it."""
     rows = squares.copy()
     for place in range(len(rows)):
         row, away, highest = squares[place], 1, squares[place].max()

@@ -14,7 +14,7 @@ from tokenunify.geometry import check_shapes
 from tokenunify.kernels.compiled import inner, loop
 
 LEVELS = 255 * 252 + 1
-"""Of heights in [0, 1], in 16 bits; means of two or three 8-bit channels are whole levels, so their plateaus stay."""
+"""Levels of heights in [0, 1]: means of two or three 8-bit channels are whole levels, which keeps plateaus."""
 SLACK = 0.4 / LEVELS
 """What a sum in single precision may lie beyond [0, 1]: its level is still the first or last one."""
 GROUP = 2**6

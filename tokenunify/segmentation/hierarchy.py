@@ -41,7 +41,7 @@ class Tree:
             self.last[index] = number
         self.parents = np.arange(self.nodes.size)
         self.most_edges = 0
-        """Of the largest graph so far."""
+        """Edges of the largest graph so far."""
 
     def gather(self, start: int, stop: int) -> Rag:
         """The graph of consecutive parts, contracted if there are others."""

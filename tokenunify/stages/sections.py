@@ -122,7 +122,7 @@ class Predict(c.Predict, Grid):
     crop: c.Shape
     stride: c.Shape
     offsets: tuple[Coordinate, ...] = Field(c.NEAREST, exclude_if=lambda offsets: offsets == c.NEAREST)
-    """Of the channels that are stored, the network's first; where nothing reads more they only help its training."""
+    """Offsets of the channels that are stored, the first ones of the network; the others only help its training."""
 
 
 class Baseline(Grid):

@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 Result = TypeVar("Result")
 
 M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
-"""Of malloc.h."""
+"""Constants of malloc.h."""
 HEARTBEAT_SECONDS = 10
 CLAIM_SECONDS = 300  # to claim blocks takes a moment: who waits for so long waits for ever
 

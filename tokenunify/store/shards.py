@@ -17,7 +17,7 @@ import numpy as np
 import zarr
 
 DIGITS = 8
-"""Of a mark, hexadecimal."""
+"""Hexadecimal digits of a mark."""
 CHECKSUM_BYTES = 4
 
 Marks = dict[Path, set[str]]

@@ -22,7 +22,7 @@ from tokenunify.store import file_lock, manifest
 logger = logging.getLogger(__name__)
 
 PREVIEW_VOXELS = 2**12
-"""Of a place at least, in the level that is looked at first."""
+"""Least voxels of a place in the level that is looked at first."""
 
 
 class Preview(NamedTuple):

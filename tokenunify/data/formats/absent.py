@@ -18,7 +18,7 @@ ALLOWED = 0.01
 """Share that may be absent where the configuration does not say."""
 ASKED_AT_ONCE = 16
 Index = tuple[int, ...]
-"""Of a chunk, in the order of the file's axes."""
+"""Position of a chunk, in the order of the file's axes."""
 
 
 class Count(NamedTuple):
@@ -64,14 +64,14 @@ class Chunks(NamedTuple):
     """The voxel of the grid of chunks that is the array's first."""
 
     def absent(self, box: Roi) -> Count:
-        """Of the chunks that touch the box; what is stored is listed."""
+        """Count the chunks that touch the box; what is stored is listed."""
         low, high = self._range(box)
         total = prod(h - n for n, h in zip(low, high, strict=True))
         stored = self.stored.within(self._in_file(low, 0), self._in_file(high, 1))
         return Count(total - sum(1 for _ in stored), total)
 
     def absent_of_block(self, values: np.ndarray, block: Roi, box: Roi) -> int:
-        """Of the chunks whose first voxel in the box lies in the block.
+        """Count the chunks whose first voxel in the box lies in the block.
 
         Only those of one value are asked for: reading has told of the others.
         """
@@ -117,11 +117,11 @@ class Unwritten(NamedTuple):
     """Those of a box."""
 
     def absent(self, box: Roi) -> Count:
-        """Of the voxels of the box."""
+        """Count the voxels of the box."""
         return self.size(box)._replace(absent=self.count(box))
 
     def absent_of_block(self, values: np.ndarray, block: Roi, box: Roi) -> int:
-        """Of the voxels of the block."""
+        """Count the voxels of the block."""
         return self.count(block)
 
     def size(self, box: Roi) -> Count:
@@ -135,7 +135,7 @@ class Copied(NamedTuple):
     counted: Count
 
     def absent(self, box: Roi) -> Count:
-        """Of all that was fetched."""
+        """The count of all that was fetched."""
         return self.counted
 
     def absent_of_block(self, values: np.ndarray, block: Roi, box: Roi) -> int:

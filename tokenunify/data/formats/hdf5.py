@@ -89,7 +89,7 @@ class Voxels:
 
 
 def _dtype(path: str, dataset: h5py.Dataset) -> np.dtype:
-    """Of integers, floats and booleans, which are enumerations of HDF5; other enumerations are integers."""
+    """The type, if it is integers, floats or booleans (enumerations in HDF5; other enumerations are integers)."""
     try:
         dtype = dataset.dtype
     except TypeError as error:

@@ -39,7 +39,7 @@ class Followed(NamedTuple):
     files: dict[str, str]
     """Paths of the other files, by their names below the folder."""
     parts: dict[int, int]
-    """Of a virtual data set, by the number of the mapping: voxels that were never written in what it maps."""
+    """Voxels never written in what each mapping of a virtual data set maps, by the mapping's number."""
     filters: dict[int, str]
     """What unpacks it, or a part of it, and is not installed: numbers, and names as the file has them."""
     held: list[h5py.File]

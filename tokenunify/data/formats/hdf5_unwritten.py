@@ -7,7 +7,7 @@ from typing import Any
 import h5py
 
 Box = Sequence[slice]
-"""Of each axis of the data set first and one past the last voxel."""
+"""For each axis of the data set, the first and one past the last voxel."""
 
 
 def voxels(dataset: h5py.Dataset, parts: Mapping[int, int], box: Box | None = None) -> int:

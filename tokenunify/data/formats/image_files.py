@@ -131,7 +131,7 @@ def gaps(files: list[Path]) -> list[str]:
 
 
 def _gaps(names: list[list[str]]) -> Iterator[str]:
-    """Of names that differ in their numbers alone, number by number."""
+    """Gaps in names that differ in their numbers alone, number by number."""
     for place in range(1, len(names[0]), 2):
         counted: dict[tuple, list[list[str]]] = defaultdict(list)
         for words in names:

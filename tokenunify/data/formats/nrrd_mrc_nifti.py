@@ -87,7 +87,7 @@ def _nrrd_voxels(path: str, header: dict, start: int, opening: Opening, num_byte
 
 
 def _nrrd_names(path: str, header: dict, num_axes: int) -> list[str]:
-    """Of the axes as the header has them, fastest first."""
+    """Names of the axes as the header has them, fastest first."""
     labels = [str(label).lower() for label in header.get("labels", [])]
     if {"x", "y", "z"}.issubset(labels):
         return labels
@@ -102,7 +102,7 @@ def _nrrd_names(path: str, header: dict, num_axes: int) -> list[str]:
 
 
 def _directions(header: dict, num_axes: int) -> np.ndarray:
-    """Of each axis of the file a row of its steps in space; not numbers where it has none."""
+    """For each axis of the file a row of its steps in space; NaN where it has none."""
     return np.asarray(header["space directions"], float).reshape(num_axes, -1)
 
 

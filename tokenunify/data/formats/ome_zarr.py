@@ -59,7 +59,7 @@ def image_of(attributes: dict) -> dict:
 
 
 def levels_of(path: str, image: dict) -> list[dict]:
-    """Of an image, the finest first."""
+    """The levels of an image, the finest first."""
     levels: Any = image.get("datasets")
     listed = isinstance(levels, list) and levels and all(isinstance(level, dict) for level in levels)
     if listed and all(isinstance(level.get("path"), str) for level in levels):

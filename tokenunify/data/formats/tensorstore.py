@@ -80,7 +80,7 @@ def _precomputed(path: str, key: str) -> SourceArray:
 
 
 def scales_of(path: str) -> list[dict]:
-    """Of a precomputed volume, as its `info` describes them."""
+    """The chunks of a precomputed volume, as its `info` describes them."""
     info = metadata.read(path, "info")
     if "scales" not in info:
         raise InputError(f"{path} has no `info` of a precomputed volume; give the folder that `info` is in")
@@ -127,7 +127,7 @@ def _has(folder: str, name: str) -> bool:
 
 
 def _chunk_names(folder: str, scale: dict) -> Iterator[str]:
-    """Of a folder those that are there, at an address those that the packed first chunk may have."""
+    """Chunk files of a folder, or at an address the names that a packed first chunk may have."""
     if local := tensorstore_access.local(folder):
         yield from (entry.name for entry in os.scandir(local)) if local.is_dir() else ()
     elif "sharding" not in scale:

@@ -136,7 +136,7 @@ def _imagej_size(file: tifffile.TiffFile) -> Stated | None:
 
 
 def _tagged_size(file: tifffile.TiffFile) -> Stated | None:
-    """Of y and x alone, by the tags of the first page."""
+    """The voxel size along y and x alone, by the tags of the first page."""
     if file.is_imagej:
         return None
     unit = RESOLUTION_UNITS.get(int(file.pages.first.tags.valueof("ResolutionUnit", 1)), 0)

@@ -68,7 +68,7 @@ def _properties(path: str) -> dict:
 
 
 def _factors(mag: str) -> list[int]:
-    """Of x, y, z: 2 or 2-2-1."""
+    """Factors along x, y, z of a magnification such as 2 or 2-2-1."""
     values = [int(word) for word in mag.split("-")]
     return values * 3 if len(values) == 1 else values
 

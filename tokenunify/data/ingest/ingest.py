@@ -258,7 +258,7 @@ class _Alone:
         return values
 
     def warn(self, role: str, source: SourceArray, roi: Roi) -> None:
-        """Of raw and labels, unless an earlier run that was killed has written some of them."""
+        """Warn if raw or labels have one value only, unless a killed run has written some of them."""
         if role != "mask" and not self.others and self.voxels == prod(roi.shape):
             logger.warning(
                 "%s: all voxels of %s are %s in the volume; see whether the source and roi are the right ones",

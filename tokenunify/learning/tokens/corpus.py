@@ -22,7 +22,7 @@ class Region:
     """A box of a volume from which crops are taken that touch none of the boxes to avoid."""
 
     name: str
-    """Of the volume."""
+    """Name of the volume."""
     raw: arrays.Store | np.ndarray
     box: Roi
     avoid: tuple[Roi, ...]

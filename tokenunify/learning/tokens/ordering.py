@@ -15,7 +15,7 @@ from tokenunify.config import Relevance
 
 LOWEST = float("-inf")
 MOMENTUM = 0.02
-"""Of the running mean that is the policy gradient's baseline."""
+"""Momentum of the running mean that is the policy gradient's baseline."""
 
 
 class RelevanceOrdering(nn.Module):

@@ -20,9 +20,9 @@ from tokenunify.learning.tokens.patches import PatchGrid
 from tokenunify.learning.tokens.resampler import PerceiverResampler
 
 SMALLEST_VARIANCE = 1e-3
-"""Of a patch, in units of the intensity range: what is a matter of noise."""
+"""Variance of a patch, in units of the intensity range, below which it is noise."""
 ORDERING_WEIGHT = 0.01
-"""Of the policy gradient beside the losses of the network, with which it shares no parameter."""
+"""Weight of the policy gradient beside the network's losses, with which it shares no parameter."""
 
 
 PREFIX = {"next": masking.next_token, "next-all": masking.next_all_token}
