@@ -56,7 +56,7 @@ class Group:
 
     @property
     def voxels(self) -> int:
-        """Of all tasks."""
+        """The sum over all tasks."""
         return sum(task.voxels for task in self.tasks)
 
     @property
@@ -139,7 +139,7 @@ def fit(runs: Sequence[Finished]) -> estimate.Costs:
 
 
 def network(groups: Sequence[Group], forward: estimate.NetworkCost | None = None) -> estimate.NetworkCost:
-    """Of predictions, or with `forward` of trainings: seconds per operation and per byte of maps, and memory."""
+    """Costs of predictions, or with `forward` of trainings: seconds per operation and per byte of maps, and memory."""
     passes, times = [], []
     for group in groups:
         crops = [task.crops for task in group.tasks if task.crops]
@@ -155,7 +155,7 @@ def network(groups: Sequence[Group], forward: estimate.NetworkCost | None = None
 def stage_cost(
     stage: str, groups: Sequence[Group], runs: Sequence[Finished], step: estimate.NetworkCost
 ) -> estimate.StageCost:
-    """Of the jobs of a stage; of a network's, what does not pass through it."""
+    """Costs of a stage's jobs; for stages with a network, those outside of it."""
     runs = list(dict.fromkeys(runs))
     walls = pd.concat(run.wall(stage) for run in runs)
     in_blocks = sum(g.total("seconds") for run in runs for (s, _), g in run.groups().items() if s == stage)
