@@ -332,7 +332,7 @@ def test_places_of_pretrainings_and_models_are_told_apart(tmp_path):
     made = report.locate(tmp_path / "models/pretrain/mae/seed3/weights.json")
     assert (made.stage, made.model, made.seed) == ("pretrain", "mae", 3)
     made = report.locate(tmp_path / "models/mae/seed3/weights.json")
-    assert (made.stage, made.model, made.seed) == ("weights", "mae", 3)
+    assert (made.stage, made.model, made.seed) == ("finetune", "mae", 3)
 
 
 def test_sections_without_inputs_are_left_out(tree):

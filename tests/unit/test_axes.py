@@ -8,8 +8,8 @@ import h5py
 import numpy as np
 import pytest
 import zarr
-from tests.unit.test_chunked import CHUNK, n5
 
+from tests.unit.test_tensorstore import CHUNK, n5
 from tokenunify.data.formats.axes import ATTRIBUTES, Stated, agreed
 from tokenunify.data.formats.readers import open_array
 from tokenunify.data.formats.tensorstore import open_chunked

@@ -158,8 +158,8 @@ def test_a_touched_file_is_compared_once(monkeypatch, caplog):
     before = made(place())
     os.utime("lab/raw.npy", ns=(1, 1))
     compared = []
-    checksum = downloaded.sources.checksum
-    monkeypatch.setattr(downloaded.sources, "checksum", lambda *a: compared.append(a) or checksum(*a))
+    checksum = downloaded.local_files.checksum
+    monkeypatch.setattr(downloaded.local_files, "checksum", lambda *a: compared.append(a) or checksum(*a))
     assert asked(place()) == asked(place()) == before
     assert [path for path, _ in compared] == ["lab/raw.npy"]
     assert "changed" not in caplog.text

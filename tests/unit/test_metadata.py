@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import tensorstore as ts
 import zarr
-from tests.unit.test_chunked import n5, precomputed
 
+from tests.unit.test_tensorstore import n5, precomputed
 from tokenunify.data.formats.readers import open_array
 from tokenunify.data.formats.tensorstore import open_chunked
 from tokenunify.errors import InputError
