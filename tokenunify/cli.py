@@ -23,6 +23,7 @@ from tokenunify.store.blockwise import parse_part
 logger = logging.getLogger(__name__)
 
 
+DEFAULT_CONFIG = Path("config/config.yaml")
 PRINTING = ("schema", "networks", "plan", "datasets")
 """Commands whose result is what they print."""
 
@@ -44,12 +45,12 @@ def parser() -> argparse.ArgumentParser:
     clean.add_argument("folders", type=Path, nargs="+", help="results, models, data: searched for stale stores")
     clean.add_argument("--dry-run", action="store_true", help="only list them")
     table = _add(commands, "networks", "print a table of the networks: parameters, legal crops, cost of a crop")
-    table.add_argument("--config", type=Path, help="a configuration file: the networks of its models instead")
+    _add_configfile(table, [], "the networks of its models instead")
     volumes = _add(commands, "datasets", "print a table of the volumes: size, licence, who uses them, what is here")
-    volumes.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    _add_configfile(volumes, [DEFAULT_CONFIG])
     plan = _add(commands, "plan", "print what a table of scores will take: jobs, bytes, memory and hours of each stage")
     plan.add_argument("target", help=layout.output("metrics").format(volume="VOLUME"))
-    plan.add_argument("--config", type=Path, default=Path("config/config.yaml"))
+    _add_configfile(plan, [DEFAULT_CONFIG])
     plan.add_argument("--costs", type=Path, default=estimate.COSTS, help="what benchmarks/costs.py has measured")
     plan.add_argument(
         "--throughput",
@@ -79,6 +80,10 @@ class _Parser(argparse.ArgumentParser):
 def _add(commands, name: str, help: str) -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     return commands.add_parser(name, help=help, description=help, formatter_class=form)
+
+
+def _add_configfile(sub: argparse.ArgumentParser, default: list[Path], what: str = "as Snakemake takes them") -> None:
+    sub.add_argument("--configfile", type=Path, nargs="+", default=default, help=f"configuration files: {what}")
 
 
 def _add_arguments(sub: argparse.ArgumentParser, stage: Stage) -> None:

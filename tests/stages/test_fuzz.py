@@ -31,10 +31,10 @@ STEPS = (
     "prepare relabel", "relabel", "evaluate", "blockings", "metrics", "finetune", "report",
 )  # fmt: skip
 PRINTING = (
-    ("datasets", "--config", "config.json"),
-    ("networks", "--config", "config.json"),
+    ("datasets", "--configfile", "config.json"),
+    ("networks", "--configfile", "config.json"),
     ("clean", "data", "models", "results", "--dry-run"),
-    ("plan", "results/v/metrics.csv", "--config", "config.json", "--voxels", "1e9"),
+    ("plan", "results/v/metrics.csv", "--configfile", "config.json", "--voxels", "1e9"),
 )
 
 

@@ -90,12 +90,12 @@ def test_outputs(volumes, tmp_path):
     assert [int(row["step"]) for row in log_of(output)] == [10, 11]
 
 
-@pytest.mark.parametrize("schedule", [("random", "next", "next-all"), ("next",)])
-def test_picture_shows_raw_what_is_seen_and_what_is_made_of_it(volumes, tmp_path, schedule):
-    text = section(schedule=schedule)
+@pytest.mark.parametrize("objectives", [("random", "next", "next-all"), ("next",)])
+def test_picture_shows_raw_what_is_seen_and_what_is_made_of_it(volumes, tmp_path, objectives):
+    text = section(objectives=objectives)
     output = train(volumes, tmp_path / "weights.json", text)
     image = np.asarray(Image.open(output.with_name("reconstructions.png")))
-    (_, height, width), gap, number = CROP, pictures.GAP, len(schedule)
+    (_, height, width), gap, number = CROP, pictures.GAP, len(objectives)
     assert image.dtype == np.uint8
     assert image.shape == (number * (height + gap) - gap, 3 * (width + gap) - gap)
     shown = np.rint(samples_of(text, volumes)[pretrain.SHOWN]["raw"][0] * 255)
@@ -152,7 +152,7 @@ def test_objectives_take_turns_of_the_configured_epochs(volumes, tmp_path, monke
 def test_joint_mode_trains_all_objectives_in_every_step(volumes, tmp_path, monkeypatch):
     monkeypatch.setattr(loop, "LOG_EVERY", 1)
     weights = {"random": 2.0, "next-all": 0.5}
-    rows = log_of(train(volumes, tmp_path / "weights.json", section(steps=3, weights=weights)))
+    rows = log_of(train(volumes, tmp_path / "weights.json", section(steps=3, loss_weights=weights)))
     for row in rows:
         assert row["objective"] == "random next next-all" and row["variance_ratio"] == ""
         random, following, all_following = (float(row[name]) for name in LOSSES)

@@ -93,7 +93,7 @@ class Tree:
     def pretrained(self, name: str, seed: int, losses: dict[str, list[float]]) -> None:
         """A pre-training whose log has the columns of `losses` in turn, each for as many rows as it has values."""
         folder = f"models/pretrain/{name}/seed{seed}"
-        settings = {"schedule": [column.removeprefix("loss_") for column in losses], "mode": "alternate"}
+        settings = {"objectives": [column.removeprefix("loss_") for column in losses], "mode": "alternate"}
         content = {
             "network": {"name": "superhuman"},
             "parameters": 1261,

@@ -108,7 +108,7 @@ def test_the_table_tells_what_is_here(root: Path, tmp_path: Path, monkeypatch, c
     monkeypatch.chdir(tmp_path)
     for folder, name in (("downloads", "wafer4"), ("downloads", "cremi-a-padded"), ("volumes", "cremi-a-padded")):
         manifest.write(tmp_path / "data" / folder / f"{name}.json", {"raw": {"shape": [200, 300, 500]}})
-    assert cli.main(["datasets", "--config", str(root / "config/config.yaml")]) == 0
+    assert cli.main(["datasets", "--configfile", str(root / "config/config.yaml")]) == 0
     table = capsys.readouterr().out
     assert cells(table, "wafer4")[-1] == "downloaded"
     padded = cells(table, "cremi-a-padded")
@@ -126,7 +126,7 @@ def cells(table: str, name: str) -> list[str]:
 
 def test_the_readme_shows_the_table(root: Path, tmp_path: Path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    catalogue.run(root / "config/config.yaml")
+    catalogue.run([root / "config/config.yaml"])
     table = "".join(f"    {line}" for line in capsys.readouterr().out.splitlines(keepends=True))
     assert table in (root / "docs/reference/catalogue.md").read_text(), (
         "paste what `tokenunify datasets` prints in a fresh clone"
@@ -136,7 +136,7 @@ def test_the_readme_shows_the_table(root: Path, tmp_path: Path, monkeypatch, cap
 def test_the_table_needs_neither_torch_nor_readers(root: Path):
     code = (
         "import sys; from pathlib import Path; from tokenunify.plan import catalogue; "
-        "catalogue.run(Path('config/config.yaml')); "
+        "catalogue.run([Path('config/config.yaml')]); "
         "sys.exit(str({'torch', 'h5py', 'tensorstore', 'gdown', 'requests'} & set(sys.modules) or '') or 0)"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60)

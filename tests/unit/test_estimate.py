@@ -108,7 +108,7 @@ def test_a_volume_grows_in_all_axes():
 def test_the_command_prints_every_size(root: Path, tmp_path: Path, capsys):
     costs = tmp_path / "costs.json"
     costs.write_text(COSTS.model_dump_json())
-    words = ["--config", str(root / "tests/config/tiny.yaml"), "--costs", str(costs), "--voxels", "1e12"]
+    words = ["--configfile", str(root / "tests/config/tiny.yaml"), "--costs", str(costs), "--voxels", "1e12"]
     assert cli.main(["plan", "results/tiny/metrics.csv", *words]) == 0
     printed = capsys.readouterr().out
     assert "tiny, as configured: 10 x 56 x 72\n" in printed
@@ -124,7 +124,7 @@ def test_the_command_prints_every_size(root: Path, tmp_path: Path, capsys):
 def test_bad_targets_are_explained(root: Path, tmp_path: Path, target: str, words: str, caplog):
     costs = tmp_path / "costs.json"
     costs.write_text(COSTS.model_dump_json())
-    options = ["--config", str(root / "tests/config/tiny.yaml"), "--costs", str(costs)]
+    options = ["--configfile", str(root / "tests/config/tiny.yaml"), "--costs", str(costs)]
     assert cli.main(["plan", target, *options]) == 1
     assert words in caplog.text
 

@@ -159,11 +159,11 @@ def test_tables_and_logs_in_other_locales(locale: dict[str, str], tmp_path: Path
     volume = {"sources": [source], "voxel_size_nm": [35, 8, 8], "license": "Größe → ω"}
     config = {"volumes": {"v": volume}, "datasets": {}, "models": {}, "segmentations": {}}
     (tmp_path / "my.yaml").write_text(json.dumps(config, ensure_ascii=False), encoding="utf-8")
-    done = run("datasets", "--config", str(tmp_path / "my.yaml"), **locale)
+    done = run("datasets", "--configfile", str(tmp_path / "my.yaml"), **locale)
     assert done.returncode == 0, done.stderr
     assert b"? ?" in done.stdout
     (tmp_path / "my.yaml").write_text("volumes: {ω: 1}", encoding="utf-8")
-    done = run("datasets", "--config", str(tmp_path / "my.yaml"), **locale)
+    done = run("datasets", "--configfile", str(tmp_path / "my.yaml"), **locale)
     assert done.returncode == 1
     assert b"volumes.\\u03c9" in done.stderr
     assert b"Traceback" not in done.stderr

@@ -155,7 +155,7 @@ class HalfSeen(token_prediction.TokenTask):
 def trained_ratio(reward, monkeypatch):
     """Variance of the targets relative to all patches, behind training on crops whose right half is empty."""
     monkeypatch.setattr(token_prediction, "unexplained", reward)
-    made = make_task(schedule=("next-all",), ordering=Relevance(iterations=4, width=8))
+    made = make_task(objectives=("next-all",), ordering=Relevance(iterations=4, width=8))
     task = HalfSeen(made.network, made.config, made.grid).train()
     optimizer, ratios = torch.optim.Adam(task.ordering.parameters(), lr=3e-2), []
     for step in range(260):
@@ -183,7 +183,7 @@ def test_unexplained_share():
 
 
 def test_variance_ratio_is_that_of_the_targets():
-    task = make_task(schedule=("next-all",), ordering=Relevance(iterations=4, width=8))
+    task = make_task(objectives=("next-all",), ordering=Relevance(iterations=4, width=8))
     batch = make_batch(task, objective="next-all")
     patches = task.grid.split(batch["raw"])
     order, _ = task.order(patches, batch["gumbel"])

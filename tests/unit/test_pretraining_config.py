@@ -53,11 +53,11 @@ def avoided(value: dict, name: str) -> list[tuple]:
 
 def test_defaults_are_the_papers():
     p = config.from_dict(base()).pretrainings["p"]
-    assert (p.schedule, p.mode, p.period_epochs) == (("random", "next", "next-all"), "alternate", 100)
+    assert (p.objectives, p.mode, p.period_epochs) == (("random", "next", "next-all"), "alternate", 100)
     assert (p.mask_range, p.fill, p.betas, p.weight_decay) == ((0.4, 0.4), "noise", (0.9, 0.999), 0.05)
     assert p.steps * p.batch_size == 400 * p.samples_per_epoch
     assert p.learning_rate == 1e-3 * p.batch_size / 256
-    assert p.weights == {"random": 1.0, "next": 1.0, "next-all": 1.0}
+    assert p.loss_weights == {"random": 1.0, "next": 1.0, "next-all": 1.0}
     assert p.augment.intensity == 0
 
 
@@ -65,22 +65,22 @@ def test_what_may_be_written_short():
     value = changed(
         "corpora/c/datasets", ["a", {"volume": "first", "regions": [{"offset": [0, 0, 0], "shape": [9, 40, 50]}]}]
     )
-    value["pretrainings"]["p"] |= {"ordering": "relevance", "mask_ratio": [0.3, 0.6], "weights": {"next-all": 0.5}}
+    value["pretrainings"]["p"] |= {"ordering": "relevance", "mask_ratio": [0.3, 0.6], "loss_weights": {"next-all": 0.5}}
     loaded = config.from_dict(value)
     assert [v.volume for v in loaded.corpora["c"].datasets["all"]] == ["a", "first"]
     p = loaded.pretrainings["p"]
     assert p.ordering == config.Relevance()
     assert p.mask_range == (0.3, 0.6)
-    assert p.weights == {"random": 1.0, "next": 1.0, "next-all": 0.5}
+    assert p.loss_weights == {"random": 1.0, "next": 1.0, "next-all": 0.5}
 
 
 def test_learning_rate_follows_the_schedule_of_each_stage():
     value = changed("pretrainings/p/lr_schedule", "constant")
-    value["finetune"]["schedule"] = "constant"
+    value["finetune"]["lr_schedule"] = "constant"
     loaded = config.from_dict(value)
-    assert (loaded.pretrainings["p"].rate, loaded.models["m"].finetune.rate) == ("constant", "constant")
+    assert (loaded.pretrainings["p"].lr_schedule, loaded.models["m"].finetune.lr_schedule) == ("constant", "constant")
     default = config.from_dict(base())
-    assert (default.pretrainings["p"].rate, default.models["m"].finetune.rate) == ("cosine", "cosine")
+    assert (default.pretrainings["p"].lr_schedule, default.models["m"].finetune.lr_schedule) == ("cosine", "cosine")
 
 
 @pytest.mark.parametrize(
@@ -102,8 +102,15 @@ def test_learning_rate_follows_the_schedule_of_each_stage():
             [8, 32, 48],
             ["pretrainings.p.patch [8, 32, 48] must fit twice or more into", "[8, 32"],
         ),
-        ("pretrainings/p/schedule", ["next", "next"], ["expected different objectives, found ['next', 'next']"]),
-        ("pretrainings/p/schedule", [], ["pretrainings.p.schedule", "at least 1"]),
+        ("pretrainings/p/objectives", ["next", "next"], ["expected different objectives, found ['next', 'next']"]),
+        (
+            "pretrainings/p/schedule",
+            ["next"],
+            ["pretrainings.p.schedule: this key is called objectives now; rename it"],
+        ),
+        ("pretrainings/p/weights", {"next": 2}, ["pretrainings.p.weights: this key is called loss_weights now"]),
+        ("finetune/schedule", "cosine", ["finetune.schedule: this key is called lr_schedule now; rename it"]),
+        ("pretrainings/p/objectives", [], ["pretrainings.p.objectives", "at least 1"]),
         (
             "pretrainings/p/steps",
             7812,
@@ -117,7 +124,7 @@ def test_learning_rate_follows_the_schedule_of_each_stage():
         ("pretrainings/p/mask_ratio", 1, ["pretrainings.p.mask_ratio: expected less than 1", "found 1"]),
         ("pretrainings/p/resampler", {"width": 100}, ["width must be a multiple of heads 8, got 100"]),
         ("pretrainings/p/ordering", "random", ["pretrainings.p.ordering: expected 'raster'", 'found "random"']),
-        ("pretrainings/p/weights", {"nxt": 1}, ["pretrainings.p.weights", "'next'"]),
+        ("pretrainings/p/loss_weights", {"nxt": 1}, ["pretrainings.p.loss_weights", "'next'"]),
         ("pretrainings/p/augment", {"elastic": 0.1}, ["pretrainings.p.augment.elastic: unknown key"]),
         ("corpora/c/datasets", {"one": ["x"]}, ["corpora.c.datasets.one names 'x'"]),
         ("corpora/c/datasets", {}, ["corpora.c.datasets", "at least 1"]),

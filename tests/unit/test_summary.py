@@ -66,7 +66,7 @@ def test_activations_are_what_the_gradient_needs():
 
 
 def test_networks_of_a_configuration(root: Path, capsys: pytest.CaptureFixture):
-    assert cli.main(["networks", "--config", str(root / "tests/config/tiny.yaml")]) == 0
+    assert cli.main(["networks", "--configfile", str(root / "tests/config/tiny.yaml")]) == 0
     header, *lines = capsys.readouterr().out.splitlines()
     assert header.split()[:2] == ["network", "parameters"]
     assert re.match(r"\S+ \(superhuman\) +[\d,]+ ", lines[0])

@@ -65,7 +65,7 @@ def configuration(config: dict) -> None:
 def pretraining(network: str, start: str) -> dict:
     """All objectives in every step."""
     return {
-        **{"network": NETWORKS[network], "corpus": "tiny", "schedule": OBJECTIVES[start], "mode": "joint"},
+        **{"network": NETWORKS[network], "corpus": "tiny", "objectives": OBJECTIVES[start], "mode": "joint"},
         **{"crop": CROPS.get(network, CROP), "patch": [1, 8, 8]},
         "resampler": {"latents": 4, "width": 8, "layers": 1, "heads": 2},
         **{"batch_size": 1, "steps": 2, "picture_every": 2},

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
@@ -333,12 +334,13 @@ def _merge(base: Any, override: Any) -> Any:
     return base | {key: _merge(base.get(key), value) for key, value in override.items()}
 
 
-def load(path: str | Path) -> Config:
-    """Read and validate a configuration file.
+def load(path: str | Path, *others: str | Path) -> Config:
+    """Read and validate a configuration file; keys of `others` replace its keys, as with Snakemake's --configfile.
 
     Raises InputError naming every wrong key, what was expected and what was found.
     """
-    return from_dict(text.read(path), str(path))
+    paths = (path, *others)
+    return from_dict(reduce(_merge, map(text.read, paths)), " + ".join(map(str, paths)))
 
 
 def from_dict(value: Any, name: str = "config") -> Config:

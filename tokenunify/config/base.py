@@ -23,6 +23,12 @@ KEY = "[key]"
 """Pydantic's last word on a section's key that is itself wrong, whatever it holds."""
 
 Record = TypeVar("Record", bound=BaseModel)
+RENAMED = {
+    ("finetune", "schedule"): "lr_schedule",
+    ("pretrainings", "schedule"): "objectives",
+    ("pretrainings", "weights"): "loss_weights",
+}
+"""Keys of earlier versions, by their section, and their names of today."""
 
 
 class Strict(BaseModel):
@@ -96,6 +102,9 @@ def _explain(path: tuple, items: list, model: type[BaseModel]) -> str:
     """One line on a key; several items are the branches of a union, none of which fits."""
     key, item = ".".join(str(word) for word in path if word != KEY) or "config", items[0]
     if item["type"] == "extra_forbidden":
+        renamed = (new for (section, old), new in RENAMED.items() if section in path and path[-1] == old)
+        if name := next(renamed, None):
+            return f"{key}: this key is called {name} now; rename it"
         return f"{key}: unknown key{_suggestion(str(path[-1]), model)}; correct or remove it"
     if item["type"] in ("missing", "union_tag_not_found"):
         return f"{key}: this key is required and was not found; add it"

@@ -9,7 +9,6 @@ from tokenunify.config.base import Count, Fraction, Padding, PositiveInt, Shape,
 Decay = Annotated[float, Field(ge=0, lt=1)]
 Train = Literal["all", "mamba", "encoder", "decoder", "mamba+encoder", "lora"]
 """Parts of a network that fine-tuning changes; the head is always trained."""
-Rate = Literal["constant", "cosine"]
 NEAREST = ((-1, 0, 0), (0, -1, 0), (0, 0, -1))
 
 
@@ -64,6 +63,8 @@ class Optimisation(Strict):
     """Decay of the optimiser's running averages of gradients and of their squares."""
     warmup_steps: Count = 0
     """Steps in which the learning rate rises linearly from 0."""
+    lr_schedule: Literal["constant", "cosine"] = "cosine"
+    """Learning rate after the warm-up: constant, or along a cosine down to final_learning_rate."""
     final_learning_rate: Annotated[float, Field(ge=0)] = 0.0
     """Where the cosine ends."""
     clip_norm: Annotated[float, Field(gt=0)] | None = 1.0
@@ -75,19 +76,12 @@ class Optimisation(Strict):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"
     """Number format of the computation: 32 bits, or mixed with bfloat16 or float16 on a GPU."""
 
-    @property
-    def rate(self) -> Rate:
-        """What the learning rate does behind the warm-up."""
-        raise NotImplementedError
-
 
 class Finetune(Optimisation):
     """Supervised training of an affinity network."""
 
     offsets: Annotated[tuple[tuple[int, int, int], ...], Field(min_length=3)] = NEAREST
     """Affinity channels; the first three are the nearest neighbours, more only help training."""
-    schedule: Rate = "cosine"
-    """Learning rate after the warm-up: constant, or along a cosine down to final_learning_rate."""
     loss: Literal["mse", "weighted_mse", "bce"] = "weighted_mse"
     """Mean squared error, the same weighted by class balance (the paper's), or binary cross entropy."""
     max_weight: Annotated[float, Field(ge=1)] = 20.0
@@ -104,10 +98,6 @@ class Finetune(Optimisation):
     """Crops of the validation volumes that each validation averages over."""
     checkpoint: Literal["best", "last"] = "best"
     """Weights handed on: those with the lowest validation loss, or the last."""
-
-    @property
-    def rate(self) -> Rate:
-        return self.schedule
 
     @model_validator(mode="after")
     def _nearest_first(self) -> Self:

@@ -7,7 +7,7 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict
 from tokenunify.config.data import RoiConfig, name_alone
-from tokenunify.config.learning import Optimisation, Rate, RawAugment
+from tokenunify.config.learning import Optimisation, RawAugment
 from tokenunify.config.networks import Network
 
 Objective = Literal["random", "next", "next-all"]
@@ -138,15 +138,15 @@ class Resampler(Strict):
 class Pretrain(Optimisation):
     """Self-supervised training of a network; the defaults are the paper's, batch size and rate those of its 32 GPUs."""
 
-    schedule: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("random", "next", "next-all")
-    """Objectives: random alone is a masked autoencoder (MAE), next alone an autoregressive model."""
+    objectives: Annotated[tuple[Objective, ...], Field(min_length=1)] = ("random", "next", "next-all")
+    """random alone is a masked autoencoder (MAE), next alone an autoregressive model."""
     mode: Literal["alternate", "joint"] = "alternate"
     """One objective after the other, again and again, or all in every step."""
     period_epochs: PositiveInt = 100
     """Epochs before the next objective's turn (mode alternate)."""
     samples_per_epoch: PositiveInt = 10_000
     """Crops that make an epoch."""
-    weights: dict[Objective, Weight] = Field(default={}, validate_default=True)
+    loss_weights: dict[Objective, Weight] = Field(default={}, validate_default=True)
     """Weights of the objectives' losses in their sum; 1 where not given."""
     patch: Shape = (4, 16, 16)
     """Voxels of a token."""
@@ -167,33 +167,27 @@ class Pretrain(Optimisation):
     """Steps of the optimiser."""
     weight_decay: Annotated[float, Field(ge=0)] = 0.05
     """Decay of weights; biases and normalisation are not decayed."""
-    lr_schedule: Rate = "cosine"
-    """Learning rate after the warm-up: constant, or along a cosine down to final_learning_rate."""
     augment: RawAugment = RawAugment()
     """Probability of each augmentation of the raw crops."""
     picture_every: PositiveInt = 1000
     """Steps between pictures of reconstructions, in the training's folder."""
 
     @property
-    def rate(self) -> Rate:
-        return self.lr_schedule
-
-    @property
     def mask_range(self) -> tuple[float, float]:
         """Lowest and highest share of hidden tokens."""
         return self.mask_ratio if isinstance(self.mask_ratio, tuple) else (self.mask_ratio, self.mask_ratio)
 
-    @field_validator("schedule")
+    @field_validator("objectives")
     @classmethod
-    def _different(cls, schedule: tuple[Objective, ...]) -> tuple[Objective, ...]:
-        if len(set(schedule)) < len(schedule):
-            raise ValueError(f"expected different objectives, found {list(schedule)}; give each once, and its weight")
-        return schedule
+    def _different(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        if len(set(objectives)) < len(objectives):
+            raise ValueError(f"expected different objectives, found {list(objectives)}; give each once, and its weight")
+        return objectives
 
-    @field_validator("weights")
+    @field_validator("loss_weights")
     @classmethod
-    def _complete(cls, weights: dict[Objective, float]) -> dict[Objective, float]:
-        return {"random": 1.0, "next": 1.0, "next-all": 1.0, **weights}
+    def _complete(cls, loss_weights: dict[Objective, float]) -> dict[Objective, float]:
+        return {"random": 1.0, "next": 1.0, "next-all": 1.0, **loss_weights}
 
     @model_validator(mode="after")
     def _range_rises(self) -> Self:
@@ -205,10 +199,10 @@ class Pretrain(Optimisation):
     @model_validator(mode="after")
     def _every_turn_comes(self) -> Self:
         turn = self.samples_per_epoch * self.period_epochs
-        trained = 1 + (self.steps - 1) * self.batch_size // turn if self.mode == "alternate" else len(self.schedule)
-        if trained < len(self.schedule):
+        trained = 1 + (self.steps - 1) * self.batch_size // turn if self.mode == "alternate" else len(self.objectives)
+        if trained < len(self.objectives):
             raise ValueError(
-                f"{list(self.schedule[trained:])} would never be trained: steps x batch_size are "
+                f"{list(self.objectives[trained:])} would never be trained: steps x batch_size are "
                 f"{self.steps * self.batch_size} samples, but each objective's turn takes samples_per_epoch x "
                 f"period_epochs = {turn}; lower samples_per_epoch or period_epochs, raise steps, or use mode joint"
             )

@@ -80,7 +80,7 @@ class Selected(Attempts):
 class Settings(forms.Form):
     """a pre-training's configuration"""
 
-    schedule: list[str]
+    objectives: list[str]
     mode: str
     ordering: str | dict
 

@@ -117,7 +117,7 @@ def learning_rate(step: int, config: c.Optimisation) -> float:
     """Linear warm-up, then constant or a cosine to the final rate."""
     if step < config.warmup_steps:
         return config.learning_rate * (step + 1) / config.warmup_steps
-    if config.rate == "constant":
+    if config.lr_schedule == "constant":
         return config.learning_rate
     done = (step - config.warmup_steps) / max(1, config.steps - config.warmup_steps)
     span = config.learning_rate - config.final_learning_rate

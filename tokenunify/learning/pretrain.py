@@ -34,7 +34,7 @@ def run(
     corpus = Corpus.open(section, volumes, seed)
     grid = PatchGrid.of(section.network, section.crop, section.patch)
     samples = TokenSamples(corpus, section, grid.number, seed, corpus.statistics())
-    together = section.mode == "joint" and len(section.schedule) == len(LOSSES)  # else no loss reads some parameters
+    together = section.mode == "joint" and len(section.objectives) == len(LOSSES)  # else no loss reads some parameters
     fabric = loop.make_fabric(
         device, section.precision, batch_size=section.batch_size, threads=threads, all_used=together
     )
@@ -91,8 +91,8 @@ class TokenSamples:
 def objectives(config: Pretrain, epoch: int) -> tuple[str, ...]:
     """The objectives of an epoch: all at once (joint), or one after the other, each for `period_epochs`."""
     if config.mode == "joint":
-        return config.schedule
-    return (config.schedule[epoch // config.period_epochs % len(config.schedule)],)
+        return config.objectives
+    return (config.objectives[epoch // config.period_epochs % len(config.objectives)],)
 
 
 @dataclass

@@ -1,7 +1,7 @@
 """The networks in a table: parameters, legal crops, and what one crop costs. No weight or voxel is ever stored."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +27,9 @@ activations: float32 tensors that training on the crop keeps for the gradient, b
 """
 
 
-def run(config: Path | None) -> None:
+def run(configfile: Sequence[Path]) -> None:
     """Print the table of every network that can be built by its name alone, or of a configuration's models."""
-    entries = named() if config is None else configured(c.load(config))
+    entries = configured(c.load(*configfile)) if configfile else named()
     rows = [row(*entry) for entry in entries]
     sys.stdout.write(aligned([HEADER, *rows], left=("network", "legal crops")) + NOTES)
 

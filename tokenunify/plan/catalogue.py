@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tokenunify import config as c
@@ -17,9 +17,9 @@ VOXEL_BYTES = {"raw": 1, "labels": 8, "mask": 1}
 UNKNOWN = "?"
 
 
-def run(config: Path) -> None:
+def run(configfile: Sequence[Path]) -> None:
     """Print one line per volume."""
-    loaded = c.load(config)
+    loaded = c.load(*configfile)
     rows = [row(loaded, name) for name in loaded.volumes]
     sys.stdout.write(aligned([HEADER, *rows], left=("volume", "licence", "used", "here")))
 

@@ -204,10 +204,14 @@ def table(rows: dict[c.StageName, Row]) -> str:
 
 
 def run(
-    target: str, config: Path, costs: Path, throughput: Sequence[tuple[str, float]], voxels: Sequence[float]
+    target: str,
+    configfile: Sequence[Path],
+    costs: Path,
+    throughput: Sequence[tuple[str, float]],
+    voxels: Sequence[float],
 ) -> None:
     """Print the table as configured, and with the target's volume grown or shrunk to each number of voxels."""
-    plan = Plan(c.load(config))
+    plan = Plan(c.load(*configfile))
     volume, shape_of = _volume(target), shapes(plan)
     plan.runs(volume)  # an unknown volume is refused
     measured_on = c.validate(Costs, text.read(costs), str(costs))

@@ -19,7 +19,7 @@ def write(path: Path, task: TokenTask, batch: Batch) -> np.ndarray:
     """One row per objective: raw, visible and predicted, in the section with most predictions; uint8 (y, x)."""
     task.eval()
     raw = task.grid.of_crop(batch["raw"])
-    rows = [(raw, *task.shown(batch, name)) for name in task.config.schedule]
+    rows = [(raw, *task.shown(batch, name)) for name in task.config.objectives]
     task.train()
     image = _stack([_stack(_sections(*row), axis=1) for row in rows], axis=0)
     manifest.replace(path, lambda temporary: Image.fromarray(image).save(temporary, format="png"))

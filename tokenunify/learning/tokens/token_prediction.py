@@ -40,9 +40,9 @@ class TokenTask(Task):
         super().__init__()
         self.network, self.config, self.grid = network, config, grid
         self.output = network.config.output_extent(config.crop)
-        self.weights = {**config.weights, "ordering": ORDERING_WEIGHT}
+        self.weights = {**config.loss_weights, "ordering": ORDERING_WEIGHT}
         self.fill = nn.Parameter(torch.tensor(0.5)) if config.fill == "learned" else None
-        if "next" in config.schedule:
+        if "next" in config.objectives:
             stride = network.feature_stride
             self.resampler = PerceiverResampler(config.resampler, network.feature_channels, grid, stride)
         if isinstance(config.ordering, Relevance):
