@@ -5,6 +5,7 @@ import json
 import logging
 import subprocess
 import sys
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -127,6 +128,22 @@ def test_siblings_never_import_each_other_and_torch_stays_in_learning(root: Path
         if home in siblings:
             others = {name.split(".")[1] for name in imported if name.startswith("tokenunify.")} & siblings - {home}
             assert not others, f"{path} imports {others}"
+
+
+def test_no_circle_of_imports(root: Path):
+    """Packages that only re-export count as what they import."""
+    modules = {_name(root, path): path for path in (root / "tokenunify").rglob("*.py")}
+    graph = {name: (_imports(path) & modules.keys()) - _packages_of(_imports(path)) for name, path in modules.items()}
+    TopologicalSorter(graph).prepare()  # raises CycleError
+
+
+def _name(root: Path, path: Path) -> str:
+    return ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _packages_of(names: set[str]) -> set[str]:
+    """Packages that are only named on the way to one of their modules."""
+    return {name for name in names if any(other.startswith(f"{name}.") for other in names)}
 
 
 def _imports(path: Path) -> set[str]:

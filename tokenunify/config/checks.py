@@ -1,22 +1,19 @@
 """Combinations of sections that could only fail later: refused before any job, each with the keys that disagree."""
 
 from math import prod
-from typing import TYPE_CHECKING
 
 from tokenunify import layout
 from tokenunify.config import corpus_checks
 from tokenunify.config.base import check_known, check_multiple
 from tokenunify.config.data import Dataset, Volume
+from tokenunify.config.file import Model, Sections
 from tokenunify.config.pretraining import Pretraining
 from tokenunify.config.segmentation import Multicut, Waterz, is_tuned
 from tokenunify.geometry import Coordinate, long_range
 from tokenunify.layout import BASELINE
 
-if TYPE_CHECKING:
-    from tokenunify.config import Config, Model
 
-
-def check(config: "Config") -> None:
+def check(config: Sections) -> None:
     """Raise ValueError for the first combination of sections that cannot work."""
     for name, volume in config.volumes.items():
         if volume.shard_shape:
@@ -46,7 +43,7 @@ def check(config: "Config") -> None:
     _check_evaluation(config)
 
 
-def _check_dataset(config: "Config", name: str, dataset: Dataset) -> None:
+def _check_dataset(config: Sections, name: str, dataset: Dataset) -> None:
     names = {
         "train": [t.volume for t in dataset.train],
         "validation": dataset.validation,
@@ -79,7 +76,7 @@ def _check_labels(key: str, name: str, volume: Volume) -> None:
         )
 
 
-def _check_crops(config: "Config", name: str, model: "Model") -> None:
+def _check_crops(config: Sections, name: str, model: Model) -> None:
     for stage, crop in (("finetune", model.finetune.crop), ("predict", model.predict.crop or model.finetune.crop)):
         try:
             model.network.output_extent(crop)
@@ -99,7 +96,7 @@ def _check_crops(config: "Config", name: str, model: "Model") -> None:
             )
 
 
-def _check_stride(name: str, model: "Model") -> None:
+def _check_stride(name: str, model: Model) -> None:
     crop, stride = model.predict.crop or model.finetune.crop, model.predict.stride
     output = model.network.output_extent(crop)
     if stride and any(s > n for s, n in zip(stride, output, strict=True)):
@@ -110,7 +107,7 @@ def _check_stride(name: str, model: "Model") -> None:
         )
 
 
-def _check_start(config: "Config", name: str, model: "Model") -> None:
+def _check_start(config: Sections, name: str, model: Model) -> None:
     if model.pretraining is None:
         return
     check_known(f"models.{name}.pretraining", model.pretraining, config.pretrainings)
@@ -123,7 +120,7 @@ def _check_start(config: "Config", name: str, model: "Model") -> None:
         )
 
 
-def _check_pretraining(config: "Config", key: str, pretraining: Pretraining) -> None:
+def _check_pretraining(config: Sections, key: str, pretraining: Pretraining) -> None:
     check_known(f"{key}.corpus", pretraining.corpus, config.corpora)
     crop, patch = pretraining.crop, pretraining.patch
     try:
@@ -150,7 +147,7 @@ def _declared_shape(volume: Volume) -> Coordinate | None:
     return phantom.shape if phantom else None
 
 
-def _check_segmentation(config: "Config", key: str, segmentation: Waterz | Multicut, without: str) -> None:
+def _check_segmentation(config: Sections, key: str, segmentation: Waterz | Multicut, without: str) -> None:
     """`without` tells how to do without the segmentation."""
     value = f"{key}.{'threshold' if isinstance(segmentation, Waterz) else 'beta'}"
     for name, model in config.models.items() if is_tuned(segmentation) else ():
@@ -175,7 +172,7 @@ def _check_segmentation(config: "Config", key: str, segmentation: Waterz | Multi
         )
 
 
-def _check_evaluation(config: "Config") -> None:
+def _check_evaluation(config: Sections) -> None:
     if baseline := config.evaluation.baseline:
         key = "evaluation.baseline"
         _check_segmentation(config, f"{key}.segmentation", baseline.segmentation, f"set {key}: null")

@@ -1,20 +1,16 @@
 """Corpora that could only fail later: refused before any job, each with the keys that disagree."""
 
-from typing import TYPE_CHECKING
-
 from tokenunify.config import exclusion, sampling
 from tokenunify.config.base import check_known
+from tokenunify.config.file import Sections
 from tokenunify.config.pretraining import Corpus, CorpusVolume
 from tokenunify.geometry import Coordinate, Roi, free_starts
-
-if TYPE_CHECKING:
-    from tokenunify.config import Config
 
 MANY = 1000
 """Volumes of a corpus: the command that names more may exceed the 128 KiB that Linux takes."""
 
 
-def check(config: "Config", key: str, corpus: Corpus) -> None:
+def check(config: Sections, key: str, corpus: Corpus) -> None:
     """Refuse a corpus of volumes, boxes or samples that cannot be had."""
     if (number := len(corpus.names)) > MANY:
         raise ValueError(
@@ -31,7 +27,7 @@ def check(config: "Config", key: str, corpus: Corpus) -> None:
     check_room(config, key, corpus, crop=(1, 1, 1))
 
 
-def check_names(config: "Config") -> None:
+def check_names(config: Sections) -> None:
     """Refuse two volumes of one name: a sampled region is a volume, at the same places in all corpora."""
     found: dict[str, tuple[str, sampling.SampledRegion]] = {}
     for key, corpus in config.corpora.items():
@@ -46,7 +42,7 @@ def check_names(config: "Config") -> None:
                 )
 
 
-def check_room(config: "Config", key: str, corpus: Corpus, crop: Coordinate) -> None:
+def check_room(config: Sections, key: str, corpus: Corpus, crop: Coordinate) -> None:
     """Refuse a region in which no crop lies without touching an excluded box."""
     for dataset, members in corpus.datasets.items():
         for member in members:
@@ -61,7 +57,7 @@ def check_room(config: "Config", key: str, corpus: Corpus, crop: Coordinate) -> 
                     )
 
 
-def _check_test_cubes(config: "Config", key: str, corpus: Corpus, member: CorpusVolume) -> None:
+def _check_test_cubes(config: Sections, key: str, corpus: Corpus, member: CorpusVolume) -> None:
     """Raise ValueError for a test cube whose place is unknown, unless the user excludes a box for it."""
     name = member.volume
     unplaced = [cube for cube, box in exclusion.test_cubes(config, name) if box is None]
@@ -74,7 +70,7 @@ def _check_test_cubes(config: "Config", key: str, corpus: Corpus, member: Corpus
         )
 
 
-def _check_sample(config: "Config", key: str, corpus: Corpus, member: CorpusVolume) -> None:
+def _check_sample(config: Sections, key: str, corpus: Corpus, member: CorpusVolume) -> None:
     name, sample = member.volume, member.sample
     if sample is None:
         return
@@ -96,7 +92,7 @@ def _check_sample(config: "Config", key: str, corpus: Corpus, member: CorpusVolu
         )
 
 
-def _check_inside(config: "Config", key: str, member: CorpusVolume) -> None:
+def _check_inside(config: Sections, key: str, member: CorpusVolume) -> None:
     whole = exclusion.extent(config.volumes[member.volume]).shape
     for box in member.regions:
         end = list(Roi(box.offset, box.shape).end)

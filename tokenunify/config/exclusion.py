@@ -4,21 +4,18 @@ Volumes are boxes of their sources: two of them share raw where these are the sa
 """
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
 
 from tokenunify.config import lattice
 from tokenunify.config.data import FileSource, RoiConfig, Source, TestCube, Volume
+from tokenunify.config.file import Sections
 from tokenunify.config.pretraining import Corpus, CorpusVolume
 from tokenunify.geometry import Coordinate, Roi, subtract
-
-if TYPE_CHECKING:
-    from tokenunify.config import Config
 
 ANY_SIZE = Roi((0, 0, 0), (2**40, 2**40, 2**40))
 """Extent of a volume whose size only its file tells."""
 
 
-def avoided(config: "Config", corpus: Corpus, name: str) -> tuple[Roi, ...]:
+def avoided(config: Sections, corpus: Corpus, name: str) -> tuple[Roi, ...]:
     """Boxes of a volume, in its own voxels, that no crop of the corpus may touch."""
     boxes = [(box.volume, Roi(box.offset, box.shape)) for box in corpus.exclude]
     if not corpus.allow_test:
@@ -28,7 +25,7 @@ def avoided(config: "Config", corpus: Corpus, name: str) -> tuple[Roi, ...]:
     return tuple(dict.fromkeys(box for box in shared if box is not None))
 
 
-def shows(config: "Config", corpus: Corpus, name: str) -> bool:
+def shows(config: Sections, corpus: Corpus, name: str) -> bool:
     """Whether some of the volume's raw is in the corpus, or may be: of sampled regions every place counts."""
     for member in corpus.members:
         shared = [shared_raw(config, member.volume, name, ANY_SIZE)]
@@ -40,14 +37,14 @@ def shows(config: "Config", corpus: Corpus, name: str) -> bool:
     return False
 
 
-def _parts(config: "Config", corpus: Corpus, member: CorpusVolume) -> Iterator[Roi]:
+def _parts(config: Sections, corpus: Corpus, member: CorpusVolume) -> Iterator[Roi]:
     """Boxes that make up what is shown of a member."""
     avoid = avoided(config, corpus, member.volume)
     for region in regions(config, corpus, member):
         yield from subtract(region, avoid)
 
 
-def test_cubes(config: "Config", name: str) -> list[tuple[TestCube, Roi | None]]:
+def test_cubes(config: Sections, name: str) -> list[tuple[TestCube, Roi | None]]:
     """The known test cubes in a volume, with their boxes in its own voxels."""
     volume = config.volumes[name]
     own = _minus(extent(volume).offset)
@@ -58,12 +55,12 @@ def test_cubes(config: "Config", name: str) -> list[tuple[TestCube, Roi | None]]
     return [(cube, placed(cube.box)) for cube in volume.test_cubes]
 
 
-def held_out_volumes(config: "Config") -> list[str]:
+def held_out_volumes(config: Sections) -> list[str]:
     """Validation and test volumes of all data sets."""
     return list(dict.fromkeys(v for d in config.datasets.values() for v in (*d.validation, *d.test)))
 
 
-def regions(config: "Config", corpus: Corpus, member: CorpusVolume) -> list[Roi]:
+def regions(config: Sections, corpus: Corpus, member: CorpusVolume) -> list[Roi]:
     """The boxes of a corpus volume, in its own voxels: as given, all places of sampled ones, or the whole volume."""
     if member.sample is not None:
         places = (place for region in drawn(config, corpus, member) for place in region)
@@ -72,7 +69,7 @@ def regions(config: "Config", corpus: Corpus, member: CorpusVolume) -> list[Roi]
     return [Roi(box.offset, box.shape) for box in member.regions] or [whole]
 
 
-def drawn(config: "Config", corpus: Corpus, member: CorpusVolume) -> tuple[tuple[Coordinate, ...], ...]:
+def drawn(config: Sections, corpus: Corpus, member: CorpusVolume) -> tuple[tuple[Coordinate, ...], ...]:
     """The places of each sampled region, in the volume's own voxels; none touches what the corpus avoids."""
     sample = member.sample
     assert sample is not None
@@ -88,7 +85,7 @@ def extent(volume: Volume) -> Roi:
     return Roi((0, 0, 0), phantom.shape) if phantom else ANY_SIZE
 
 
-def shared_raw(config: "Config", name: str, other: str, box: Roi) -> Roi | None:
+def shared_raw(config: Sections, name: str, other: str, box: Roi) -> Roi | None:
     """The part of a volume, in its own voxels, whose raw is also in the box of another (or the same) volume."""
     mine, theirs = config.volumes[name], config.volumes[other]
     if not any(_same_raw(a, b) for a in mine.sources for b in theirs.sources):

@@ -1,15 +1,13 @@
 """The sampled regions of all corpora as volumes of their own, which download and ingest treat like any other."""
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from tokenunify.config import exclusion
 from tokenunify.config.data import Source, Volume
+from tokenunify.config.file import Sections
 from tokenunify.config.pretraining import Corpus
 from tokenunify.geometry import Coordinate, Roi
-
-if TYPE_CHECKING:
-    from tokenunify.config import Config
 
 
 class SampledRegion(NamedTuple):
@@ -22,12 +20,12 @@ class SampledRegion(NamedTuple):
     max_blank: float
 
 
-def sampled(config: "Config") -> dict[str, SampledRegion]:
+def sampled(config: Sections) -> dict[str, SampledRegion]:
     """All sampled regions by the name of their volume; where two corpora share a name, they share the region."""
     return {name: region for corpus in config.corpora.values() for name, region in regions_of(config, corpus)}
 
 
-def regions_of(config: "Config", corpus: Corpus) -> Iterator[tuple[str, SampledRegion]]:
+def regions_of(config: Sections, corpus: Corpus) -> Iterator[tuple[str, SampledRegion]]:
     """The sampled regions of a corpus, with their names."""
     for member in corpus.members:
         if member.sample is None:
