@@ -6,18 +6,13 @@ from pathlib import Path
 from snakemake.utils import min_version
 
 min_version("9.27")
-sys.path.insert(0, workflow.basedir)
-
-from tokenunify import layout
-from tokenunify.config import from_dict, text
-from tokenunify.errors import InputError
-from tokenunify.layout import BASELINE
-from tokenunify.plan import manifests
-from tokenunify.plan.plan import Plan
+# Not workflow.basedir: as a module of another workflow, this file lies elsewhere.
+CHECKOUT = Path(workflow.current_basedir.get_path_or_uri(secret_free=True))
+sys.path.insert(0, str(CHECKOUT))
 
 if not workflow.configfiles:
 
-    configfile: Path(workflow.basedir, "config/config.yaml")
+    configfile: CHECKOUT / "config/config.yaml"
 
 
 report: "workflow/report/workflow.rst"

@@ -10,7 +10,12 @@ from snakemake.exceptions import WorkflowError
 from snakemake.jobs import Job
 from snakemake.settings.types import DeploymentMethod, ExecMode
 
-from tokenunify.errors import tells_bad_input
+from tokenunify import layout
+from tokenunify.config import from_dict, text
+from tokenunify.errors import InputError, tells_bad_input
+from tokenunify.layout import BASELINE
+from tokenunify.plan import manifests
+from tokenunify.plan.plan import Plan
 
 
 def explained(function, *arguments):
@@ -28,11 +33,11 @@ def braced(text):
 
 def environment(name):
     """The environment of a kind of rules; the path of a checkout may have braces."""
-    return braced(Path(workflow.basedir, "envs", f"{name}.yaml"))
+    return braced(CHECKOUT / "envs" / f"{name}.yaml")
 
 
-if os.pathsep in str(workflow.basedir):
-    raise WorkflowError(f"{workflow.basedir} has a {os.pathsep}, at which PYTHONPATH ends: move the checkout elsewhere")
+if os.pathsep in str(CHECKOUT):
+    raise WorkflowError(f"{CHECKOUT} has a {os.pathsep}, at which PYTHONPATH ends: move the checkout elsewhere")
 
 # Snakemake keeps the last of a key's values without a word.
 for file in workflow.configfiles:
@@ -41,12 +46,12 @@ plan = Plan(explained(from_dict, config, " + ".join(map(str, workflow.configfile
 
 # Environments hold dependencies only, the package comes from this checkout. Jobs use the interpreter that runs
 # Snakemake, unless --sdm conda gives each rule its own.
-PYTHONPATH = f"export PYTHONPATH={shlex.quote(str(workflow.basedir))}; "
+PYTHONPATH = f"export PYTHONPATH={shlex.quote(str(CHECKOUT))}; "
 INTERPRETER = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; '
 # What downloads may do decides no result: it is no parameter of the rule, so that nothing reruns.
 PERMIT = f"export TOKENUNIFY_DOWNLOAD={shlex.quote(plan.download_permit)}; "
 # A failed job's own message is shown, but not beside the whole log, which --show-failed-logs prints.
-TELL = f"source {shlex.quote(str(Path(workflow.basedir, 'workflow/scripts/tell.sh')))}; "
+TELL = f"source {shlex.quote(str(CHECKOUT / 'workflow/scripts/tell.sh'))}; "
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 SHOWN = workflow.output_settings.show_failed_logs or workflow.exec_mode == ExecMode.REMOTE
 shell.prefix(braced(("" if SHOWN else TELL) + PERMIT + PYTHONPATH + ("" if CONDA else INTERPRETER)))

@@ -1,0 +1,48 @@
+"""The workflow as a module of another one, in another folder."""
+
+import subprocess
+import sys
+
+import pytest
+
+from tests.workflow.conftest import Checkout
+
+pytestmark = pytest.mark.workflow
+
+OTHER = """
+configfile: "mine.yaml"
+
+
+module tokenunify:
+    snakefile:
+        "{checkout}/Snakefile"
+    config:
+        config
+
+
+use rule * from tokenunify as em_*
+
+
+rule mine:
+    default_target: True
+    input:
+        "data/volumes/tiny.json",
+    output:
+        "mine.txt",
+    shell:
+        "cp {{input}} {{output}}"
+"""
+
+
+def test_its_rules_are_used_by_another_workflow(clone: Checkout, tmp_path):
+    checkout = clone.copy(tmp_path / "elsewhere" / "tokenunify")
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "Snakefile").write_text(OTHER.format(checkout=checkout.path))
+    (folder / "mine.yaml").write_text(checkout.config.read_text())
+    command = [sys.executable, "-m", "snakemake", "--cores", "2"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (folder / "mine.txt").read_text() == (folder / "data/volumes/tiny.json").read_text()
+    dry = subprocess.run([*command, "-n", "results/tiny/metrics.csv"], cwd=folder, capture_output=True, text=True)
+    assert "em_agglomerate" in dry.stdout, dry.stdout + dry.stderr
