@@ -149,5 +149,5 @@ def test_links_that_lead_nowhere_or_back_are_refused(tmp_path, target):
 def test_a_pipe_in_a_folder_is_refused(tmp_path):
     folder, _ = _folder(tmp_path, "zarr")
     os.mkfifo(folder / "c" / "1")
-    with pytest.raises(InputError, match=r"v/c/1 is a pipe"):
+    with pytest.raises(InputError, match=r"v/c/1 is a named pipe"):
         local_files.checksum(folder, "zarr")

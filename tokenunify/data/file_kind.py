@@ -17,7 +17,11 @@ def is_file(path: str | os.PathLike) -> bool:
     """Whether there is a file, not a folder or nothing; InputError for what is neither, behind a link or not."""
     if not os.path.exists(path):
         return False
-    mode = os.stat(path).st_mode
-    if kind := KINDS.get(stat.S_IFMT(mode)):
+    if kind := special(path):
         raise InputError(f"{path} is {kind}: expected a file or folder; write its content to a file and give that")
-    return stat.S_ISREG(mode)
+    return os.path.isfile(path)
+
+
+def special(path: str | os.PathLike) -> str | None:
+    """What it is that is there and neither a file nor a folder; None for files and folders."""
+    return KINDS.get(stat.S_IFMT(os.stat(path).st_mode))

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import os
 import re
-import stat
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,10 +128,9 @@ def _files(root: Path, inside: Path, name: str, around: tuple[Path, ...]) -> Ite
 def _kind(path: Path) -> str:
     """What it is that is neither a file nor a folder."""
     try:
-        mode = path.stat().st_mode
+        return file_kind.special(path) or "no file"
     except FileNotFoundError:
         return "a link to a file that is not there"
-    return "a pipe" if stat.S_ISFIFO(mode) else "no file (a device or a socket)"
 
 
 def verify(path: str | Path, format: str, expected: str | None) -> str:
