@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from tests.stages.server import Fault, Server, running
+from tokenunify.data import retry
 from tokenunify.data.download import download, http, magic_bytes
 from tokenunify.data.formats.image_files import image_files
 from tokenunify.errors import InputError
@@ -23,7 +24,7 @@ WRONG = "0" * 64
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "BACKOFF_SECONDS", 0.001)
     with running(Server()) as started:
         started.files["/em/raw.bin"] = DATA
         yield started
@@ -91,7 +92,7 @@ def test_a_cut_transfer_goes_on_where_it_ended(server, run):
 
 
 def test_a_later_run_goes_on_with_what_an_earlier_one_got(server, run, monkeypatch):
-    monkeypatch.setattr(http, "ATTEMPTS", 1)
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
     server.faults = [Fault(cut=100_000)]
     with pytest.raises(InputError, match="what has arrived is kept"):
         run(raw(url=f"{server.url}/em/raw.bin"))
@@ -101,7 +102,7 @@ def test_a_later_run_goes_on_with_what_an_earlier_one_got(server, run, monkeypat
 
 
 def test_a_file_that_changed_on_the_server_is_fetched_anew(server, run, monkeypatch):
-    monkeypatch.setattr(http, "ATTEMPTS", 1)
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
     server.faults = [Fault(cut=100_000)]
     with pytest.raises(InputError):
         run(raw(url=f"{server.url}/em/raw.bin"))

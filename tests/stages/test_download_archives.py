@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from tests.stages.server import Fault, Server, running
-from tokenunify.data import local_files
-from tokenunify.data.download import archives, download, http
+from tokenunify.data import local_files, retry
+from tokenunify.data.download import archives, download
 from tokenunify.errors import InputError
 from tokenunify.stages import sections
 from tokenunify.store import manifest
@@ -247,7 +247,7 @@ def test_killed_while_unpacking(run, tmp_path, monkeypatch, kind):
 
 
 def test_an_archive_from_a_server(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "BACKOFF_SECONDS", 0.001)
     archive = pack(tmp_path / "a.zip", FILES).read_bytes()
     with running(Server()) as server:
         server.files["/a.zip"] = archive

@@ -19,6 +19,7 @@ import zarr
 
 from tests.stages.server import Fault, Server, running
 from tokenunify import config
+from tokenunify.data import retry
 from tokenunify.data.download import download, http, remote_box
 from tokenunify.data.formats import tensorstore_access
 from tokenunify.data.ingest import ingest
@@ -48,8 +49,7 @@ def labels() -> np.ndarray:
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
-    monkeypatch.setattr(tensorstore_access, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "BACKOFF_SECONDS", 0.001)
     tensorstore_access.context.cache_clear()
     monkeypatch.setattr(remote_box, "CHUNK_SHAPE", (4, 16, 16))
     monkeypatch.setattr(remote_box, "SHARD_SHAPE", (16, 64, 32))

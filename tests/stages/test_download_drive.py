@@ -12,7 +12,8 @@ import requests
 from requests.adapters import HTTPAdapter
 
 from tests.stages.server import Fault, Server, running
-from tokenunify.data.download import download, google_drive
+from tokenunify.data import retry
+from tokenunify.data.download import download
 from tokenunify.errors import InputError
 from tokenunify.stages import sections
 from tokenunify.store import manifest
@@ -138,7 +139,7 @@ def test_a_folder_that_is_not_shared(server, run):
 
 
 def test_interrupted_20_times_at_random_bytes(server, run, monkeypatch):
-    monkeypatch.setattr(google_drive, "ATTEMPTS", 1)
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
     random = np.random.default_rng(1)
     server.choose_fault = lambda path: Fault(cut=int(random.integers(0, 30_000))) if "confirm=" in path else None
     for _ in range(20):
@@ -155,7 +156,7 @@ def test_a_later_run_continues_only_what_is_verified(server, run, monkeypatch, k
     sha256 = hashlib.sha256(new).hexdigest()
     server.contents[RAW] = new if known else bytes(len(new))
     with monkeypatch.context() as once, pytest.raises(InputError, match="what has arrived is kept"):
-        once.setattr(google_drive, "ATTEMPTS", 1)
+        once.setattr(retry, "ATTEMPTS", 1)
         server.choose_fault = lambda path: Fault(cut=700_000) if "confirm=" in path else None
         run(sha256=sha256 if known else None)
     server.contents[RAW], server.choose_fault = new, lambda _: None

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tests.stages.server import Fault, Server, running
+from tokenunify.data import retry
 from tokenunify.data.download import download, http, magic_bytes
 from tokenunify.errors import InputError
 from tokenunify.stages import sections
@@ -53,7 +54,7 @@ def run(tmp_path):
 
 @pytest.mark.parametrize("sha256", [SHA256, None])
 def test_interrupted_20_times_at_random_bytes(server, run, monkeypatch, sha256):
-    monkeypatch.setattr(http, "ATTEMPTS", 1)
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
     random = np.random.default_rng(4)
     for _ in range(20):
         server.faults = [Fault(cut=int(random.integers(0, 40_000)))]
@@ -77,7 +78,7 @@ def test_a_busy_server_is_asked_again_when_it_says(server, run, pauses, status, 
 def test_a_busy_server_is_not_waited_for_all_day(server, run, pauses):
     server.faults = [Fault(429, {"Retry-After": "86400"}), Fault(503, {"Retry-After": "tomorrow"})]
     run(f"{server.url}/em/raw.h5")
-    assert pauses == [http.LONGEST_PAUSE_SECONDS, 2 * http.BACKOFF_SECONDS]
+    assert pauses == [retry.LONGEST_PAUSE_SECONDS, 2 * retry.BACKOFF_SECONDS]
 
 
 @pytest.mark.parametrize(
@@ -97,8 +98,8 @@ def test_what_a_server_refuses_is_explained(server, run, pauses, status, words):
 
 
 def test_a_server_that_does_not_answer_in_time(server, run, monkeypatch):
-    monkeypatch.setattr(http, "TIMEOUT_SECONDS", 0.2)
-    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "TIMEOUT_SECONDS", 0.2)
+    monkeypatch.setattr(retry, "BACKOFF_SECONDS", 0.001)
     server.faults = [Fault(pause=0.6)]
     assert run(f"{server.url}/em/raw.h5")["content"]["raw"]["sha256"] == SHA256
     server.faults, server.files["/slow.h5"] = [Fault(pause=0.6)] * 5, DATA
@@ -174,7 +175,7 @@ def test_two_versions_are_not_mixed_where_a_server_ignores_if_range(server, run,
     server.heeds_if_range, server.date, server.files["/em/raw.h5"] = False, dates[0], magic_bytes.HDF5 + DATA[::-1]
     server.faults = [Fault(cut=100_000)]
     with monkeypatch.context() as once, pytest.raises(InputError, match="after 1 attempts"):
-        once.setattr(http, "ATTEMPTS", 1)
+        once.setattr(retry, "ATTEMPTS", 1)
         run(f"{server.url}/em/raw.h5", sha256=sha256)
     server.files["/em/raw.h5"], server.date = DATA, dates[1]
     assert run(f"{server.url}/em/raw.h5", sha256=sha256)["content"]["raw"]["sha256"] == SHA256
@@ -191,7 +192,7 @@ def test_a_date_is_a_mark_where_there_is_no_strong_etag(server, run, pauses, wea
 def test_attempts_are_counted_anew_when_more_has_arrived(server, run, pauses):
     server.faults = [Fault(cut=30_000)] * 9
     assert run(f"{server.url}/em/raw.h5")["content"]["raw"]["sha256"] == SHA256
-    assert pauses == [http.BACKOFF_SECONDS] * 9
+    assert pauses == [retry.BACKOFF_SECONDS] * 9
 
 
 def test_attempts_that_bring_no_more_come_to_an_end(server, run, pauses):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.stages.server import Fault, Server, running
-from tokenunify.data import local_files
+from tokenunify.data import local_files, retry
 from tokenunify.data.download import download, http
 from tokenunify.errors import InputError
 from tokenunify.stages import sections
@@ -58,7 +58,7 @@ class Hub(Server):
 
 @pytest.fixture
 def hub(monkeypatch):
-    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "BACKOFF_SECONDS", 0.001)
     with running(Hub()) as started:
         constants = huggingface_hub.constants
         monkeypatch.setattr(constants, "ENDPOINT", started.url)
@@ -153,7 +153,7 @@ def test_a_path_out_of_the_folder_is_refused(hub, run):
 
 
 def test_interrupted_20_times_at_random_bytes(hub, run, monkeypatch):
-    monkeypatch.setattr(http, "ATTEMPTS", 1)
+    monkeypatch.setattr(retry, "ATTEMPTS", 1)
     random = np.random.default_rng(1)
     hub.choose_fault = lambda path: Fault(cut=int(random.integers(0, 30_000))) if "/resolve/" + OLD in path else None
     for _ in range(20):

@@ -11,7 +11,8 @@ import zarr
 
 from tests.stages.server import Fault, Server, running
 from tokenunify import config
-from tokenunify.data.download import download, http, remote_box, sampled_region
+from tokenunify.data import retry
+from tokenunify.data.download import download, remote_box, sampled_region
 from tokenunify.data.formats import tensorstore_access
 from tokenunify.data.formats.tensorstore import PACKED
 from tokenunify.data.ingest import ingest
@@ -40,8 +41,7 @@ def raw() -> np.ndarray:
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
-    monkeypatch.setattr(tensorstore_access, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "BACKOFF_SECONDS", 0.001)
     tensorstore_access.context.cache_clear()
     (tmp_path / "served").mkdir()
     with running(Server(tmp_path / "served")) as started:

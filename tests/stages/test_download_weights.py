@@ -13,7 +13,8 @@ import huggingface_hub
 import numpy as np
 import pytest
 
-from tokenunify.data.download import download, http
+from tokenunify.data import retry
+from tokenunify.data.download import download
 from tokenunify.errors import InputError
 from tokenunify.stages import sections
 from tokenunify.store import manifest
@@ -80,7 +81,7 @@ def use_endpoint(monkeypatch, url):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", url)
     template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
     monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "BACKOFF_SECONDS", 0.001)
 
 
 @pytest.fixture

@@ -11,7 +11,8 @@ import zarr
 
 from tests.hdf5_files import SHAPE, external, external_link, numbered, virtual
 from tests.stages.server import Server, running
-from tokenunify.data.download import download, http
+from tokenunify.data import retry
+from tokenunify.data.download import download
 from tokenunify.data.ingest import ingest
 from tokenunify.errors import InputError
 from tokenunify.stages import sections
@@ -102,7 +103,7 @@ def test_the_next_source_is_taken_where_a_part_is_gone(run, folder, volume):
 
 @pytest.fixture
 def server(monkeypatch):
-    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.001)
+    monkeypatch.setattr(retry, "BACKOFF_SECONDS", 0.001)
     with running(Server()) as started:
         yield started
 

@@ -11,7 +11,8 @@ import requests
 from gdown.exceptions import DownloadError
 
 from tokenunify.config import DriveFile
-from tokenunify.data.download.http import ATTEMPTS, TIMEOUT_SECONDS, Throttle
+from tokenunify.data import retry
+from tokenunify.data.download.http import Throttle
 from tokenunify.errors import InputError
 
 
@@ -22,13 +23,13 @@ def fetch(file: DriveFile, target: Path, *, verified: bool, check: Callable[[Pat
     `check` may raise for content that cannot be right. InputError tells why the file cannot be had.
     """
     whole = target.with_name(target.name + ".whole")
-    options: Any = {"quiet": True, "use_cookies": False, "timeout": TIMEOUT_SECONDS}
+    options: Any = {"quiet": True, "use_cookies": False, "timeout": retry.TIMEOUT_SECONDS}
     if not verified:
         for part in target.parent.glob(f"{escape(whole.name)}*.part"):
             part.unlink()
     try:
         number = _number(file, gdown.download_folder(id=file.folder, skip_download=True, **options))
-        more: Any = {"speed": throttle.rate, "resume": verified, "retries": ATTEMPTS - 1, **options}
+        more: Any = {"speed": throttle.rate, "resume": verified, "retries": retry.ATTEMPTS - 1, **options}
         gdown.download(id=number, output=str(whole), **more)
     except (DownloadError, requests.RequestException) as error:
         raise InputError(

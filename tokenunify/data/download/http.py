@@ -1,46 +1,22 @@
 """Bring one file over http(s): continued where it ended, tried again after passing faults, at a limited rate."""
 
-import email.utils
-import logging
 import os
 import re
 import threading
 import time
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
 import pooch
 import requests
 
+from tokenunify.data import retry
 from tokenunify.errors import InputError
 
-logger = logging.getLogger(__name__)
-
-ATTEMPTS = 5
-BACKOFF_SECONDS = 2.0
-"""Pause after the first failed attempt; it doubles each time."""
-LONGEST_PAUSE_SECONDS = 900.0
-"""A server that asks for a longer pause is asked again after this one."""
-TIMEOUT_SECONDS = 60
 CHUNK_BYTES = 2**14
-LASTING = (400, 401, 403, 404, 405, 410)
-"""Answers of a server that trying again does not change."""
-BUSY = (429, 503)
-"""Answers that may tell when to come back."""
 RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+|\*)")
 """Content-Range: first byte, last byte, and the length of the whole file where it is known."""
-RETRY = "check the address and the network, then run snakemake again: what has arrived is kept"
-ADVICE = {
-    401: "it needs a login or an accepted licence: download it by hand and give it as `path`",
-    403: "it needs a login or an accepted licence: download it by hand and give it as `path`",
-    404: "the server has nothing at this address: correct it",
-    410: "the server has nothing at this address any more: find the new one",
-    429: "the server asks for fewer requests: set download.max_mb_per_second, or run snakemake again later",
-    500: "the server has a fault of its own: run snakemake again later, what has arrived is kept",
-    503: "the server is busy: run snakemake again later, what has arrived is kept",
-}
 
 
 class Throttle:
@@ -94,49 +70,21 @@ def fetch(
     cannot be had.
     """
     part = target.with_name(target.name + ".part")
-    attempt, most = 0, 0
+    attempts, most = retry.Attempts(url, "fetched"), 0
     while True:
         try:
             _transfer(url, part, verified, progress, throttle, dict(headers or {}))
             break
         except requests.RequestException as error:
             arrived = part.stat().st_size
-            attempt = 1 if arrived > most else attempt + 1
+            attempts.failed(error, progress=arrived > most)
             most = max(most, arrived)
-            answer = getattr(error.response, "status_code", None)
-            if answer in LASTING or attempt == ATTEMPTS:
-                mend = ADVICE.get(answer or 0, RETRY)
-                raise InputError(f"{url} cannot be fetched after {attempt} attempts ({told(error)}); {mend}") from None
-            seconds = pause(error.response, attempt)
-            logger.warning("%s: attempt %d failed (%s), again in %g s", url, attempt, told(error), seconds)
-            time.sleep(seconds)
     try:
         check(part)
     except InputError:
         part.unlink()
         raise
     os.replace(part, target)
-
-
-def told(error: requests.RequestException) -> str:
-    """What the error says, without the queries of addresses: a redirect's holds the key to the file."""
-    return re.sub(r"\?[^\s'\")]+", "", str(error))
-
-
-def pause(response: requests.Response | None, attempt: int) -> float:
-    """Seconds until the next attempt: what a busy server asks for, or longer each time."""
-    default = BACKOFF_SECONDS * 2 ** (attempt - 1)
-    if response is None or response.status_code not in BUSY:
-        return default
-    asked = response.headers.get("Retry-After", "")
-    if asked.isdigit():
-        seconds = float(asked)
-    else:
-        try:
-            seconds = (email.utils.parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds()
-        except (ValueError, TypeError):
-            return default
-    return min(max(seconds, 0.0), LONGEST_PAUSE_SECONDS)
 
 
 def _transfer(url: str, part: Path, verified: bool, progress: bool, throttle: Throttle, headers: dict) -> None:
@@ -171,7 +119,7 @@ def _transfer(url: str, part: Path, verified: bool, progress: bool, throttle: Th
         fetcher = pooch.HTTPDownloader(
             progressbar=progress,
             chunk_size=CHUNK_BYTES,
-            timeout=TIMEOUT_SECONDS,
+            timeout=retry.TIMEOUT_SECONDS,
             headers=headers,
             hooks={"response": answered},
         )

@@ -12,7 +12,7 @@ from tokenunify.data.download.http import Throttle
 from tokenunify.data.formats import metadata, tensorstore, tensorstore_access
 from tokenunify.data.formats.absent import Absence
 from tokenunify.data.formats.source_array import ArrayLike, Stated, product, turned
-from tokenunify.data.read_errors import UNREADABLE, naming, told
+from tokenunify.data.read_errors import UNREADABLE, naming
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate, VoxelSize
 
@@ -122,11 +122,3 @@ class _Paced:
         values = self.array[index]
         self.throttle.spend(tensorstore_access.bytes_read() - before)
         return values
-
-
-def unreadable(address: str, error: Exception) -> InputError:
-    """What to do about an array that cannot be read."""
-    return InputError(
-        f"{address} cannot be read ({told(error)}); check the address and the network, then run "
-        "snakemake again: what has arrived is kept"
-    )

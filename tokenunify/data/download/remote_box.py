@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
@@ -12,8 +11,9 @@ import numpy as np
 import zarr
 
 from tokenunify.config import RoiConfig
-from tokenunify.data.download import checksum, http
-from tokenunify.data.download.remote_array import FAULTS, Remote, unreadable
+from tokenunify.data import retry
+from tokenunify.data.download import checksum
+from tokenunify.data.download.remote_array import FAULTS, Remote
 from tokenunify.data.formats import absent
 from tokenunify.data.formats.absent import Count
 from tokenunify.data.read_errors import told
@@ -137,15 +137,11 @@ def read_box(source: Remote, box: Roi) -> np.ndarray:
 
 
 def _tried(address: str, ask: Callable[[], Found]) -> Found:
-    for attempt in range(1, http.ATTEMPTS + 1):
+    attempts = retry.Attempts(address, "read", told)
+    while True:
         try:
             return ask()
         except InputError:
             raise
         except FAULTS as error:
-            if attempt == http.ATTEMPTS:
-                raise unreadable(address, error) from None
-            seconds = http.pause(None, attempt)
-            logger.warning("%s: attempt %d failed (%s), again in %g s", address, attempt, told(error), seconds)
-            time.sleep(seconds)
-    raise AssertionError
+            attempts.failed(error)

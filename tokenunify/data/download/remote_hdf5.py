@@ -2,8 +2,6 @@
 
 import hashlib
 import io
-import logging
-import time
 from collections import OrderedDict
 from typing import Any
 
@@ -11,14 +9,12 @@ import h5py
 import requests
 
 from tokenunify.config import FileSource
-from tokenunify.data.download import http
+from tokenunify.data import retry
 from tokenunify.data.download.http import Throttle
 from tokenunify.data.download.remote_array import Remote
 from tokenunify.data.formats import hdf5
 from tokenunify.data.read_errors import naming
 from tokenunify.errors import InputError
-
-logger = logging.getLogger(__name__)
 
 PAGE_BYTES = 2**20
 """Unit of a request."""
@@ -69,24 +65,18 @@ class RangedFile(io.RawIOBase):
         return self.pages[number]
 
     def _fetch(self, number: int) -> bytes:
-        for attempt in range(1, http.ATTEMPTS + 1):
+        attempts = retry.Attempts(self.url, "read", str)
+        while True:
             try:
                 return self._ask(number)
             except requests.RequestException as error:
-                answer = getattr(error.response, "status_code", None)
-                if answer in http.LASTING or attempt == http.ATTEMPTS:
-                    mend = http.ADVICE.get(answer or 0, http.RETRY)
-                    raise InputError(f"{self.url} cannot be read after {attempt} attempts ({error}); {mend}") from None
-                seconds = http.pause(error.response, attempt)
-                logger.warning("%s: attempt %d failed (%s), again in %g s", self.url, attempt, error, seconds)
-                time.sleep(seconds)
-        raise AssertionError
+                attempts.failed(error)
 
     def _ask(self, number: int) -> bytes:
         first = number * PAGE_BYTES
         last = first + PAGE_BYTES - 1
         headers = {"Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
-        with self.session.get(self.url, headers=headers, timeout=http.TIMEOUT_SECONDS, stream=True) as response:
+        with self.session.get(self.url, headers=headers, timeout=retry.TIMEOUT_SECONDS, stream=True) as response:
             response.raise_for_status()
             told = response.headers.get("Content-Range", "")
             length = told.rpartition("/")[2]

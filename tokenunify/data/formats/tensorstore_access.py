@@ -10,7 +10,7 @@ from urllib.request import url2pathname
 import requests
 import tensorstore as ts
 
-from tokenunify.data.download.http import ATTEMPTS, BACKOFF_SECONDS, TIMEOUT_SECONDS
+from tokenunify.data import retry
 from tokenunify.errors import InputError
 
 CACHE_BYTES = 2**28
@@ -29,7 +29,7 @@ REFUSED = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNIMPLEMENTED", "OUT_OF_R
 @cache
 def context() -> ts.Context:
     """What all arrays share: a cache of chunks, and requests that are tried again after passing faults."""
-    retries = {"max_retries": ATTEMPTS - 1, "initial_delay": f"{BACKOFF_SECONDS}s"}
+    retries = {"max_retries": retry.ATTEMPTS - 1, "initial_delay": f"{retry.BACKOFF_SECONDS}s"}
     settings: dict = {"cache_pool": {"total_bytes_limit": CACHE_BYTES}}
     for kind in ("http", "gcs", "s3"):
         settings |= {f"{kind}_request_concurrency": {"limit": REQUESTS}, f"{kind}_request_retries": retries}
@@ -89,7 +89,7 @@ def moved(address: str, names: tuple[str, ...]) -> str:
     strange = None
     for name in names if address.startswith("http") else ():
         try:
-            answer = requests.head(f"{address}/{name}", allow_redirects=True, timeout=TIMEOUT_SECONDS)
+            answer = requests.head(f"{address}/{name}", allow_redirects=True, timeout=retry.TIMEOUT_SECONDS)
         except requests.RequestException:  # told when the file is read
             return address
         if answer.ok and not answer.history:
