@@ -8,11 +8,14 @@ import sys
 from pathlib import Path
 
 import h5py
+import imageio.v3 as imageio
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
 from tests.workflow.conftest import Checkout
+from tokenunify.data.phantom import phantom
 from tokenunify.store import arrays
 
 pytestmark = pytest.mark.workflow
@@ -34,6 +37,30 @@ def test_adding_a_dataset_takes_one_entry(clone: Checkout, tmp_path: Path, monke
     np.testing.assert_array_equal(volume.labels[:], labels)
     assert volume.voxel_size_nm == (40, 4, 4)
     assert "results/my-volume/metrics.csv" in run(checkout, *table, "--dry-run")
+
+
+def test_the_tutorial_ends_with_scores(clone: Checkout, tmp_path: Path, monkeypatch):
+    checkout = clone.copy(tmp_path / "tokenunify")
+    page = (Path(__file__).parents[2] / "docs/tutorial.md").read_text()
+    (checkout.path / "my-stack.yaml").write_text(re.search(r"```yaml\n(.*?)```", page, flags=re.DOTALL)[1])
+    write_stack(checkout.path / "my-stack", num_sections=40)
+    monkeypatch.setenv("MY_STACK", str(checkout.path / "my-stack"))
+    commands = re.findall(r"^    (snakemake .*)$", page, flags=re.MULTILINE)
+    assert len(commands) == 2
+    for command in commands:
+        run(checkout, *shlex.split(command))
+    rows = pd.read_csv(checkout.path / "results/test/metrics.csv").set_index("segmentation")
+    assert rows.loc["waterz"].voi < rows.loc["raw-watershed-mine"].voi
+    assert (checkout.path / "results/report.html").exists()
+
+
+def write_stack(folder: Path, num_sections: int) -> None:
+    """Sections and labels of a phantom as the tutorial has them."""
+    raw, labels = phantom.generate((num_sections, 120, 140), seed=1)
+    for name, values in {"raw": raw, "labels": labels.astype(np.uint16)}.items():
+        (folder / name).mkdir(parents=True)
+        for z, section in enumerate(values):
+            imageio.imwrite(folder / name / f"z{z:03}.png", section)
 
 
 def code(readme: Path, section: str) -> list[str]:
@@ -61,6 +88,6 @@ def run(checkout: Checkout, program: str, *words: str) -> str:
     """Output of a command of the README."""
     assert program == "snakemake"
     command = [sys.executable, "-m", program, *words]
-    done = subprocess.run(command, cwd=checkout.path, capture_output=True, text=True, timeout=300, env=os.environ)
+    done = subprocess.run(command, cwd=checkout.path, capture_output=True, text=True, timeout=500, env=os.environ)
     assert done.returncode == 0, done.stdout + done.stderr + checkout.logs()
     return done.stdout
