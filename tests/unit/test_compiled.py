@@ -1,6 +1,7 @@
 """Where compiled code is kept, when folders cannot be written."""
 
 import importlib.util
+import pickle
 from pathlib import Path
 from types import ModuleType
 
@@ -72,6 +73,19 @@ def test_temporary_files_serve_where_there_is_no_home_either(tmp_path, places):
     (folder,) = places["temporary"].iterdir()
     assert folder.stat().st_mode & 0o777 == 0o700
     assert {path.name.split("-")[0] for path in folder.rglob("*.nbi")} == {"loops.halves", "loops.half", "loops.eager"}
+
+
+def test_what_was_kept_of_types_that_moved_is_compiled_again(tmp_path, places):
+    """As after an update that renamed a module."""
+    imported(tmp_path)
+    (index,) = places["temporary"].rglob("loops.halves*.nbi")
+    with open(index, "rb") as file:
+        version = pickle.load(file)
+    index.write_bytes(pickle.dumps(version) + b"ctokenunify.gone\nPairs\n.")
+    imported(tmp_path)
+    with open(index, "rb") as file:
+        assert pickle.load(file) == version
+        assert pickle.load(file)[1]  # the machine code is kept again
 
 
 @pytest.mark.parametrize("kind", ["open to others", "a link", "a file", "no folder of temporary files"])

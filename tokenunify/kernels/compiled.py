@@ -21,12 +21,34 @@ def kept(*signature: Any, **options: Any) -> Callable[[Callable], Any]:
 
     def decorate(function: Callable) -> Any:
         try:
-            return _numba.njit(*signature, **options, cache=True)(function)
+            return _njit(function, *signature, **options, cache=True)
         except RuntimeError:  # numba found no folder
             _numba.config.CACHE_DIR = _temporary_folder()
-            return _numba.njit(*signature, **options, cache=bool(_numba.config.CACHE_DIR))(function)
+            return _njit(function, *signature, **options, cache=bool(_numba.config.CACHE_DIR))
 
     return decorate
+
+
+def _njit(function: Callable, *signature: Any, cache: bool, **options: Any) -> Any:
+    """The compiled function; what was kept of types whose module has moved since is compiled again.
+
+    Numba reads the types before it compares the source's age, so that code kept before an update would stop a run.
+    """
+    if signature:
+        return _numba.njit(*signature, **options, cache=cache)(function)
+    compiled = _numba.njit(**options, cache=cache)(function)
+    if cache:
+        index = compiled._cache._cache_file
+        read = index._load_index
+
+        def read_or_forget() -> dict:
+            try:
+                return read()
+            except (ImportError, AttributeError):
+                return {}
+
+        index._load_index = read_or_forget
+    return compiled
 
 
 def _temporary_folder() -> str:
