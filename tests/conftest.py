@@ -54,7 +54,7 @@ def root() -> Path:
 
 @pytest.fixture(scope="session")
 def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of this session, the same for all its workers."""
+    """A folder of this run of the tests, the same for all its workers."""
     own = tmp_path_factory.getbasetemp()
     return own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
 

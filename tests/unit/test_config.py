@@ -8,6 +8,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from snakemake.utils import update_config
 
 from tokenunify import config
 from tokenunify.config import Multicut, Waterz
@@ -192,6 +193,19 @@ def test_wrong_key_is_explained(path: str, value, words: list[str]):
     text = refused(changed(path, value))
     for word in ["my.yaml", *words]:
         assert word in text
+
+
+def test_several_files_are_merged_as_snakemake_does(tmp_path):
+    paths = [tmp_path / "base.yaml", tmp_path / "mine.yaml"]
+    mine = {"finetune": {"steps": 7}, "datasets": {"d": {"train": ["b"]}}}
+    for path, value in zip(paths, (VALID, mine), strict=True):
+        path.write_text(yaml.safe_dump(value))
+    merged = copy.deepcopy(VALID)
+    update_config(merged, mine)
+    assert config.load(*paths) == config.from_dict(merged)
+    with pytest.raises(InputError, match=r"base\.yaml \+ .*mine\.yaml is not valid:\n  finetune\.steps: expected"):
+        paths[1].write_text("finetune: {steps: few}")
+        config.load(*paths)
 
 
 def test_lifted_edges_need_an_offset_that_leaves_the_neighbours():
