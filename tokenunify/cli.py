@@ -36,11 +36,13 @@ def parser() -> argparse.ArgumentParser:
         sub = _add(commands, name, stage.help)
         sub.add_argument("--config-json", required=True, help="the stage's section, as Snakemake prints it")
         _add_arguments(sub, stage)
+        _add_marker(sub)
     prepare = _add(commands, "prepare", "make the empty store of a block-wise stage")
     prepare.add_argument("--stage", required=True, choices=[name for name, stage in STAGES.items() if stage.store])
     prepare.add_argument("--config-json", required=True)
     prepare.add_argument("--inputs", type=Path, nargs="+", required=True, help="the input that gives the shape first")
     prepare.add_argument("--output", type=_output, required=True)
+    _add_marker(prepare)
     clean = _add(commands, "clean", "remove stores and training states that no manifest refers to")
     clean.add_argument("folders", type=Path, nargs="+", help="results, models, data: searched for stale stores")
     clean.add_argument("--dry-run", action="store_true", help="only list them")
@@ -80,6 +82,10 @@ class _Parser(argparse.ArgumentParser):
 def _add(commands, name: str, help: str) -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     return commands.add_parser(name, help=help, description=help, formatter_class=form)
+
+
+def _add_marker(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--marker", type=Path, help="empty file that is made if the input is bad: do not run again")
 
 
 def _add_configfile(sub: argparse.ArgumentParser, default: list[Path], what: str = "as Snakemake takes them") -> None:
@@ -170,14 +176,18 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter of a licence's name
     arguments = parser().parse_args(argv)
-    started = time.monotonic()
+    started, marker = time.monotonic(), vars(arguments).pop("marker", None)
     try:
+        if marker:
+            marker.unlink(missing_ok=True)
         run(arguments)
         sys.stdout.flush()
     except Exception as error:
         if isinstance(error, BrokenPipeError) and arguments.command in PRINTING:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
             return 128 + signal.SIGPIPE
+        if marker and isinstance(error, InputError):
+            marker.touch()
         logger.error("%s", failures.explain(error))
         return 1
     if arguments.command not in (*PRINTING, "clean"):

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 from tokenunify import cli
-from tokenunify.errors import tells_bad_input
 from tokenunify.stages import sections
 from tokenunify.stages.table import STAGES
 
@@ -40,13 +39,15 @@ def test_wrong_section_is_explained(tmp_path: Path, caplog: pytest.LogCaptureFix
     [('{"sources": 8}', True), ('{"sources": [{"phantom": {"seed": 1, "shape": [8, 16, 16]}}]}', False)],
     ids=["bad section", "output in what is no folder"],
 )
-def test_log_tells_bad_input_from_other_failures(section: str, expected: bool, tmp_path: Path):
-    log = tmp_path / "log"
-    assert not tells_bad_input(log)
-    words = ["download", "--config-json", section, "--downloads", log / "files", "--output", log / "o.json"]
-    with open(log, "w") as file:
-        assert subprocess.run([sys.executable, "-m", "tokenunify", *words], stderr=file).returncode == 1
-    assert tells_bad_input(log) == expected
+def test_the_marker_tells_bad_input_from_other_failures(section: str, expected: bool, tmp_path: Path):
+    file, marker = tmp_path / "file", tmp_path / "log.bad-input"
+    file.touch()
+    words = ["download", "--config-json", section, "--downloads", str(file / "files"), "--output", str(file / "o.json")]
+    for existed in (False, True):
+        if existed:
+            marker.touch()
+        assert cli.main([*words, "--marker", str(marker)]) == 1
+        assert marker.exists() == expected
 
 
 @pytest.mark.parametrize(

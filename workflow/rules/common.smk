@@ -12,7 +12,7 @@ from snakemake.settings.types import DeploymentMethod, ExecMode
 
 from tokenunify import layout
 from tokenunify.config import from_dict, text
-from tokenunify.errors import InputError, tells_bad_input
+from tokenunify.errors import InputError
 from tokenunify.layout import BASELINE
 from tokenunify.plan import manifests
 from tokenunify.plan.plan import Plan
@@ -52,19 +52,41 @@ INTERPRETER = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PA
 PERMIT = f"export TOKENUNIFY_DOWNLOAD={shlex.quote(plan.download_permit)}; "
 # A failed job's own message is shown, but not beside the whole log, which --show-failed-logs prints.
 TELL = f"source {shlex.quote(str(CHECKOUT / 'workflow/scripts/tell.sh'))}; "
-CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 SHOWN = workflow.output_settings.show_failed_logs or workflow.exec_mode == ExecMode.REMOTE
+CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 shell.prefix(braced(("" if SHOWN else TELL) + PERMIT + PYTHONPATH + ("" if CONDA else INTERPRETER)))
 
-# Bad input stays bad, however often a job is retried. Snakemake retries every failure and has no option for this; an
-# error raised where it asks for the next attempt's memory would cancel all other jobs.
-Job.restart_times = property(lambda job: 0 if any(map(tells_bad_input, job.log)) else job.rule.restart_times)
 
-# A job asks for `gpu`. Where no cluster deals GPUs out, jobs that want one run one after another, each with all that
-# the machine shows. The executor is not known yet while this file is read: nodes (--jobs) are given to a cluster's only.
-if workflow.resource_settings.nodes is None and "gpu" not in workflow.global_resources:
-    shown = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
-    workflow.global_resources["gpu"] = int(bool(shown) and any(Path(os.devnull).parent.glob("nvidia[0-9]*")))
+def retry_no_bad_input():
+    """A job that left a marker of bad input beside its log is not retried: it would fail again.
+
+    Snakemake retries every failure and has no option for this. An error raised where it asks for the next attempt's
+    memory would cancel all other jobs, so its property is replaced. It is asked once after each failure, and takes the
+    marker away: a later attempt may be killed before it can do so. tests/workflow/test_snakemake.py notices when
+    Snakemake no longer has the property, or no longer asks it.
+    """
+
+    def restart_times(job):
+        markers = [marker for log in job.log if (marker := Path(f"{log}.bad-input")).exists()]
+        for marker in markers:
+            marker.unlink()
+        return 0 if markers else job.rule.restart_times
+
+    Job.restart_times = property(restart_times)
+
+
+def count_gpus():
+    """Where no cluster deals GPUs out, jobs that ask for `gpu` run one after another, each with all that are visible.
+
+    The executor is not known yet while this file is read: nodes (--jobs) are given to a cluster's only.
+    """
+    if workflow.resource_settings.nodes is None and "gpu" not in workflow.resource_settings.resources:
+        shown = os.environ.get("CUDA_VISIBLE_DEVICES", "all")
+        workflow.register_resource("gpu", int(bool(shown) and any(Path(os.devnull).parent.glob("nvidia[0-9]*"))))
+
+
+retry_no_bad_input()
+count_gpus()
 
 
 wildcard_constraints:

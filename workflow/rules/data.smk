@@ -27,6 +27,7 @@ rule download:
         " --config-json {params.config:q}"
         f" --downloads {layout.DOWNLOADS}"
         " --output {output:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"
 
 
@@ -64,4 +65,5 @@ rule ingest:
         " --source {input:q}"
         " --threads {threads}"
         " --output {output:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"

@@ -33,6 +33,7 @@ rule evaluate:
         " --segmentation {input.segmentation:q}"
         " --volume {input.volume:q}"
         " --output {output:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"
 
 
@@ -63,6 +64,7 @@ rule blockings:
         " --volume {input.volume:q}"
         " --lut {input.lut:q}"
         " --output {output:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"
 
 
@@ -94,6 +96,7 @@ rule metrics:
         " --predictions {input.predictions:q}"
         " --weights {input.weights:q}"
         " --output {output:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"
 
 
@@ -117,4 +120,5 @@ rule report:
         " --metrics {input.metrics:q}"
         " --manifests {params.manifests:q}"
         " --output {output:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"

@@ -42,6 +42,7 @@ rule pretrain:
         " --threads {resources.torch_threads}"
         " --device {params.device}"
         " --output {output.manifest:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"
 
 
@@ -82,6 +83,7 @@ rule finetune:
         " --threads {resources.torch_threads}"
         " --device {params.device}"
         " --output {output.manifest:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"
 
 
@@ -107,6 +109,7 @@ rule prepare_predict:
         " --config-json {params.config:q}"
         " --inputs {input:q}"
         " --output {output:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"
 
 
@@ -144,4 +147,5 @@ rule predict:
         " --threads {resources.torch_threads}"
         " --device {params.device}"
         " --output {output:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"

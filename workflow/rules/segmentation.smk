@@ -55,6 +55,7 @@ rule baseline:
         " --prepared {input.prepared:q}"
         " --part {wildcards.part}/{wildcards.parts}"
         " --output {output:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"
 
 
@@ -101,6 +102,7 @@ rule fragments:
         " --prepared {input.prepared:q}"
         " --part {wildcards.part}/{wildcards.parts}"
         " --output {output:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"
 
 
@@ -132,6 +134,7 @@ rule rag:
         " --part {wildcards.part}/{wildcards.parts}"
         " --threads {threads}"
         " --output {output:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"
 
 
@@ -162,6 +165,7 @@ rule tune:
         " --fragments {input.fragments:q}"
         " --volumes {input.volumes:q}"
         " --output {output:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"
 
 
@@ -191,6 +195,7 @@ rule agglomerate:
         " --rag {input.rag:q}"
         " --tuned {input.tuned:q}"
         " --output {output.manifest:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"
 
 
@@ -238,4 +243,5 @@ rule relabel:
         " --prepared {input.prepared:q}"
         " --part {wildcards.part}/{wildcards.parts}"
         " --output {output:q}"
+        " --marker {log:q}.bad-input"
         " &> {log:q}"
