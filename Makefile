@@ -12,7 +12,7 @@ BIN := $(CURDIR)/.venv/bin
 STAMP := .venv/.complete
 export PATH := $(BIN):$(PATH)
 
-.PHONY: setup demo test stress lint docs bench report
+.PHONY: setup demo test coverage stress lint docs bench report
 
 setup: $(STAMP)
 
@@ -29,6 +29,9 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+coverage: setup
+	$(BIN)/python -m pytest --cov --cov-report term --cov-report html:coverage tests/unit tests/stages
 
 stress: setup
 	$(BIN)/python -m pytest -n 0 -s tests/workflow/stress.py
