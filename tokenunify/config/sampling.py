@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tokenunify.config import exclusion
-from tokenunify.config.data import Source, Volume
 from tokenunify.config.file import Sections
 from tokenunify.config.pretraining import Corpus
+from tokenunify.config.sources import Source
+from tokenunify.config.volumes import Volume
 from tokenunify.geometry import Coordinate, Roi
 
 
