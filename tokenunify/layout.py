@@ -76,7 +76,7 @@ def parts(stage: str, number: int) -> list[str]:
 
 
 def all_parts(path: Path) -> list[Path]:
-    """The manifests of all parts, by that of one; any other path by itself."""
+    """The manifests of all parts, from that of one; for any other path, the path alone."""
     found = _pattern(PART).fullmatch(path.name)
     number = int(found["parts"]) if found else 0
     return [path.with_name(PART.format(part=part, parts=number)) for part in range(number)] or [path]

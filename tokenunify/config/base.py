@@ -19,7 +19,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 KEY = "[key]"
-"""Pydantic's last word on a section's key that is itself wrong, whatever it holds."""
+"""With this word pydantic ends the place of an error where the key itself is wrong, not its value."""
 
 Record = TypeVar("Record", bound=BaseModel)
 RENAMED = {

@@ -59,7 +59,7 @@ def _check_dataset(config: Sections, key: str, dataset: Dataset) -> None:
 
 
 def _check_segmentation(config: Sections, key: str, segmentation: Waterz | Multicut, without: str) -> None:
-    """`without` tells how to do without the segmentation."""
+    """Refuse a segmentation that the models or the storage do not allow; `without` tells how to do without it."""
     value = f"{key}.{'threshold' if isinstance(segmentation, Waterz) else 'beta'}"
     for name, model in config.models.items() if is_tuned(segmentation) else ():
         if not config.datasets[model.dataset].validation:

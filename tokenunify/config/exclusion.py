@@ -20,14 +20,15 @@ def avoided(config: Sections, corpus: Corpus, name: str) -> tuple[Roi, ...]:
     """Boxes of a volume, in its own voxels, that no crop of the corpus may touch."""
     boxes = [(box.volume, Roi(box.offset, box.shape)) for box in corpus.exclude]
     if not corpus.allow_test:
-        boxes += [(held_out, ANY_SIZE) for held_out in held_out_volumes(config)]
+        datasets = config.datasets.values()
+        boxes += [(held_out, ANY_SIZE) for d in datasets for held_out in (*d.validation, *d.test)]
         boxes += [(whole, box) for whole in config.volumes for _, box in test_cubes(config, whole) if box]
     shared = (shared_raw(config, name, other, box) for other, box in boxes)
     return tuple(dict.fromkeys(box for box in shared if box is not None))
 
 
 def shows(config: Sections, corpus: Corpus, name: str) -> bool:
-    """Whether some of the volume's raw is in the corpus, or may be: of sampled regions every place counts."""
+    """Whether the corpus holds raw of the volume, or may hold it: every place of a sampled region counts."""
     for member in corpus.members:
         shared = [shared_raw(config, member.volume, name, ANY_SIZE)]
         cubes = [box for cube, box in test_cubes(config, member.volume) if cube.volume == name]
@@ -46,11 +47,6 @@ def test_cubes(config: Sections, name: str) -> list[tuple[TestCube, Roi | None]]
     volume = config.volumes[name]
     own = _minus(extent(volume).offset)
     return [(cube, Roi(cube.box.offset, cube.box.shape).moved(own) if cube.box else None) for cube in volume.test_cubes]
-
-
-def held_out_volumes(config: Sections) -> list[str]:
-    """Validation and test volumes of all data sets."""
-    return list(dict.fromkeys(v for d in config.datasets.values() for v in (*d.validation, *d.test)))
 
 
 def regions(config: Sections, corpus: Corpus, member: CorpusVolume) -> list[Roi]:

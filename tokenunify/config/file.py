@@ -149,7 +149,7 @@ class Sections(Strict):
 
 
 def _complete(section: str, value: dict, defaults: Callable[[str], Any]) -> dict:
-    """The section, each of its entries completed; empty where it is absent or no section."""
+    """The section, each of its entries completed with its defaults; empty where the value has no such section."""
     entries = value.get(section)
     if not isinstance(entries, dict):
         return {}
@@ -157,7 +157,7 @@ def _complete(section: str, value: dict, defaults: Callable[[str], Any]) -> dict
 
 
 def merged(base: Any, override: Any) -> Any:
-    """What is given, completed with the base where both have keys; else as given, for pydantic to judge."""
+    """The override, completed with the base where both are sections; else the override alone, for pydantic to judge."""
     if not (isinstance(base, dict) and isinstance(override, dict)):
         return override
     return base | {key: merged(base.get(key), value) for key, value in override.items()}

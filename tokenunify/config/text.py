@@ -10,7 +10,7 @@ import yaml
 from tokenunify.errors import InputError
 
 MAX_VALUES = 1_000_000
-"""What a file may hold once its aliases (`*name`) are written out: a few of them in one another make billions."""
+"""Most values of a file once its aliases (`*name`) are written out: a few nested ones make billions."""
 NUMBERS = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 MERGE = "tag:yaml.org,2002:merge"
 """The tag of `<<`, whose values the section's own keys may replace."""
@@ -73,7 +73,7 @@ def _size(node: yaml.Node, known: dict[int, int]) -> int:
 
 
 def _mistakes(loader: yaml.SafeLoader, node: yaml.Node | None, path: tuple, seen: set[int]) -> Iterator[str]:
-    """One line on each, of the node at this path and of all inside it; what aliases stand for is looked at once."""
+    """One line for each mistake in a node and in the nodes inside it; a node that aliases repeat is looked at once."""
     if node is None or id(node) in seen:
         return
     seen.add(id(node))

@@ -30,16 +30,12 @@ class Architecture(Strict):
 
         Raises ValueError, with the rule that it breaks, for a crop that the network cannot take.
         """
-        check_unit(crop, self.unit)
+        unit = self.unit
+        if any(n % u for n, u in zip(crop, unit, strict=True)):
+            raise ValueError(
+                f"must be a multiple of {list(unit)}, which the network's strides and poolings divide, got {list(crop)}"
+            )
         return crop
-
-
-def check_unit(crop: Coordinate, unit: Coordinate) -> None:
-    """Refuse a crop that strides and poolings do not divide."""
-    if any(n % u for n, u in zip(crop, unit, strict=True)):
-        raise ValueError(
-            f"must be a multiple of {list(unit)}, which the network's strides and poolings divide, got {list(crop)}"
-        )
 
 
 def check_lengths(key: str, levels: int, lists: dict[str, tuple[tuple, int]]) -> None:
