@@ -1,4 +1,4 @@
-"""Stage blockings: how far segmentations lie apart whose fragments were made in different blocks, all else being equal.
+"""Stage blockings: the difference between segmentations that differ in nothing but the blocks of their fragments.
 
 A 3D watershed sees no further than its halo, so fragments depend on their blocks; what follows is exact for any.
 """
@@ -47,7 +47,7 @@ def compare(
     scratch: Path,
     offsets: Sequence[Coordinate] = NEAREST,
 ) -> list[dict]:
-    """VOI (bits) and ARAND of each two block shapes' segmentations: that of the second against that of the first.
+    """VOI (bits) and ARAND between the segmentations of every two block shapes, the second scored against the first.
 
     affinities (c, z, y, x), uint8, at `offsets`, nearest neighbours first, and mask (z, y, x) or None: the volume's
     arrays or stores. `value` is the threshold or beta. Fragments and graphs of blocks are kept in the folder `scratch`.
@@ -108,7 +108,7 @@ def between(one: Segmented, other: Segmented, blocks: Blocks) -> dict[str, float
 
 @contextmanager
 def scratch_beside(output: Path) -> Iterator[Path]:
-    """A folder that is removed in the end; after a kill `tokenunify clean` takes it for what it is."""
+    """A folder that is removed in the end; after a kill, `tokenunify clean` knows it by its name."""
     folder = output.with_name(f".{output.stem}.zarr.{os.getpid()}")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)

@@ -17,7 +17,7 @@ from tokenunify import config, failures, layout
 from tokenunify.errors import InputError
 from tokenunify.plan import catalogue, estimate
 from tokenunify.stages import sections
-from tokenunify.stages.table import STAGES, Stage
+from tokenunify.stages.table import STAGES
 from tokenunify.store.blockwise import parse_part
 
 logger = logging.getLogger(__name__)
@@ -35,8 +35,23 @@ def parser() -> argparse.ArgumentParser:
     for name, stage in STAGES.items():
         sub = _add(commands, name, stage.help)
         sub.add_argument("--config-json", required=True, help="the stage's section, as Snakemake prints it")
-        _add_arguments(sub, stage)
+        for path in stage.paths:
+            sub.add_argument(f"--{path}", type=_output if path == "output" else Path, required=True)
+        for paths in stage.lists:
+            sub.add_argument(f"--{paths}", type=Path, nargs="*", default=[])
+        for number in stage.numbers:
+            sub.add_argument(f"--{number}", type=NUMBERS[number], required=True)
+        if stage.blockwise:
+            sub.add_argument("--part", type=_part, default=(0, 1), help="i/n: the i-th (from 0) of n ranges of blocks")
+        if stage.device:
+            sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
         _add_marker(sub)
+    _add_others(commands)
+    return top
+
+
+def _add_others(commands) -> None:
+    """The subcommands that are no stage."""
     prepare = _add(commands, "prepare", "make the empty store of a block-wise stage")
     prepare.add_argument("--stage", required=True, choices=[name for name, stage in STAGES.items() if stage.store])
     prepare.add_argument("--config-json", required=True)
@@ -66,7 +81,6 @@ def parser() -> argparse.ArgumentParser:
         "--voxels", type=_voxels, nargs="*", default=estimate.SIZES, help="sizes of the volume beside its own"
     )
     _add(commands, "schema", "print the JSON schema of the configuration file")
-    return top
 
 
 class _Parser(argparse.ArgumentParser):
@@ -90,19 +104,6 @@ def _add_marker(sub: argparse.ArgumentParser) -> None:
 
 def _add_configfile(sub: argparse.ArgumentParser, default: list[Path], what: str = "as Snakemake takes them") -> None:
     sub.add_argument("--configfile", type=Path, nargs="+", default=default, help=f"configuration files: {what}")
-
-
-def _add_arguments(sub: argparse.ArgumentParser, stage: Stage) -> None:
-    for name in stage.paths:
-        sub.add_argument(f"--{name}", type=_output if name == "output" else Path, required=True)
-    for name in stage.lists:
-        sub.add_argument(f"--{name}", type=Path, nargs="*", default=[])
-    for name in stage.numbers:
-        sub.add_argument(f"--{name}", type=NUMBERS[name], required=True)
-    if stage.blockwise:
-        sub.add_argument("--part", type=_part, default=(0, 1), help="i/n: the i-th (from 0) of n ranges of blocks")
-    if stage.device:
-        sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
 
 
 def _output(text: str) -> Path:

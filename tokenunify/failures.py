@@ -3,7 +3,6 @@
 import errno
 import re
 import traceback
-from collections.abc import Iterator
 from pathlib import Path
 
 from tokenunify.errors import BAD_INPUT, InputError
@@ -38,38 +37,29 @@ def explain(error: Exception) -> str:
         return f"{_words(error)}; {ADVICE.get(error.errno, 'see the file system, then run snakemake again')}"
     if isinstance(error, MemoryError):
         return f"not enough memory ({_words(error)}): {SMALLER}"
-    places = " > ".join(_places(error))
+    # Where our code was, from the command to the error; and the last place of a library's.
+    frames = traceback.extract_tb(error.__traceback__)
+    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
+    last = frames[-1:] if frames and frames[-1] not in ours else []
+    places = [f"{Path(frame.filename).name}:{frame.lineno} {frame.name}" for frame in [*ours, *last]]
     return (
-        f"unexpected {type(error).__name__}: {_words(error)} ({places}). A file that is damaged, or of another "
-        "program, may be the reason: delete it and make it again; else please report this line"
+        f"unexpected {type(error).__name__}: {_words(error)} ({' > '.join(places)}). A file that is damaged, or of "
+        "another program, may be the reason: delete it and make it again; else please report this line"
     )
 
 
-def _full_disk(error: BaseException) -> BaseException | None:
+def _full_disk(error: BaseException | None) -> BaseException | None:
     """What tells of a full disk: the error, or one that it hides, as when an archive cannot be closed then."""
-    for one in _chain(error):
-        if isinstance(one, OSError) and one.errno is not None:
-            if one.errno in (errno.ENOSPC, errno.EDQUOT):
-                return one
-        elif not isinstance(one, InputError) and WORDS_OF_A_FULL_DISK.search(str(one)):
-            return one
-    return None
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
-        yield error
+        if isinstance(error, OSError) and error.errno is not None:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                return error
+        elif not isinstance(error, InputError) and WORDS_OF_A_FULL_DISK.search(str(error)):
+            return error
         error = error.__cause__ or error.__context__
+    return None
 
 
 def _words(error: BaseException) -> str:
     """What the error says, and the files that were being worked on, in one line."""
     return ", ".join(" ".join(str(part).split()) for part in (error, *getattr(error, "__notes__", ())))
-
-
-def _places(error: Exception) -> list[str]:
-    """Where our code was, from the command to the error; and the last place of a library's."""
-    frames = traceback.extract_tb(error.__traceback__)
-    ours = [frame for frame in frames if Path(frame.filename).is_relative_to(PACKAGE)]
-    last = frames[-1:] if frames and frames[-1] not in ours else []
-    return [f"{Path(f.filename).name}:{f.lineno} {f.name}" for f in [*ours, *last]]

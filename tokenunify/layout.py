@@ -76,7 +76,7 @@ def parts(stage: str, number: int) -> list[str]:
 
 
 def all_parts(path: Path) -> list[Path]:
-    """The manifests of all parts, by that of one; any other path by itself."""
+    """The manifests of all parts, from that of one; for any other path, the path alone."""
     found = _pattern(PART).fullmatch(path.name)
     number = int(found["parts"]) if found else 0
     return [path.with_name(PART.format(part=part, parts=number)) for part in range(number)] or [path]
@@ -91,15 +91,11 @@ def is_later_part(path: str) -> bool:
 def locate(path: Path) -> Located:
     """The stage that writes a path, and the names in it; InputError for a path that no stage writes."""
     text = path.absolute().as_posix()
-    for stage, template in _templates():
+    blockwise = [(stage, template(stage)) for stage in FOLDERS for template in (prepared, part)]
+    for stage, template in [*blockwise, *OUTPUTS.items()]:
         if found := re.search(f"/{_pattern(template).pattern}$", text):
             return Located(stage, found.groupdict())
     raise InputError(f"{path} is not the manifest of a stage; give manifests in the folders the workflow uses")
-
-
-def _templates() -> list[tuple[str, str]]:
-    blockwise = [(stage, template(stage)) for stage in FOLDERS for template in (prepared, part)]
-    return [*blockwise, *OUTPUTS.items()]
 
 
 @cache

@@ -24,11 +24,6 @@ from tokenunify.store import arrays, forms, manifest
 logger = logging.getLogger(__name__)
 
 
-def composed(table: metrics.Contingency, lut: Lut) -> metrics.Contingency:
-    """The table of segments and labels, from that of fragments and labels."""
-    return metrics.merge([table._replace(segments=lut.apply(table.segments))])
-
-
 def disjoint(tables: Sequence[metrics.Contingency]) -> metrics.Contingency:
     """The sum of tables of different volumes, whose labels and segments are numbered anew."""
     parts, last = [], np.zeros(2, np.uint64)
@@ -45,7 +40,10 @@ def curve(
     """Scores at each candidate; `luts` and `tables` (fragments and scored labels) are parallel, one per volume."""
     scored = []
     for value in candidates:
-        parts = [composed(table, lut[value]) for lut, table in zip(luts, tables, strict=True)]
+        parts = []
+        for lut, table in zip(luts, tables, strict=True):
+            segments = lut[value].apply(table.segments)  # the column held fragments
+            parts.append(metrics.merge([table._replace(segments=segments)]))
         scored.append({"value": value, **metrics.scores_of(disjoint(parts))})
     return scored
 

@@ -49,7 +49,8 @@ def test_volumes_of_the_catalogue_are_different_arrays(paper: config.Config):
     """Else a corpus would leave out the one for the other's sake."""
     everything = exclusion.ANY_SIZE
     for pair in itertools.combinations(paper.volumes, 2):
-        shared = any(exclusion._same_raw(a, b) for a, b in itertools.product(*(paper.volumes[n].sources for n in pair)))
+        one, other = ({exclusion.raw_of(source) for source in paper.volumes[name].sources} for name in pair)
+        shared = bool(one & other)
         assert shared == (pair in SAME_ARRAY), pair
     # Trained sections and those that choose the threshold do not overlap.
     assert exclusion.shared_raw(paper, "ac4", "ac4-validation", everything).offset == (80, 0, 0)
@@ -62,18 +63,19 @@ def test_files_of_the_hub_are_told_apart_but_not_their_revisions(change: dict):
         hub = {"repo": "owner/em", "file": "a.h5", **keys}
         return config.Source.model_validate({"raw": {"huggingface": hub, "format": "hdf5", "dataset": "main"}})
 
-    assert not exclusion._same_raw(source(), source(**change))
-    assert exclusion._same_raw(source(), source(revision="0123abc"))
+    assert exclusion.raw_of(source()) != exclusion.raw_of(source(**change))
+    assert exclusion.raw_of(source()) == exclusion.raw_of(source(revision="0123abc"))
 
 
 def test_files_of_a_drive_and_of_an_archive_are_told_apart():
     def source(**keys) -> config.Source:
         return config.Source.model_validate({"raw": {"format": "hdf5", "dataset": "main", **keys}})
 
-    drive = [{"folder": "abc", "file": name} for name in ("a.h5", "b.h5")]
-    assert not exclusion._same_raw(*(source(drive=place) for place in drive))
+    one, other = (exclusion.raw_of(source(drive={"folder": "abc", "file": name})) for name in ("a.h5", "b.h5"))
+    assert one != other
     archive = "https://example.org/a.zip"
-    assert not exclusion._same_raw(*(source(url=archive, member=member) for member in ("a.h5", "b.h5")))
+    one, other = (exclusion.raw_of(source(url=archive, member=member)) for member in ("a.h5", "b.h5"))
+    assert one != other
 
 
 @pytest.mark.parametrize(

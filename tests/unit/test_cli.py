@@ -3,8 +3,6 @@
 import ast
 import json
 import logging
-import subprocess
-import sys
 from graphlib import TopologicalSorter
 from pathlib import Path
 

@@ -9,29 +9,9 @@ from pydantic import model_validator
 
 from tokenunify.config import checks, text
 from tokenunify.config.base import Count, Name, Shape, Strict, VoxelSize, validate
-from tokenunify.config.data import (
-    Dataset,
-    Downloads,
-    DriveFile,
-    FileSource,
-    HubData,
-    HubFile,
-    Intensity,
-    LabelIds,
-    Percentile,
-    Phantom,
-    Rescale,
-    RoiConfig,
-    Source,
-    StatedVoxelSize,
-    Storage,
-    Terms,
-    TestCube,
-    Volume,
-    WeightsSource,
-)
-from tokenunify.config.file import STAGE_RESOURCES, Evaluation, Model, Resources, Sections, StageName, merged
+from tokenunify.config.file import Evaluation, Model, Sections, merged
 from tokenunify.config.learning import NEAREST, Augment, Finetune, Lora, Optimisation, Predict, RawAugment, Train
+from tokenunify.config.machine import STAGE_RESOURCES, Downloads, Resources, StageName, Storage
 from tokenunify.config.networks import (
     NETWORKS,
     Architecture,
@@ -65,6 +45,19 @@ from tokenunify.config.segmentation import (
     Tuned,
     Waterz,
     is_tuned,
+)
+from tokenunify.config.sources import DriveFile, FileSource, HubData, HubFile, Phantom, Source, WeightsSource
+from tokenunify.config.volumes import (
+    Dataset,
+    Intensity,
+    LabelIds,
+    Percentile,
+    Rescale,
+    RoiConfig,
+    StatedVoxelSize,
+    Terms,
+    TestCube,
+    Volume,
 )
 from tokenunify.layout import BASELINE
 

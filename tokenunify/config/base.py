@@ -3,7 +3,6 @@
 import difflib
 import json
 import re
-from collections.abc import Iterable
 from typing import Annotated, Any, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -20,7 +19,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 KEY = "[key]"
-"""Pydantic's last word on a section's key that is itself wrong, whatever it holds."""
+"""With this word pydantic ends the place of an error where the key itself is wrong, not its value."""
 
 Record = TypeVar("Record", bound=BaseModel)
 RENAMED = {
@@ -69,33 +68,25 @@ def validate(model: type[Record], value: Any, name: str) -> Record:
     try:
         return model.model_validate(value)
     except ValidationError as error:
-        lines = [_explain(path, items, model) for path, items in _by_path(error.errors(), value).items()]
-        raise InputError(f"{name} is not valid:\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-
-def _by_path(items: Iterable[Any], value: Any) -> dict[tuple, list]:
-    """Errors by their key; what is said of a section is left out where something inside it is wrong."""
-    found: dict[tuple, list] = {}
-    for item in items:
-        found.setdefault(_path(item, value), []).append(item)
-    inner = {path[:length] for path in found for length in range(1, len(path))}
-    return {path: items for path, items in found.items() if path not in inner}
-
-
-def _path(item: Any, value: Any) -> tuple:
-    """The wrong key and its parents."""
-    path = []
-    for word in item["loc"]:
-        try:
-            value = value if word == KEY else value[word]
-        except (KeyError, IndexError, TypeError):
-            continue  # no key: pydantic's name for a branch of a union
-        path.append(word)
-    if item["type"] == "missing":
-        path.append(item["loc"][-1])
-    if item["type"].startswith("union_tag"):
-        path.append(item["ctx"]["discriminator"].strip("'"))
-    return tuple(path)
+        report = error.errors()
+    by_path: dict[tuple, list] = {}
+    for item in report:
+        path, inside = [], value
+        for word in item["loc"]:
+            try:
+                inside = inside if word == KEY else inside[word]
+            except (KeyError, IndexError, TypeError):
+                continue  # no key: pydantic's name for a branch of a union
+            path.append(word)
+        if item["type"] == "missing":
+            path.append(item["loc"][-1])
+        if item["type"].startswith("union_tag"):
+            path.append(item["ctx"]["discriminator"].strip("'"))
+        by_path.setdefault(tuple(path), []).append(item)
+    # What is said of a section is left out where something inside it is wrong.
+    outer = {path[:length] for path in by_path for length in range(1, len(path))}
+    lines = [_explain(path, items, model) for path, items in by_path.items() if path not in outer]
+    raise InputError(f"{name} is not valid:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def _explain(path: tuple, items: list, model: type[BaseModel]) -> str:
@@ -105,36 +96,30 @@ def _explain(path: tuple, items: list, model: type[BaseModel]) -> str:
         renamed = (new for (section, old), new in RENAMED.items() if section in path and path[-1] == old)
         if name := next(renamed, None):
             return f"{key}: this key is called {name} now; rename it"
-        return f"{key}: unknown key{_suggestion(str(path[-1]), model)}; correct or remove it"
+        close = difflib.get_close_matches(str(path[-1]), _keys(model.model_json_schema()), n=1)
+        suggestion = f", did you mean {close[0]}?" if close else ""
+        return f"{key}: unknown key{suggestion}; correct or remove it"
     if item["type"] in ("missing", "union_tag_not_found"):
         return f"{key}: this key is required and was not found; add it"
     if item["type"] == "value_error":
         message = item["msg"].removeprefix("Value error, ")
         return f"{key}: {message}" if path else message
-    expected = " or ".join(dict.fromkeys(map(_expected, items)))
-    return f"{key}: expected {expected}, found {_found(item)}; correct the {'key' if KEY in path else 'value'}"
-
-
-def _expected(item: Any) -> str:
-    if item["type"] in ("dict_type", "model_type", "model_attributes_type"):
-        return "a section of keys and values"
-    if item["type"] == "union_tag_invalid":
-        return f"one of {item['ctx']['expected_tags']}"
-    return re.sub(r"^\w+ should (be )?", lambda match: "" if match[1] else "to ", item["msg"])
-
-
-def _found(item: Any) -> str:
+    expected = []
+    for branch in items:
+        if branch["type"] in ("dict_type", "model_type", "model_attributes_type"):
+            expected.append("a section of keys and values")
+        elif branch["type"] == "union_tag_invalid":
+            expected.append(f"one of {branch['ctx']['expected_tags']}")
+        else:
+            expected.append(re.sub(r"^\w+ should (be )?", lambda match: "" if match[1] else "to ", branch["msg"]))
     found = item["ctx"]["tag"] if item["type"] == "union_tag_invalid" else item["input"]
-    return f"a {type(found).__name__}" if isinstance(found, (dict, list)) else json.dumps(found, default=str)
-
-
-def _suggestion(key: str, model: type[BaseModel]) -> str:
-    known = _keys(model.model_json_schema())
-    close = difflib.get_close_matches(key, known, n=1)
-    return f", did you mean {close[0]}?" if close else ""
+    shown = f"a {type(found).__name__}" if isinstance(found, (dict, list)) else json.dumps(found, default=str)
+    wrong = "key" if KEY in path else "value"
+    return f"{key}: expected {' or '.join(dict.fromkeys(expected))}, found {shown}; correct the {wrong}"
 
 
 def _keys(schema: Any) -> list[str]:
+    """The keys of a schema and of all sections in it."""
     if isinstance(schema, list):
         return [key for item in schema for key in _keys(item)]
     if not isinstance(schema, dict):

@@ -3,7 +3,7 @@
 from tokenunify.config import exclusion, sampling
 from tokenunify.config.base import check_known
 from tokenunify.config.file import Sections
-from tokenunify.config.pretraining import Corpus, CorpusVolume
+from tokenunify.config.pretraining import Corpus, CorpusVolume, Sample
 from tokenunify.geometry import Coordinate, Roi, free_starts
 
 MANY = 1000
@@ -20,10 +20,26 @@ def check(config: Sections, key: str, corpus: Corpus) -> None:
         check_known(f"{key}.exclude", box.volume, config.volumes)
     for dataset, members in corpus.datasets.items():
         for member in members:
-            check_known(f"{key}.datasets.{dataset}", member.volume, config.volumes)
-            _check_test_cubes(config, key, corpus, member)
-            _check_sample(config, f"{key}.datasets.{dataset}", corpus, member)
-            _check_inside(config, f"{key}.datasets.{dataset}", member)
+            name, place = member.volume, f"{key}.datasets.{dataset}"
+            check_known(place, name, config.volumes)
+            unplaced = [cube for cube, box in exclusion.test_cubes(config, name) if box is None]
+            by_hand = (exclusion.shared_raw(config, name, box.volume, exclusion.ANY_SIZE) for box in corpus.exclude)
+            if unplaced and not corpus.allow_test and not any(by_hand):
+                raise ValueError(
+                    f"{key}: volume {name} has the raw of test volume {unplaced[0].volume} at a place that is not "
+                    f"known ({unplaced[0].reference}); add a box of {name} that surely holds it to {key}.exclude, take "
+                    f"{name} out of the corpus, or set allow_test: true in the corpus"
+                )
+            if member.sample is not None:
+                _check_sample(config, place, corpus, member, member.sample)
+            whole = exclusion.extent(config.volumes[name]).shape
+            for region in member.regions:
+                end = list(Roi(region.offset, region.shape).end)
+                if any(e > n for e, n in zip(end, whole, strict=True)):
+                    raise ValueError(
+                        f"{place}: a region must end inside volume {name} of shape {list(whole)}, got an end of {end}; "
+                        "correct regions"
+                    )
     check_room(config, key, corpus, crop=(1, 1, 1))
 
 
@@ -57,24 +73,9 @@ def check_room(config: Sections, key: str, corpus: Corpus, crop: Coordinate) -> 
                     )
 
 
-def _check_test_cubes(config: Sections, key: str, corpus: Corpus, member: CorpusVolume) -> None:
-    """Raise ValueError for a test cube whose place is unknown, unless the user excludes a box for it."""
-    name = member.volume
-    unplaced = [cube for cube, box in exclusion.test_cubes(config, name) if box is None]
-    by_hand = (exclusion.shared_raw(config, name, box.volume, exclusion.ANY_SIZE) for box in corpus.exclude)
-    if unplaced and not corpus.allow_test and not any(by_hand):
-        raise ValueError(
-            f"{key}: volume {name} has the raw of test volume {unplaced[0].volume} at a place that is not known "
-            f"({unplaced[0].reference}); add a box of {name} that surely holds it to {key}.exclude, take {name} out of "
-            "the corpus, or set allow_test: true in the corpus"
-        )
-
-
-def _check_sample(config: Sections, key: str, corpus: Corpus, member: CorpusVolume) -> None:
-    name, sample = member.volume, member.sample
-    if sample is None:
-        return
-    volume = config.volumes[name]
+def _check_sample(config: Sections, key: str, corpus: Corpus, member: CorpusVolume, sample: Sample) -> None:
+    """Refuse a sample that cannot be fetched in part, or for which the volume has too little room."""
+    name, volume = member.volume, config.volumes[member.volume]
     if volume.roi is None:
         raise ValueError(f"{key}: a sample of volume {name} needs volumes.{name}.roi, the box to draw from; add it")
     for index, source in enumerate(volume.sources):
@@ -90,17 +91,6 @@ def _check_sample(config: Sections, key: str, corpus: Corpus, member: CorpusVolu
             f"{key}: volume {name} of shape {list(volume.roi.shape)}{_without(avoid)} has room for {found} regions of "
             f"{list(sample.shape)} side by side, got number {sample.number}; lower number or shape"
         )
-
-
-def _check_inside(config: Sections, key: str, member: CorpusVolume) -> None:
-    whole = exclusion.extent(config.volumes[member.volume]).shape
-    for box in member.regions:
-        end = list(Roi(box.offset, box.shape).end)
-        if any(e > n for e, n in zip(end, whole, strict=True)):
-            raise ValueError(
-                f"{key}: a region must end inside volume {member.volume} of shape {list(whole)}, got an end of {end}; "
-                "correct regions"
-            )
 
 
 def _box(roi: Roi) -> str:

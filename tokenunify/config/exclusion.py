@@ -3,12 +3,13 @@
 Volumes are boxes of their sources: two of them share raw where these are the same array and the boxes overlap.
 """
 
-from collections.abc import Iterator
+from collections.abc import Hashable
 
 from tokenunify.config import lattice
-from tokenunify.config.data import FileSource, RoiConfig, Source, TestCube, Volume
 from tokenunify.config.file import Sections
 from tokenunify.config.pretraining import Corpus, CorpusVolume
+from tokenunify.config.sources import Source
+from tokenunify.config.volumes import TestCube, Volume
 from tokenunify.geometry import Coordinate, Roi, subtract
 
 ANY_SIZE = Roi((0, 0, 0), (2**40, 2**40, 2**40))
@@ -19,45 +20,33 @@ def avoided(config: Sections, corpus: Corpus, name: str) -> tuple[Roi, ...]:
     """Boxes of a volume, in its own voxels, that no crop of the corpus may touch."""
     boxes = [(box.volume, Roi(box.offset, box.shape)) for box in corpus.exclude]
     if not corpus.allow_test:
-        boxes += [(held_out, ANY_SIZE) for held_out in held_out_volumes(config)]
+        datasets = config.datasets.values()
+        boxes += [(held_out, ANY_SIZE) for d in datasets for held_out in (*d.validation, *d.test)]
         boxes += [(whole, box) for whole in config.volumes for _, box in test_cubes(config, whole) if box]
     shared = (shared_raw(config, name, other, box) for other, box in boxes)
     return tuple(dict.fromkeys(box for box in shared if box is not None))
 
 
 def shows(config: Sections, corpus: Corpus, name: str) -> bool:
-    """Whether some of the volume's raw is in the corpus, or may be: of sampled regions every place counts."""
+    """Whether the corpus holds raw of the volume, or may hold it: every place of a sampled region counts."""
     for member in corpus.members:
         shared = [shared_raw(config, member.volume, name, ANY_SIZE)]
         cubes = [box for cube, box in test_cubes(config, member.volume) if cube.volume == name]
         shared += [box or ANY_SIZE for box in cubes if box or corpus.allow_test]  # else a box by hand excludes it
-        for part in _parts(config, corpus, member) if any(shared) else ():
-            if any(part.overlap(box) for box in shared if box):
-                return True
+        if not any(shared):
+            continue
+        avoid = avoided(config, corpus, member.volume)
+        shown = (part for region in regions(config, corpus, member) for part in subtract(region, avoid))
+        if any(part.overlap(box) for part in shown for box in shared if box):
+            return True
     return False
-
-
-def _parts(config: Sections, corpus: Corpus, member: CorpusVolume) -> Iterator[Roi]:
-    """Boxes that make up what is shown of a member."""
-    avoid = avoided(config, corpus, member.volume)
-    for region in regions(config, corpus, member):
-        yield from subtract(region, avoid)
 
 
 def test_cubes(config: Sections, name: str) -> list[tuple[TestCube, Roi | None]]:
     """The known test cubes in a volume, with their boxes in its own voxels."""
     volume = config.volumes[name]
     own = _minus(extent(volume).offset)
-
-    def placed(box: RoiConfig | None) -> Roi | None:
-        return None if box is None else Roi(box.offset, box.shape).moved(own)
-
-    return [(cube, placed(cube.box)) for cube in volume.test_cubes]
-
-
-def held_out_volumes(config: Sections) -> list[str]:
-    """Validation and test volumes of all data sets."""
-    return list(dict.fromkeys(v for d in config.datasets.values() for v in (*d.validation, *d.test)))
+    return [(cube, Roi(cube.box.offset, cube.box.shape).moved(own) if cube.box else None) for cube in volume.test_cubes]
 
 
 def regions(config: Sections, corpus: Corpus, member: CorpusVolume) -> list[Roi]:
@@ -79,16 +68,15 @@ def drawn(config: Sections, corpus: Corpus, member: CorpusVolume) -> tuple[tuple
 
 def extent(volume: Volume) -> Roi:
     """The volume in its source's voxels."""
-    if volume.roi is not None:
-        return Roi(volume.roi.offset, volume.roi.shape)
-    phantom = volume.sources[0].phantom
-    return Roi((0, 0, 0), phantom.shape) if phantom else ANY_SIZE
+    if volume.declared_shape is None:
+        return ANY_SIZE
+    return Roi(volume.roi.offset if volume.roi else (0, 0, 0), volume.declared_shape)
 
 
 def shared_raw(config: Sections, name: str, other: str, box: Roi) -> Roi | None:
     """The part of a volume, in its own voxels, whose raw is also in the box of another (or the same) volume."""
     mine, theirs = config.volumes[name], config.volumes[other]
-    if not any(_same_raw(a, b) for a in mine.sources for b in theirs.sources):
+    if not {raw_of(source) for source in mine.sources} & {raw_of(source) for source in theirs.sources}:
         return None
     own, there = extent(mine), extent(theirs)
     placed = there.overlap(box.moved(there.offset))
@@ -96,15 +84,10 @@ def shared_raw(config: Sections, name: str, other: str, box: Roi) -> Roi | None:
     return found.moved(_minus(own.offset)) if found else None
 
 
-def _same_raw(a: Source, b: Source) -> bool:
-    """Whether two sources are one array."""
-    if a.raw is None or b.raw is None:
-        return a.phantom == b.phantom
-    return _array(a.raw) == _array(b.raw)
-
-
-def _array(file: FileSource) -> tuple:
-    """What tells arrays apart: formats, revisions and checksums do not."""
+def raw_of(source: Source) -> Hashable:
+    """What tells a source's raw from that of others: formats, revisions and checksums do not."""
+    if (file := source.raw) is None:
+        return source.phantom
     hub = file.huggingface and (file.huggingface.repo, file.huggingface.repo_type, file.huggingface.file)
     return file.path, file.url, hub, file.drive, file.member, file.indices, file.dataset
 

@@ -1,23 +1,18 @@
-"""The sections of a configuration file: models, evaluation, resources, and what each takes from shared sections."""
+"""The sections of a configuration file: models, evaluation, and what each entry takes from shared sections."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
 
-from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict
-from tokenunify.config.data import Dataset, Downloads, Storage, Volume, WeightsSource
+from tokenunify.config.base import Count, Name, Shape, Strict
 from tokenunify.config.learning import Finetune, Lora, Predict, Train
+from tokenunify.config.machine import STAGE_RESOURCES, Downloads, Resources, StageName, Storage
 from tokenunify.config.networks import Network
 from tokenunify.config.pretraining import Corpus, Pretraining
 from tokenunify.config.segmentation import Baseline, Segmentation
-from tokenunify.stages.table import STAGES
-
-STAGES_WITH_JOBS = tuple(name for name, stage in STAGES.items() if stage.resources is not None)
-if TYPE_CHECKING:
-    StageName = str
-else:
-    StageName = Literal[STAGES_WITH_JOBS]
+from tokenunify.config.sources import WeightsSource
+from tokenunify.config.volumes import Dataset, Volume
 
 
 def _none(value: Any) -> Any:
@@ -83,13 +78,9 @@ class Model(Strict):
         return seeds
 
     @model_validator(mode="after")
-    def _one_start(self) -> Self:
+    def _consistent(self) -> Self:
         if self.pretraining is not None and self.weights is not None:
             raise ValueError("pretraining and weights exclude each other; remove one")
-        return self
-
-    @model_validator(mode="after")
-    def _has_parts(self) -> Self:
         known = self.network.PARTS
         if self.train not in ("all", "lora") and (lacking := set(self.train.split("+")) - set(known)):
             raise ValueError(
@@ -102,26 +93,6 @@ class Model(Strict):
     def start(self) -> str:
         """What the network starts from: the name of a pretraining, `published` weights, or `none`."""
         return self.pretraining or ("published" if self.weights else "none")
-
-
-class Resources(Strict):
-    """What a stage's jobs ask for; none of it changes a result's identity."""
-
-    parts: PositiveInt = 1
-    """Jobs per volume, each a contiguous range of blocks (block-wise stages)."""
-    threads: PositiveInt = 1
-    """CPU threads of a job."""
-    mem_mb: PositiveInt = 4000
-    """Memory of a job in MB; a retry asks for as much again."""
-    runtime: PositiveInt = 120
-    """Minutes."""
-    gpus: PositiveInt = 1
-    """GPUs per node, each with so many threads (stages that run a network; predict uses one)."""
-    nodes: PositiveInt = 1
-    """Nodes that share a training (pretrain and finetune on a cluster), each with all of mem_mb."""
-
-
-STAGE_RESOURCES = {name: Resources(**STAGES[name].resources or {}) for name in STAGES_WITH_JOBS}
 
 
 class Sections(Strict):
@@ -162,12 +133,13 @@ class Sections(Strict):
         """Complete each model's finetune and predict from the top-level sections, and resources from the defaults."""
         if not isinstance(value, dict):
             return value
-        # A shared section that is wrong is reported where it stands, not once more for each model.
-        shared = {
-            stage: value[stage]
-            for stage, section in (("finetune", Finetune), ("predict", Predict))
-            if _is_valid(section, value.get(stage))
-        }
+        shared = {}
+        for stage, section in (("finetune", Finetune), ("predict", Predict)):
+            try:
+                section.model_validate(value.get(stage))
+            except ValidationError:
+                continue  # it is reported where it stands, not once more for each model
+            shared[stage] = value[stage]
         defaults: dict[str, dict] = {stage: resources.model_dump() for stage, resources in STAGE_RESOURCES.items()}
         return value | _complete("models", value, lambda _: shared) | _complete("resources", value, defaults.get)
 
@@ -176,16 +148,8 @@ class Sections(Strict):
         return self.resources.get(stage, STAGE_RESOURCES[stage])
 
 
-def _is_valid(section: type[Strict], value: Any) -> bool:
-    try:
-        section.model_validate(value)
-    except ValidationError:
-        return False
-    return True
-
-
 def _complete(section: str, value: dict, defaults: Callable[[str], Any]) -> dict:
-    """The section, each of its entries completed; empty where it is absent or no section."""
+    """The section, each of its entries completed with its defaults; empty where the value has no such section."""
     entries = value.get(section)
     if not isinstance(entries, dict):
         return {}
@@ -193,7 +157,7 @@ def _complete(section: str, value: dict, defaults: Callable[[str], Any]) -> dict
 
 
 def merged(base: Any, override: Any) -> Any:
-    """What is given, completed with the base where both have keys; else as given, for pydantic to judge."""
+    """The override, completed with the base where both are sections; else the override alone, for pydantic to judge."""
     if not (isinstance(base, dict) and isinstance(override, dict)):
         return override
     return base | {key: merged(base.get(key), value) for key, value in override.items()}

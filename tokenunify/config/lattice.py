@@ -24,21 +24,13 @@ def draw(
     if not free_starts(Roi((0, 0, 0), whole), shape, avoid):
         return ((),) * number
     depth, height, width = (n // s for n, s in zip(whole, shape, strict=True))
-    grid, touched = Roi((0, 0, 0), (depth, height, width)), [_cells(hole, shape) for hole in avoid]
+    grid = Roi((0, 0, 0), (depth, height, width))
+    # Along each axis, the cells that a box to avoid touches.
+    touched = [[range(o // s, -(-e // s)) for o, e, s in zip(box.offset, box.end, shape, strict=True)] for box in avoid]
     cells = map(grid.voxel, shuffled(grid.num_voxels, seed))
     free = (c for c in cells if not any(c[0] in z and c[1] in y and c[2] in x for z, y, x in touched))
-    drawn = [_first_voxel(cell, shape) for cell in islice(free, number * PLACES)]
+    drawn = [(z * shape[0], y * shape[1], x * shape[2]) for z, y, x in islice(free, number * PLACES)]
     return tuple(tuple(drawn[region::number]) for region in range(number))
-
-
-def _cells(hole: Roi, shape: Coordinate) -> list[range]:
-    """Along each axis, the cells that the hole touches."""
-    return [range(o // s, -(-e // s)) for o, e, s in zip(hole.offset, hole.end, shape, strict=True)]
-
-
-def _first_voxel(cell: Coordinate, shape: Coordinate) -> Coordinate:
-    z, y, x = (c * s for c, s in zip(cell, shape, strict=True))
-    return z, y, x
 
 
 def shuffled(number: int, seed: int) -> Iterator[int]:

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from tokenunify.config.base import Count, Name, PositiveInt, Shape, Strict
-from tokenunify.config.data import RoiConfig, name_alone
 from tokenunify.config.learning import Optimisation, RawAugment
 from tokenunify.config.networks import Network
+from tokenunify.config.volumes import RoiConfig, name_alone
 
 Objective = Literal["random", "next", "next-all"]
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -190,14 +190,10 @@ class Pretrain(Optimisation):
         return {"random": 1.0, "next": 1.0, "next-all": 1.0, **loss_weights}
 
     @model_validator(mode="after")
-    def _range_rises(self) -> Self:
+    def _consistent(self) -> Self:
         low, high = self.mask_range
         if low > high:
             raise ValueError(f"mask_ratio must be the lowest and the highest share, got {[low, high]}; exchange them")
-        return self
-
-    @model_validator(mode="after")
-    def _every_turn_comes(self) -> Self:
         turn = self.samples_per_epoch * self.period_epochs
         trained = 1 + (self.steps - 1) * self.batch_size // turn if self.mode == "alternate" else len(self.objectives)
         if trained < len(self.objectives):

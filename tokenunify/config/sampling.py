@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from tokenunify.config import exclusion
-from tokenunify.config.data import Source, Volume
 from tokenunify.config.file import Sections
 from tokenunify.config.pretraining import Corpus
+from tokenunify.config.sources import Source
+from tokenunify.config.volumes import Volume
 from tokenunify.geometry import Coordinate, Roi
 
 
@@ -37,7 +38,7 @@ def regions_of(config: Sections, corpus: Corpus) -> Iterator[tuple[str, SampledR
 
 
 def as_volume(volume: Volume) -> Volume:
-    """What the regions of a volume are: raw alone, at a place and with a checksum that the download finds."""
+    """A sampled region of a volume as a volume of its own: raw alone; the download finds its place and checksum."""
     sources = tuple(
         Source(raw=source.raw.model_copy(update={"sha256": None})) for source in volume.sources if source.raw
     )

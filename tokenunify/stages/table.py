@@ -14,14 +14,14 @@ class Store:
     """In the store's folder."""
     dtype: str
     inputs: tuple[type[forms.Form], ...]
-    """What the manifests that `prepare` reads must be of; the first gives the shape."""
+    """Forms of the manifests that `prepare` reads, in their order; the first gives the shape."""
     has_channels: bool = False
     """Whether a first axis counts offsets."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """What is the same of a stage for every configuration."""
+    """What holds for a stage in every configuration."""
 
     version: int
     """Raise it when results change: the stage and what follows rerun."""
