@@ -66,7 +66,11 @@ def test_valid_configuration_inherits():
             ["storage.block_shape", "multiple of shard_shape [32, 256, 256]", "[32, 256, 300]"],
         ),
         ("storage/shard_shape", [24, 256, 256], ["storage.shard_shape", "multiple of chunk_shape [16, 64, 64]"]),
-        ("finetune/crop", [8, 32, 96], ["models.m.finetune.crop", "training volume a", "[20, 64, 80]", "[8, 32, 96]"]),
+        (
+            "finetune/crop",
+            [8, 32, 96],
+            ["models.m.finetune.crop", "training volume a", "[20, 64, 80]", "[8, 32, 96]", "use [8, 32, 80]"],
+        ),
         ("finetune/crop", [8, 33, 64], ["models.m.finetune.crop", "multiple of [1, 16, 16]", "[8, 33, 64]"]),
         ("models/m/network", {"name": "mala"}, ["models.m.finetune.crop must be", "nearest is [29, 214, 214]; change"]),
         ("models/m/network", {}, ["models.m.network.name: this key is required"]),

@@ -73,5 +73,5 @@ def _check_crops(config: Sections, key: str, model: Model) -> None:
         if any(c > n for c, n in zip(model.finetune.crop, shape, strict=True)):
             raise ValueError(
                 f"{key}.finetune.crop must fit into training volume {train.volume} of shape {list(shape)}, "
-                f"got {list(model.finetune.crop)}; use a smaller crop"
+                f"got {list(model.finetune.crop)}; {model.network.smaller_crop(model.finetune.crop, shape)}"
             )

@@ -1,5 +1,8 @@
 """What the description of every network tells, and the checks that several share."""
 
+from contextlib import suppress
+from itertools import product
+from math import prod
 from typing import ClassVar
 
 from tokenunify.config.base import Strict
@@ -16,6 +19,11 @@ class Architecture(Strict):
     def unit(self) -> Coordinate:
         """The step between legal crops: what strides, poolings and patches divide."""
         raise NotImplementedError
+
+    @property
+    def smallest(self) -> Coordinate:
+        """The smallest crop, from which the steps count."""
+        return self.unit
 
     @property
     def legal_crops(self) -> str:
@@ -36,6 +44,16 @@ class Architecture(Strict):
                 f"must be a multiple of {list(unit)}, which the network's strides and poolings divide, got {list(crop)}"
             )
         return crop
+
+    def smaller_crop(self, crop: Coordinate, shape: Coordinate) -> str:
+        """What to do about a training crop that does not fit into a volume of `shape`: the largest crop that does."""
+        axes = zip(self.smallest, map(min, crop, shape), self.unit, strict=True)
+        steps = product(*(range(least, most + 1, step) for least, most, step in axes))
+        for fitting in sorted(steps, key=prod, reverse=True):
+            with suppress(ValueError):
+                self.output_extent(fitting)
+                return f"use {list(fitting)}, the largest that fits, or more sections"
+        return f"none that fits is legal ({self.legal_crops}): use more sections or another network"
 
 
 def check_lengths(key: str, levels: int, lists: dict[str, tuple[tuple, int]]) -> None:

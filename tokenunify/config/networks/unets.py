@@ -78,6 +78,10 @@ class Mala(Architecture):
         return self.STEP
 
     @property
+    def smallest(self) -> Coordinate:
+        return self.SMALLEST
+
+    @property
     def legal_crops(self) -> str:
         return f"{list(self.SMALLEST)} plus multiples of {list(self.STEP)}"
 
