@@ -13,7 +13,9 @@ SHAPES = {
     "others": [(17, 50, 67), (33, 34, 83), (1, 8, 8), (8, 60, 16), (16, 16, 16)],
 }
 CROP = (32, 268, 81)
-CASES = [(name, shape) for name in NETWORKS for shape in SHAPES.get(name, SHAPES["others"])]
+NAMES = {description: name for name, description in reversed(NETWORKS.items())}.values()
+"""One for each class."""
+CASES = [(name, shape) for name in NAMES for shape in SHAPES.get(name, SHAPES["others"])]
 
 
 def is_legal(network: Architecture, crop: tuple[int, ...]) -> bool:
