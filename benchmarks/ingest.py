@@ -23,7 +23,7 @@ import zarr
 
 from tokenunify import config
 from tokenunify.data.formats import readers
-from tokenunify.data.ingest import ingest, streaming
+from tokenunify.data.ingest import convert, image, labels, streaming
 from tokenunify.data.phantom import phantom
 from tokenunify.geometry import Roi
 from tokenunify.stages import sections
@@ -80,9 +80,12 @@ def by_ingest(source: str, role: str, store: Path) -> dict:
     given = {"roi": None, "zero": "background"}
     section = sections.Ingest(voxel_size_nm=VOXEL_SIZE_NM[role], **grid, **given)
     roi, begun = Roi((0, 0, 0), array.shape), time.perf_counter()
-    found = ingest._converted(role, array, roi, section, None, store / "progress")
+    if role == "labels":
+        found = labels.converted(array, roi, section, store / "progress" / "ids")
+    else:
+        found = convert.converted(role, array, roi, None)
     looking = time.perf_counter() - begun
-    ingest._write_image(store, store / "progress", role, found, section, roi)
+    image.write(store, store / "progress", role, found, section, roi)
     return {"ids": looking, "full": spent[0], "levels": sum(spent[1:])}
 
 

@@ -26,7 +26,8 @@ from tests.unit.test_tiff_tags import write_set
 from tokenunify import config
 from tokenunify.data.download import download
 from tokenunify.data.formats import images, source_array
-from tokenunify.data.ingest import convert, ingest, streaming
+from tokenunify.data.ingest import convert, image, ingest, streaming
+from tokenunify.data.phantom import phantom
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
 from tokenunify.plan.plan import Plan
@@ -170,7 +171,7 @@ def test_a_manifest_that_was_removed_is_written_again_for_the_same_volume(store,
     output = store(raw, labels)
     whole = output.read_bytes()
     output.unlink()  # as Snakemake does where it was killed, although its job lived on and finished
-    monkeypatch.setattr(ingest, "_write_image", None)
+    monkeypatch.setattr(image, "write", None)
     assert store(raw, labels).read_bytes() == whole
 
 
@@ -284,11 +285,11 @@ def test_labels_take_the_smallest_type(store, raw, largest, dtype):
 
 
 def test_a_phantom(tmp_path):
-    phantom = {"seed": 3, "shape": [9, 40, 50], "density": 1.0}
-    manifest.write(tmp_path / "source.json", {"source": 0, "phantom": phantom, "labels": None})
+    asked = {"seed": 3, "shape": [9, 40, 50], "density": 1.0}
+    manifest.write(tmp_path / "source.json", {"source": 0, "phantom": asked, "labels": None})
     section, plain = sections.from_json("ingest", json.dumps(SECTION | {"voxel_size_nm": [35, 8, 8]}))
     ingest.run(section, plain, source=tmp_path / "source.json", output=tmp_path / "v.json", threads=1)
-    expected = ingest.phantom.generate((9, 40, 50), 3)
+    expected = phantom.generate((9, 40, 50), 3)
     np.testing.assert_array_equal(arrays.open_volume(tmp_path / "v.json").raw[:], expected[0])
     np.testing.assert_array_equal(arrays.open_volume(tmp_path / "v.json").labels[:], expected[1])
 
@@ -491,13 +492,13 @@ def test_a_teravoxel_makes_thousands_of_files():
     volumes = {"large": {**volume, "shard_shape": [512, 512, 512]}, "plain": volume}
     read = config.from_dict({"volumes": volumes, "datasets": {}, "models": {}, "segmentations": {}}, "c")
     section, _ = sections.from_json("ingest", Plan(read).ingest("large"))
-    assert 7_000 < ingest.num_files((10_000,) * 3, (10, 10, 10), section.shard_shape) < 10_000
+    assert 7_000 < image.num_files((10_000,) * 3, (10, 10, 10), section.shard_shape) < 10_000
     section, _ = sections.from_json("ingest", Plan(read).ingest("plain"))
-    assert ingest.num_files((10_000,) * 3, (10, 10, 10), section.shard_shape) > 100_000
+    assert image.num_files((10_000,) * 3, (10, 10, 10), section.shard_shape) > 100_000
 
 
 def test_many_files_are_warned_of(store, raw, monkeypatch, caplog):
-    monkeypatch.setattr(ingest, "MANY_FILES", 11)  # 3 x 2 x 2 and 3 x 1 x 1
+    monkeypatch.setattr(image, "MANY_FILES", 11)  # 3 x 2 x 2 and 3 x 1 x 1
     store(raw)
     assert "this volume makes 15 files; a larger shard_shape" in caplog.text
 
@@ -769,7 +770,7 @@ def test_a_kill_after_the_store_is_placed_writes_nothing_twice(store, raw, label
     with pytest.raises(Killed):
         store(raw, labels)
     monkeypatch.setattr(manifest, "write", write_manifest)
-    monkeypatch.setattr(ingest, "_write_image", lambda *_: pytest.fail("written again"))
+    monkeypatch.setattr(image, "write", lambda *_: pytest.fail("written again"))
     np.testing.assert_array_equal(arrays.open_volume(store()).raw[:], raw)
 
 
@@ -792,7 +793,7 @@ def test_threads_are_those_that_were_given(store, raw, monkeypatch):
     def look(*_):
         raise Seen(dask.config.get("scheduler"), dask.config.get("num_workers"))
 
-    monkeypatch.setattr(ingest, "_write_image", look)
+    monkeypatch.setattr(image, "write", look)
     with pytest.raises(Seen) as seen:
         store(raw, threads=3)
     assert seen.value.args == ("threads", 3)

@@ -80,10 +80,17 @@ def test_density_sets_the_number_of_neurites():
     assert dense > 1.4 * sparse
 
 
-def test_small_crumbs_join_a_neighbour():
-    labels = np.ones((2, 9, 11), np.uint32)
-    labels[:, :, 6:] = 2
-    labels[0, 4, 3] = 2
-    joined = phantom._connected(labels)
-    assert joined.max() == 2
-    assert joined[0, 4, 3] == joined[0, 4, 2]
+def test_small_crumbs_join_a_neighbour(generated, monkeypatch):
+    monkeypatch.setattr(phantom, "MIN_VOXELS", 0)
+    _, pieces = phantom.generate(SHAPE, seed=7)
+    _, joined = generated
+    small = np.bincount(pieces.ravel())[pieces] < 40
+    assert small.any()
+    assert set(joined[small]) <= set(joined[~small])
+    pairs = np.unique(np.stack([pieces[~small], joined[~small]]), axis=1)
+    assert (np.bincount(pairs[0]) <= 1).all() and (np.bincount(pairs[1]) <= 1).all()  # larger ones stay as they are
+    size = np.array(phantom.VOXEL_SIZE_NM)
+    large = np.argwhere(~small) * size
+    for voxel in np.argwhere(small)[::7]:
+        distances = np.linalg.norm(large - voxel * size, axis=1)
+        assert joined[tuple(voxel)] in joined[~small][np.isclose(distances, distances.min())]

@@ -5,7 +5,7 @@ object whose label is not scored, as in a membrane or at an eroded border, as fa
 """
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from itertools import product
 from typing import NamedTuple
 
@@ -15,7 +15,7 @@ from tokenunify.evaluation.metrics import Contingency
 from tokenunify.evaluation.objects import PIECES, Contacts, Error
 from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
 from tokenunify.kernels import ids
-from tokenunify.kernels.compiled import inner, loop
+from tokenunify.kernels.compiled import loop
 
 REACH_NM = 150
 """From one piece's voxel to the other's, at most; neighbours touch whatever the voxel size."""
@@ -68,30 +68,21 @@ def of_volume(
     for index in range(len(blocks)):
         roi = blocks.roi(index)
         outer = roi.grow((z, y, x), (0, 0, 0), blocks.volume_shape)
-        if _may_touch(present[index], set().union(*(present[other] for other in _reached(blocks, index, outer)))):
-            segments, labels = read(outer)
-            codes = objects.codes_of_voxels(labels, segments)
-            for pair, places in _pairs(*_touching(codes, _start(roi, outer), (z, y, x))):
-                found[pair].append(places + np.array(outer.offset))
+        # Whether another piece of an error that has one here lies near: in this block or those before it in `outer`.
+        lowest = (offset // size for offset, size in zip(outer.offset, blocks.block_shape, strict=True))
+        own = np.unravel_index(index, blocks.grid)
+        places = product(*(range(low, int(high) + 1) for low, high in zip(lowest, own, strict=True)))
+        near = set().union(*(present[np.ravel_multi_index(place, blocks.grid)] for place in places))
+        if not any((one - 1) // PIECES == (two - 1) // PIECES for one in present[index] for two in near - {one}):
+            continue
+        segments, labels = read(outer)
+        first = tuple(o - p for o, p in zip(roi.offset, outer.offset, strict=True))
+        touching, between = _touching(objects.codes_of_voxels(labels, segments), first, (z, y, x))
+        pairs, order, starts = ids.group_pairs(touching)
+        for (one, two), rows in zip(pairs.tolist(), np.split(order, starts[1:]) if len(order) else (), strict=True):
+            error, piece = divmod(one - 1, PIECES)
+            found[error, piece, (two - 1) % PIECES].append(between[rows] + np.array(outer.offset))
     return {pair: _amid(np.concatenate(places)) for pair, places in found.items()}
-
-
-def _may_touch(here: set[int], near: set[int]) -> bool:
-    """Whether another piece of an error that has one here lies near."""
-    return any((one - 1) // PIECES == (two - 1) // PIECES for one in here for two in near - {one})
-
-
-def _reached(blocks: Blocks, index: int, outer: Roi) -> Iterable[int]:
-    """The block and those before it that a larger box touches."""
-    own = np.unravel_index(index, blocks.grid)
-    first = (offset // size for offset, size in zip(outer.offset, blocks.block_shape, strict=True))
-    ranges = (range(low, int(high) + 1) for low, high in zip(first, own, strict=True))
-    return (int(np.ravel_multi_index(place, blocks.grid)) for place in product(*ranges))
-
-
-def _start(roi: Roi, outer: Roi) -> Coordinate:
-    z, y, x = (o - p for o, p in zip(roi.offset, outer.offset, strict=True))
-    return z, y, x
 
 
 @loop
@@ -107,9 +98,14 @@ def _touching(codes, first, reach):
                 code = np.int64(flat[voxel])
                 if code <= 0:
                     continue
+                gap = -1 - (code - 1) // PIECES  # a voxel of the same object that belongs to no piece
                 for axis, place in enumerate((z, y, x)):
-                    away = _before(flat, voxel, steps[axis], min(place, reach[axis]))
-                    other = np.int64(flat[voxel - away * steps[axis]])
+                    step, farthest = steps[axis], min(place, reach[axis])
+                    away = 1
+                    while away < farthest and flat[voxel - away * step] == gap:
+                        away += 1
+                    away = min(away, farthest)
+                    other = np.int64(flat[voxel - away * step])
                     if away == 0 or other == code or other <= 0 or (other - 1) // PIECES != (code - 1) // PIECES:
                         continue
                     if count == len(pairs):
@@ -119,23 +115,6 @@ def _touching(codes, first, reach):
                     places[count, axis] -= away // 2
                     count += 1
     return pairs[:count], places[:count]
-
-
-@inner
-def _before(flat, voxel, step, farthest):
-    """How many steps before a voxel the next one is, over those of the same object that belong to no piece."""
-    gap, away = -1 - (flat[voxel] - 1) // PIECES, 1
-    while away < farthest and flat[voxel - away * step] == gap:
-        away += 1
-    return min(away, farthest)
-
-
-def _pairs(codes: np.ndarray, places: np.ndarray) -> Iterable[tuple[tuple[int, int, int], np.ndarray]]:
-    """The places (n, 3) of each pair of pieces, as in Contacts."""
-    pairs, order, starts = ids.group_pairs(codes)
-    for (one, two), own in zip(pairs.tolist(), np.split(order, starts[1:]) if len(order) else (), strict=True):
-        error, piece = divmod(one - 1, PIECES)
-        yield (error, piece, (two - 1) % PIECES), places[own]
 
 
 def _amid(places: np.ndarray) -> Coordinate:

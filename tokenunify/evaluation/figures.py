@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from matplotlib import rc_context
-from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb
 from matplotlib.figure import Figure
 from matplotlib.image import imsave
 
+from tokenunify.geometry import Coordinate, centre
 from tokenunify.kernels import ids as id_arrays
 
 MAX_VOXELS = 512
@@ -61,22 +61,16 @@ class Plane(NamedTuple):
         return np.take(np.asarray(array[(..., *self.slices)]), 0, axis=self.axis - 3)
 
 
-def planes(shape: Sequence[int], voxel_size_nm: Sequence[float]) -> list[Plane]:
+def planes(shape: Coordinate, voxel_size_nm: Sequence[float]) -> list[Plane]:
     """The middle section; of an isotropic volume also the cut at right angles to it."""
     across = (0, 1) if max(voxel_size_nm) <= ISOTROPIC * min(voxel_size_nm) else (0,)
-    return [_plane(shape, voxel_size_nm, axis) for axis in across]
-
-
-def _plane(shape: Sequence[int], voxel_size_nm: Sequence[float], axis: int) -> Plane:
-    cuts = [_centre(size, 1 if a == axis else MAX_VOXELS) for a, size in enumerate(shape)]
-    rows, columns = (a for a in range(3) if a != axis)
-    pixel = (float(voxel_size_nm[rows]), float(voxel_size_nm[columns]))
-    return Plane("zyx"[rows] + "zyx"[columns], axis, (cuts[0], cuts[1], cuts[2]), pixel)
-
-
-def _centre(size: int, extent: int) -> slice:
-    start = max(0, (size - extent) // 2)
-    return slice(start, min(size, start + extent))
+    found = []
+    for axis in across:
+        z, y, x = (1 if a == axis else min(MAX_VOXELS, size) for a, size in enumerate(shape))
+        rows, columns = (a for a in range(3) if a != axis)
+        pixel = (float(voxel_size_nm[rows]), float(voxel_size_nm[columns]))
+        found.append(Plane("zyx"[rows] + "zyx"[columns], axis, centre(shape, (z, y, x)), pixel))
+    return found
 
 
 # ------------------------------------------------------------------------------------------------ pictures
@@ -134,10 +128,22 @@ def edges(colour: np.ndarray) -> np.ndarray:
 
 def picture(image: np.ndarray, pixel_nm: tuple[float, float]) -> bytes:
     """PNG of an image (y, x[, 3]) in [0, 1] with square pixels and a scale bar of `bar_nm` at its lower left."""
-    grown = _square(image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2), pixel_nm)
+    extent = [n * size for n, size in zip(image.shape, pixel_nm, strict=False)]
+    longest = int(np.argmax(extent))
+    unit = pixel_nm[longest] / int(np.ceil(MIN_PIXELS / image.shape[longest]))
+    rows, columns = (
+        np.minimum(np.arange(round(length / unit)) * unit // size, n - 1).astype(int)
+        for length, size, n in zip(extent, pixel_nm, image.shape, strict=False)
+    )
+    rgb = image if image.ndim == 3 else np.repeat(image[..., None], 3, axis=2)
+    grown = rgb[rows][:, columns]
+    length = round(bar_nm(extent[1]) / extent[1] * grown.shape[1])
+    margin, thickness = max(4, grown.shape[1] // 40), max(3, grown.shape[1] // 120)
+    bottom = grown.shape[0] - margin
+    rim = slice(max(0, margin - thickness), margin + length + thickness)
+    grown[bottom - 2 * thickness : bottom + thickness, rim] = 0  # as thick as the bar: pictures are shown smaller
+    grown[bottom - thickness : bottom, margin : margin + length] = 1
     file = io.BytesIO()
-    width = image.shape[1] * pixel_nm[1]
-    _draw_bar(grown, round(bar_nm(width) / width * grown.shape[1]))
     imsave(file, np.clip(grown, 0, 1), format="png")
     return file.getvalue()
 
@@ -147,27 +153,6 @@ def bar_nm(width_nm: float) -> float:
     limit = width_nm / 3
     power = 10.0 ** np.floor(np.log10(limit))
     return float(max(step * power for step in (1, 2, 5) if step * power <= limit))
-
-
-def _square(image: np.ndarray, pixel_nm: tuple[float, float]) -> np.ndarray:
-    """Nearest-neighbour enlargement to square pixels."""
-    extent = [n * size for n, size in zip(image.shape, pixel_nm, strict=False)]
-    longest = int(np.argmax(extent))
-    factor = int(np.ceil(MIN_PIXELS / image.shape[longest]))
-    unit = pixel_nm[longest] / factor
-    rows, columns = (
-        np.minimum(np.arange(round(length / unit)) * unit // size, n - 1).astype(int)
-        for length, size, n in zip(extent, pixel_nm, image.shape, strict=False)
-    )
-    return image[rows][:, columns]
-
-
-def _draw_bar(image: np.ndarray, length: int) -> None:
-    margin, thickness = max(4, image.shape[1] // 40), max(3, image.shape[1] // 120)
-    bottom = image.shape[0] - margin
-    rim = slice(max(0, margin - thickness), margin + length + thickness)
-    image[bottom - 2 * thickness : bottom + thickness, rim] = 0  # as thick as the bar: pictures are shown smaller
-    image[bottom - thickness : bottom, margin : margin + length] = 1
 
 
 # ------------------------------------------------------------------------------------------------ curves
@@ -210,7 +195,8 @@ def training(runs: Iterable[Training]) -> bytes:
     """SVG of training and validation loss over steps and over time; one colour per model, one line per seed."""
     runs = list(runs)
     names = list(dict.fromkeys(run.model for run in runs))
-    unit, scale = _time_unit(max(run.log["seconds"].max() for run in runs))
+    longest = max(run.log["seconds"].max() for run in runs)
+    unit, scale = ("h", 3600.0) if longest > 7200 else ("min", 60.0) if longest > 120 else ("s", 1.0)
     with rc_context(STYLE):
         figure = Figure(figsize=(8.4, 3), layout="constrained")
         axes = figure.subplots(1, 2, sharey=True)
@@ -250,10 +236,6 @@ def pretraining(runs: Iterable[Training]) -> bytes:
         return _svg(figure)
 
 
-def _time_unit(seconds: float) -> tuple[str, float]:
-    return ("h", 3600.0) if seconds > 7200 else ("min", 60.0) if seconds > 120 else ("s", 1.0)
-
-
 def tuning(runs: Iterable[Tuning]) -> bytes:
     """SVG of VOI split against VOI merge over the candidates, a panel per segmentation and in it one colour per model.
 
@@ -268,27 +250,20 @@ def tuning(runs: Iterable[Tuning]) -> bytes:
         for number, name in enumerate(names, start=1):
             axis = figure.add_subplot(rows, columns, number)
             for model in models:
-                _draw_tuning(
-                    axis,
-                    [r for r in runs if (r.name, r.model) == (name, model)],
-                    COLOURS[models.index(model) % len(COLOURS)],
-                )
+                seeds = [run for run in runs if (run.name, run.model) == (name, model)]
+                chosen = ", ".join(f"{value:g}" for value in dict.fromkeys(run.chosen for run in seeds))
+                colour = COLOURS[models.index(model) % len(COLOURS)]
+                for run in seeds:
+                    x, y = ([entry[key] for entry in run.curve] for key in ("voi_split", "voi_merge"))
+                    label = f"{model}: {chosen}" if run is seeds[0] else None
+                    axis.plot(x, y, "-o", color=colour, lw=1, ms=3.5, mfc="white", label=label)
+                    best = [entry["value"] for entry in run.curve].index(run.chosen)
+                    axis.plot(x[best], y[best], "o", color=colour, ms=6)
             axis.set(title=name, xlabel="VOI split (bits)", xlim=(0, None), ylim=(0, None))
             if (number - 1) % columns == 0:
                 axis.set_ylabel("VOI merge (bits)")
             axis.legend()
         return _svg(figure)
-
-
-def _draw_tuning(axis: Axes, seeds: list[Tuning], colour: str) -> None:
-    """Curves of a model's seeds."""
-    chosen = ", ".join(f"{value:g}" for value in dict.fromkeys(run.chosen for run in seeds))
-    for run in seeds:
-        x, y = ([entry[key] for entry in run.curve] for key in ("voi_split", "voi_merge"))
-        label = f"{run.model}: {chosen}" if run is seeds[0] else None
-        axis.plot(x, y, "-o", color=colour, lw=1, ms=3.5, mfc="white", label=label)
-        best = [entry["value"] for entry in run.curve].index(run.chosen)
-        axis.plot(x[best], y[best], "o", color=colour, ms=6)
 
 
 def _svg(figure: Figure) -> bytes:

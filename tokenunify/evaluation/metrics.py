@@ -43,13 +43,11 @@ def scores(segmentation: Any, labels: Any, ignore_label: int = 0) -> dict[str, f
     depth = (getattr(labels, "shards", None) or getattr(labels, "chunks", None) or labels.shape)[0]
     slabs = (slice(start, start + depth) for start in range(0, labels.shape[0], max(1, depth)))
     table = merge(contingency(segmentation[slab], labels[slab]) for slab in slabs)
-    return scores_of(without(table, ignore_label, _in_tables(ignore_label, labels.dtype)))
-
-
-def _in_tables(label: int, dtype: np.dtype) -> np.ndarray:
-    """What tables hold for a label of that type: negative ones have 2^64 added; nothing for one that it cannot hold."""
+    dtype = labels.dtype
     low, high = (0, 1) if dtype.kind == "b" else (np.iinfo(dtype).min, np.iinfo(dtype).max)
-    return np.array([int(label) % 2**64] if low <= label <= high else [], np.uint64)
+    # In tables negative labels have 2^64 added; a label that the type cannot hold is nowhere.
+    ignored = np.array([int(ignore_label) % 2**64] if low <= ignore_label <= high else [], np.uint64)
+    return scores_of(without(table, ignore_label, ignored))
 
 
 def contingency(segmentation: Any, labels: Any, roi: Roi | None = None, shape: Coordinate | None = None) -> Contingency:
@@ -126,7 +124,7 @@ def scores_of(table: Contingency) -> dict[str, float]:
     segment_sizes, segment_index = _marginal(segments, joint)
     split = _conditional_entropy(joint, label_sizes[label_index])
     merge = _conditional_entropy(joint, segment_sizes[segment_index])
-    common, of_labels, of_segments = (_pairs(sizes) for sizes in (joint, label_sizes, segment_sizes))
+    common, of_labels, of_segments = (float(np.sum(n * (n - 1))) for n in (joint, label_sizes, segment_sizes))
     total = of_labels + of_segments
     arand = 1 - 2 * common / total if total else 0.0
     return {"voi_split": split, "voi_merge": merge, "voi": split + merge, "arand": float(arand)}
@@ -139,7 +137,3 @@ def _marginal(names: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _conditional_entropy(joint: np.ndarray, given: np.ndarray) -> float:
     return float(np.sum(joint * np.log2(given / joint)) / joint.sum())
-
-
-def _pairs(sizes: np.ndarray) -> float:
-    return float(np.sum(sizes * (sizes - 1)))

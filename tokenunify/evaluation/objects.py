@@ -83,15 +83,12 @@ def _worst(owners: np.ndarray, others: np.ndarray, table: Contingency, shape: Co
     sizes = np.bincount(index, counts)
     bits = np.bincount(index, counts * np.log2(sizes[index] / counts)) / counts.sum()
     chosen = np.argsort(-bits, kind="stable")[:WORST]
-    return [
-        Error(int(names[o]), int(sizes[o]), float(bits[o]), _pieces(np.flatnonzero(index == o), others, table, shape))
-        for o in chosen
-        if bits[o] > 0
-    ]
-
-
-def _pieces(rows: np.ndarray, others: np.ndarray, table: Contingency, shape: Coordinate) -> tuple[Piece, ...]:
-    largest = rows[np.argsort(-table.counts[rows].astype(np.int64), kind="stable")][:PIECES]
-    z, y, x = (axis.tolist() for axis in np.unravel_index(table.firsts[largest].astype(np.int64), shape))
-    positions = zip(z, y, x, strict=True)
-    return tuple(map(Piece, others[largest].tolist(), table.counts[largest].tolist(), positions))
+    errors = []
+    for owner in chosen[bits[chosen] > 0].tolist():
+        rows = np.flatnonzero(index == owner)
+        largest = rows[np.argsort(-table.counts[rows].astype(np.int64), kind="stable")][:PIECES]
+        z, y, x = (axis.tolist() for axis in np.unravel_index(table.firsts[largest].astype(np.int64), shape))
+        positions = zip(z, y, x, strict=True)
+        pieces = map(Piece, others[largest].tolist(), table.counts[largest].tolist(), positions)
+        errors.append(Error(int(names[owner]), int(sizes[owner]), float(bits[owner]), tuple(pieces)))
+    return errors

@@ -4,12 +4,11 @@ It is made of the tables and of whatever manifests are given; a section whose ma
 """
 
 import base64
-import logging
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
@@ -19,47 +18,16 @@ import tokenunify
 from tokenunify import layout
 from tokenunify.config import BASELINE
 from tokenunify.errors import InputError
-from tokenunify.evaluation import figures, ignored_label, report_manifests, score_table
+from tokenunify.evaluation import figures, score_table
+from tokenunify.evaluation.report_manifests import Made, locate
+from tokenunify.evaluation.report_pictures import pictures
 from tokenunify.stages.sections import Report, Rights
 from tokenunify.stages.table import STAGES
-from tokenunify.store import arrays, manifest
-
-logger = logging.getLogger(__name__)
+from tokenunify.store import manifest
 
 TEMPLATE = Path(__file__).with_name("report.html.jinja")
 WORST = 4
 """Objects of each kind on the page; the manifests of the scores have more."""
-
-
-class Made(NamedTuple):
-    """A manifest, and what its path says about it."""
-
-    path: Path
-    stage: str
-    volume: str
-    model: str
-    """Or pre-training."""
-    seed: int
-    name: str
-    """Segmentation or fragments; empty where a stage has neither."""
-
-    @property
-    def read(self) -> dict:
-        """Content and run."""
-        return manifest.read(self.path, report_manifests.FORMS[self.stage])
-
-
-def locate(path: Path) -> Made:
-    """What the place of a manifest says about it; InputError for a path that no stage writes."""
-    stage, names = layout.locate(path)
-    return Made(
-        path,
-        stage,
-        volume=names.get("volume", ""),
-        model=names.get("model") or names.get("pretraining") or (BASELINE if stage == "baseline" else ""),
-        seed=int(names.get("seed", 0)),
-        name=names.get("segmentation") or names.get("fragments") or "",
-    )
 
 
 def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], manifests: list[Path]) -> None:
@@ -78,6 +46,7 @@ def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], mani
     unscored = dict(zip(rows["volume"], map(int, rows["ignore_label"]), strict=True))
     volumes_shown = list(unscored)
     timed = times(made)
+    columns = dict.fromkeys(stage.column for stage in STAGES.values() if stage.column)
     page = {
         "title": section.title,
         "version": tokenunify.__version__,
@@ -94,7 +63,7 @@ def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], mani
         "models": models(made),
         "training": training_curves(made),
         "tuning": tuning_curves(made),
-        "stages": [column for column in _columns() if any(column in row["stages"] for row in timed)],
+        "stages": [column for column in columns if any(column in row["stages"] for row in timed)],
         "times": timed,
         "volumes": volumes(made, section.rights),
     }
@@ -142,66 +111,7 @@ def rate(voxels_per_second: float) -> str:
     return f"{voxels_per_second:.0f} voxel/s"
 
 
-# ------------------------------------------------------------------------------------------------ pictures
-
-
-def pictures(volume: str, made: list[Made], ignore_label: int) -> Iterator[dict]:
-    """One row of pictures per cut: raw, labels, then each model's affinities and segmentations (its first seed).
-
-    Labels that are not scored have no colour. `index` is that of the cut in the source.
-    """
-    source = next((m.path for m in made if m.stage == "ingest" and m.volume == volume), None)
-    if source is None:
-        return
-    stores = [m for m in made if m.volume == volume and m.path.name == layout.PREPARED]
-    mine = [m for m in stores if m.stage in ("predict", "baseline", "relabel")]
-    first = [m for m in mine if m.seed == min(other.seed for other in mine if other.model == m.model)]
-    names = [m.model for m in first]
-    shown = sorted(first, key=lambda m: (names.index(m.model), m.stage == "relabel"))
-    opened = arrays.open_volume(source)
-    unscored = np.zeros(0, np.uint64) if opened.labels is None else ignored_label.ids_of(opened, ignore_label)
-    for plane in figures.planes(opened.raw.shape, opened.voxel_size_nm):
-        height, width = ((s.stop - s.start) for a, s in enumerate(plane.slices) if a != plane.axis)
-        size = (height * plane.pixel_nm[0] / 1000, width * plane.pixel_nm[1] / 1000)
-        yield {
-            "plane": plane.name,
-            "index": opened.origin[plane.axis] + plane.slices[plane.axis].start,
-            "across": "zyx"[plane.axis],
-            "size_um": size,
-            "bar_nm": figures.bar_nm(size[1] * 1000),
-            "panels": list(_panels(opened, plane, shown, unscored)),
-        }
-
-
-def _panels(volume: arrays.Volume, plane: figures.Plane, shown: list[Made], unscored: np.ndarray) -> Iterator[dict]:
-    raw = plane.cut(volume.raw) / 255
-    yield {"title": "raw", "detail": "", "png": figures.picture(raw, plane.pixel_nm)}
-    labels = None if volume.labels is None else _neurons(plane.cut(volume.labels), unscored)
-    if labels is not None:
-        image = figures.overlay(raw, figures.coloured(labels))
-        yield {"title": "ground truth", "detail": "", "png": figures.picture(image, plane.pixel_nm)}
-    for made in shown:
-        try:
-            cut = plane.cut(arrays.open_prepared(made.path))
-        except InputError as error:
-            logger.warning("a picture is left out: %s", error)
-            continue
-        yield _panel(made, cut, raw, labels, plane)
-
-
-def _panel(made: Made, cut: np.ndarray, raw: np.ndarray, labels: np.ndarray | None, plane: figures.Plane) -> dict:
-    if made.stage == "relabel":
-        image, title = figures.overlay(raw, figures.coloured(cut, labels)), made.name
-    else:
-        in_plane = [axis for axis in range(3) if axis != plane.axis]
-        image, title = cut[in_plane].mean(axis=0) / 255, f"affinities {', '.join('zyx'[axis] for axis in in_plane)}"
-        title = "smoothed raw" if made.model == BASELINE else title
-    return {"title": title, "detail": f"{made.model}, seed {made.seed}", "png": figures.picture(image, plane.pixel_nm)}
-
-
-def _neurons(labels: np.ndarray, unscored: np.ndarray) -> np.ndarray:
-    """Labels with 0 for those that are not scored."""
-    return np.where(np.isin(labels, unscored), 0, labels)
+# ------------------------------------------------------------------------------------------------ scores
 
 
 def worst_objects(volume: str, made: list[Made]) -> dict | None:
@@ -288,11 +198,6 @@ def tuning_curves(made: list[Made]) -> bytes | None:
         content = m.read["content"]
         runs.append(figures.Tuning(m.model, m.name, m.seed, content["curve"], content["value"]))
     return figures.tuning(runs) if runs else None
-
-
-def _columns() -> list[str]:
-    """The columns of the table of times."""
-    return list(dict.fromkeys(stage.column for stage in STAGES.values() if stage.column))
 
 
 def times(made: list[Made]) -> list[dict]:

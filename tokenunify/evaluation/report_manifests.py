@@ -1,8 +1,13 @@
-"""What the report takes from the manifest of each stage (see `forms`)."""
+"""The manifests that the report is made of: what their paths say, and what it takes from each stage (see `forms`)."""
+
+from pathlib import Path
+from typing import NamedTuple
 
 from pydantic import NonNegativeFloat, NonNegativeInt
 
-from tokenunify.store import forms
+from tokenunify import layout
+from tokenunify.config import BASELINE
+from tokenunify.store import forms, manifest
 
 
 class Piece(forms.Form):
@@ -124,4 +129,35 @@ FORMS: dict[str, type[forms.Form]] = {
     "agglomerate": Energy,
     "blockings": Compared,
 }
-"""By the stage of `report.Made`."""
+"""By the stage of `Made`."""
+
+
+class Made(NamedTuple):
+    """A manifest, and what its path says about it."""
+
+    path: Path
+    stage: str
+    volume: str
+    model: str
+    """Or pre-training."""
+    seed: int
+    name: str
+    """Segmentation or fragments; empty where a stage has neither."""
+
+    @property
+    def read(self) -> dict:
+        """Content and run."""
+        return manifest.read(self.path, FORMS[self.stage])
+
+
+def locate(path: Path) -> Made:
+    """What the place of a manifest says about it; InputError for a path that no stage writes."""
+    stage, names = layout.locate(path)
+    return Made(
+        path,
+        stage,
+        volume=names.get("volume", ""),
+        model=names.get("model") or names.get("pretraining") or (BASELINE if stage == "baseline" else ""),
+        seed=int(names.get("seed", 0)),
+        name=names.get("segmentation") or names.get("fragments") or "",
+    )

@@ -90,7 +90,14 @@ def of_volume(samples: Callable[[int], Samples], grid: Grid, unscored: np.ndarra
     tables = []
     for box in map(boxes.roi, range(len(boxes))):
         outer = box.grow(HALO, HALO, shape)
-        held = _assembled(samples, shares, outer)
+        held: Samples | None = None
+        for index, share in enumerate(shares):
+            if common := share.overlap(outer):
+                found = samples(index)
+                held = held or Samples(*(np.zeros(outer.shape, source.dtype) for source in found))
+                for target, source in zip(held, found, strict=True):
+                    target[common.within(outer)] = source[common.within(share)]
+        assert held is not None
         # Around a cavity a skeleton would be a closed surface.
         known = ~np.isin(held.labels, unscored)
         skeleton = skeletonize(binary_fill_holes(apart(held.labels, known))) & known
@@ -101,18 +108,6 @@ def of_volume(samples: Callable[[int], Samples], grid: Grid, unscored: np.ndarra
 def _divided_up(corner: Coordinate, step: Coordinate) -> Coordinate:
     z, y, x = (ceil(n / s) for n, s in zip(corner, step, strict=True))
     return z, y, x
-
-
-def _assembled(samples: Callable[[int], Samples], shares: list[Roi], outer: Roi) -> Samples:
-    whole: Samples | None = None
-    for index, share in enumerate(shares):
-        if common := share.overlap(outer):
-            found = samples(index)
-            whole = whole or Samples(*(np.zeros(outer.shape, source.dtype) for source in found))
-            for target, source in zip(whole, found, strict=True):
-                target[common.within(outer)] = source[common.within(share)]
-    assert whole is not None
-    return whole
 
 
 def apart(labels: np.ndarray, known: np.ndarray) -> np.ndarray:

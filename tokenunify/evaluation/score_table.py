@@ -172,29 +172,29 @@ def read(path: Path) -> pd.DataFrame:
 
 def summary(rows: pd.DataFrame) -> Table:
     """The rows of one volume, averaged over seeds, with the best of each column marked."""
-    first = rows.iloc[0]
-    groups = [_group(part) for _, part in rows.groupby(["model", "segmentation"], sort=False)]
+    groups = []
+    for _, part in rows.groupby(["model", "segmentation"], sort=False):
+        first = part.iloc[0]
+        symbol = "β" if first["method"] == "multicut" else "threshold"
+        groups.append(
+            Group(
+                model=first["model"],
+                segmentation=first["segmentation"],
+                value=f"{symbol} {', '.join(f'{value:g}' for value in dict.fromkeys(part['threshold']))}",
+                tuned=first["threshold_source"] == "validation",
+                seeds=len(part),
+                mean=part[list(SCORES)].mean().to_dict(),
+                spread=part[list(SCORES)].std().to_dict(),
+                segments=round(part["num_segments"].mean()),
+                labels=int(first["num_labels"]),
+                saw_raw=first["test_raw_in_pretraining"] == SEEN[True],
+            )
+        )
     for column in SCORES:
         lowest = min(round(group.mean[column], 3) for group in groups)
         for group in groups:
             if round(group.mean[column], 3) == lowest and len(groups) > 1:
                 group.best.add(column)
+    first = rows.iloc[0]
     eroded, ignored = str(first["eroded"]), int(first["ignore_label"])
     return Table(first["volume"], first["dataset"], first["split"], eroded, ignored, groups)
-
-
-def _group(rows: pd.DataFrame) -> Group:
-    first = rows.iloc[0]
-    symbol = "β" if first["method"] == "multicut" else "threshold"
-    return Group(
-        model=first["model"],
-        segmentation=first["segmentation"],
-        value=f"{symbol} {', '.join(f'{value:g}' for value in dict.fromkeys(rows['threshold']))}",
-        tuned=first["threshold_source"] == "validation",
-        seeds=len(rows),
-        mean=rows[list(SCORES)].mean().to_dict(),
-        spread=rows[list(SCORES)].std().to_dict(),
-        segments=round(rows["num_segments"].mean()),
-        labels=int(first["num_labels"]),
-        saw_raw=first["test_raw_in_pretraining"] == SEEN[True],
-    )

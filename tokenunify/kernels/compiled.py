@@ -58,13 +58,10 @@ def _temporary_folder() -> str:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
         with tempfile.TemporaryFile(dir=folder):
-            return str(folder) if _is_private(found) else ""
+            is_mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
+            return str(folder) if is_mine and not found.st_mode & 0o077 else ""
     except OSError:
         return ""
-
-
-def _is_private(found: os.stat_result) -> bool:
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
 
 
 loop: Any = kept(nogil=True)

@@ -25,7 +25,8 @@ def find(read: Callable[[Roi], np.ndarray], blocks: Blocks, folder: Path) -> tup
     """
 
     def process(index: int, box: Roi) -> None:
-        earlier = _earlier(index, blocks.grid)
+        place = np.unravel_index(index, blocks.grid)
+        earlier = {axis: index - prod(blocks.grid[axis + 1 :]) for axis in range(3) if place[axis]}
         if not _table(folder, index).exists():
             _write(read(box), index, box, blocks.volume_shape, earlier, folder)
         for axis, other in earlier.items():
@@ -34,10 +35,15 @@ def find(read: Callable[[Roi], np.ndarray], blocks: Blocks, folder: Path) -> tup
     blockwise.run_part(folder, blocks, process)
     tables = [_load(_table(folder, index)) for index in range(len(blocks))]
     first, labels, pairs = (np.concatenate([table[name] for table in tables]) for name in ("first", "labels", "pairs"))
-    parts, roots = _parts(first, pairs)
+    order = np.argsort(first)
+    roots = components.joined(len(first), np.searchsorted(first, pairs, sorter=order))
+    is_root = roots == np.arange(len(first))
+    numbers = np.cumsum(is_root).astype(np.min_scalar_type(np.count_nonzero(is_root)))
+    parts = np.empty_like(numbers)
+    parts[order] = numbers[roots]
     ends = np.cumsum([len(table["first"]) for table in tables])
-    own = map(_with_zero, np.split(parts, ends[:-1]))
-    return _with_zero(labels[roots]), {blocks.roi(index): numbers for index, numbers in enumerate(own)}
+    by_block = enumerate(np.split(parts, ends[:-1]))
+    return _with_zero(labels[order[is_root]]), {blocks.roi(index): _with_zero(own) for index, own in by_block}
 
 
 def of_voxels(found: np.ndarray, parts: np.ndarray) -> np.ndarray:
@@ -46,12 +52,6 @@ def of_voxels(found: np.ndarray, parts: np.ndarray) -> np.ndarray:
     for section, target in zip(found, values, strict=True):  # as indices the voxels take 8 bytes each
         target[:] = parts[section]
     return values
-
-
-def _earlier(index: int, grid: Coordinate) -> dict[int, int]:
-    """By axis the block before this one, where there is one."""
-    place = np.unravel_index(index, grid)
-    return {axis: index - prod(grid[axis + 1 :]) for axis in range(3) if place[axis]}
 
 
 def _table(folder: Path, index: int) -> Path:
@@ -69,14 +69,19 @@ def _load(path: Path) -> dict[str, np.ndarray]:
 def _write(
     labels: np.ndarray, index: int, box: Roi, volume_shape: Coordinate, earlier: dict[int, int], folder: Path
 ) -> None:
-    """Write a block's planes, then its table: once that is there, earlier blocks' planes are not needed."""
+    """Write a block's planes, then its table: once that is there, the planes of `earlier`, by axis, are not needed."""
     found, voxels = components.numbered(labels)
-    first = _in_volume(voxels, box, volume_shape)
+    places = zip(np.unravel_index(voxels, box.shape), box.offset, strict=True)
+    first = np.ravel_multi_index(tuple(place + offset for place, offset in places), volume_shape)
     pairs = [np.empty((0, 2), np.int64)]
     for axis, other in earlier.items():
-        table, plane = _load(_table(folder, other)), _load(_plane(folder, other, axis))["components"]
-        one, two = _touching(labels.take(0, axis), found.take(0, axis), table["labels"], plane)
-        pairs.append(np.stack([first[one], table["first"][two]], axis=1))
+        table, theirs = _load(_table(folder, other)), _load(_plane(folder, other, axis))["components"]
+        ours = found.take(0, axis)
+        touch = (ours != 0) & (labels.take(0, axis) == _with_zero(table["labels"])[theirs])
+        one, two = ours[touch], theirs[touch]
+        starts = ids.run_starts(one, two)
+        touching, _, _ = ids.group_pairs(np.stack([one[starts], two[starts]], axis=1))
+        pairs.append(np.stack([first[touching[:, 0] - 1], table["first"][touching[:, 1] - 1]], axis=1))
     for axis in range(3):
         if box.end[axis] < volume_shape[axis]:
             last = found.take(-1, axis).astype(np.min_scalar_type(len(first)))
@@ -84,34 +89,6 @@ def _write(
     arrays.write_npz(_table(folder, index), first=first, labels=labels.ravel()[voxels], pairs=np.concatenate(pairs))
 
 
-def _in_volume(voxels: np.ndarray, box: Roi, volume_shape: Coordinate) -> np.ndarray:
-    """Raster indices in the volume of voxels that have these in a box."""
-    places = zip(np.unravel_index(voxels, box.shape), box.offset, strict=True)
-    return np.ravel_multi_index(tuple(place + offset for place, offset in places), volume_shape)
-
-
-def _touching(
-    labels: np.ndarray, found: np.ndarray, other_labels: np.ndarray, others: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in the blocks' tables of components that are of one label and touch; `found` and `others` are planes."""
-    touch = (found != 0) & (labels == _with_zero(other_labels)[others])
-    one, two = found[touch], others[touch]
-    starts = ids.run_starts(one, two)
-    pairs, _, _ = ids.group_pairs(np.stack([one[starts], two[starts]], axis=1))
-    return pairs[:, 0] - 1, pairs[:, 1] - 1
-
-
 def _with_zero(values: np.ndarray) -> np.ndarray:
     """With that of component or part 0 before the others."""
     return np.concatenate([np.zeros(1, values.dtype), values])
-
-
-def _parts(first: np.ndarray, pairs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The part of each component, from 1, and by part the row of the component that has its first voxel."""
-    order = np.argsort(first)
-    roots = components.joined(len(first), np.searchsorted(first, pairs, sorter=order))
-    is_root = roots == np.arange(len(first))
-    numbers = np.cumsum(is_root).astype(np.min_scalar_type(np.count_nonzero(is_root)))
-    parts = np.empty_like(numbers)
-    parts[order] = numbers[roots]
-    return parts, order[is_root]

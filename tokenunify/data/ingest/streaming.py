@@ -1,6 +1,6 @@
 """Fill a sharded array from boxes that are computed as they are needed, in bounded memory and resumable by shard."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import ceil, prod
 from pathlib import Path
 
@@ -27,7 +27,8 @@ def fill(array: zarr.Array, compute: Compute, progress: Path, *, depth: int = 1)
     Boxes are slabs of blocks; all but the last are a multiple of `depth` sections deep. Shards that are there, complete
     as each appears in one step, are not computed again. dask's settings decide how many shards are written at a time.
     """
-    shard_shape = _three(array.shards or array.chunks)
+    depth_of_shard, rows, columns = array.shards or array.chunks
+    shard_shape = (depth_of_shard, rows, columns)
     blocks = Blocks(array.shape, block_shape(array.shape, shard_shape))
     itemsize = array.dtype.itemsize
 
@@ -35,8 +36,10 @@ def fill(array: zarr.Array, compute: Compute, progress: Path, *, depth: int = 1)
         if not _missing(array, roi, shard_shape):
             return None
         values = np.empty(roi.shape, array.dtype)
-        for piece in _slabs(roi, depth):
-            values[piece.within(roi)] = compute(piece)
+        sections = max(1, PIECE_VOXELS // (prod(roi.shape[1:]) * depth)) * depth
+        for z in range(0, roi.shape[0], sections):
+            slab = Roi((roi.offset[0] + z, *roi.offset[1:]), (min(sections, roi.shape[0] - z), *roi.shape[1:]))
+            values[slab.within(roi)] = compute(slab)
         return values
 
     def write(roi: Roi, values: np.ndarray | None) -> None:
@@ -67,16 +70,3 @@ def _missing(array: zarr.Array, roi: Roi, shard_shape: Coordinate) -> list[Roi]:
     grid = Blocks(roi.shape, shard_shape)
     boxes = [grid.roi(index).moved(roi.offset) for index in range(len(grid))]
     return [box for box in boxes if not shards.is_there(shards.files(array, box.slices)[0])]
-
-
-def _slabs(roi: Roi, depth: int) -> Iterator[Roi]:
-    """Boxes of whole sections of `roi`, of PIECE_VOXELS or of `depth` sections, whichever is more."""
-    sections = max(1, PIECE_VOXELS // (prod(roi.shape[1:]) * depth)) * depth
-    for start in range(0, roi.shape[0], sections):
-        first = (roi.offset[0] + start, *roi.offset[1:])
-        yield Roi(first, (min(sections, roi.shape[0] - start), *roi.shape[1:]))
-
-
-def _three(values: tuple) -> Coordinate:
-    z, y, x = values
-    return z, y, x

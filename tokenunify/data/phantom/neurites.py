@@ -73,40 +73,32 @@ def grow(low: Vector, high: Vector, density: float, rng: np.random.Generator) ->
     radii = np.sort(np.clip(rng.lognormal(np.log(median), 0.42, count), 0.6 * median, 2.8 * median))[::-1]
     paths: list[Path] = []
     for neurite, radius in enumerate(radii, start=1):
-        start = _start(space, radius, neurite, rng)
-        if start is not None:
-            paths += _neurite(space, start, radius, neurite, rng)
-    return paths
-
-
-def _start(space: _Space, radius: float, neurite: int, rng: np.random.Generator) -> Vector | None:
-    free = np.flatnonzero(space.owner.ravel() == 0)
-    if free.size == 0:
-        return None
-    picks = np.stack(np.unravel_index(rng.choice(free, 40), space.owner.shape), axis=1)
-    points = space.low + (picks + 0.5) * CELL_NM
-    room = space.free(points[:, None] + radius * PROBES, neurite).mean(axis=1)
-    best = int(room.argmax())
-    return points[best] if room[best] > 0.75 else None
-
-
-def _neurite(space: _Space, start: Vector, radius: float, neurite: int, rng: np.random.Generator) -> list[Path]:
-    direction = _unit(rng.normal(size=3))
-    waiting = [(start, direction, radius, 400), (start, -direction, radius, 400)]
-    paths = []
-    while waiting:
-        point, direction, radius, length = waiting.pop()
-        points, radii = _walk(space, point, direction, radius, length, neurite, rng)
-        if len(points) > 1:
-            paths.append(Path(neurite, np.array(points), np.array(radii)))
-            waiting += _branches(points, radii, length, rng)
+        free = np.flatnonzero(space.owner.ravel() == 0)
+        if free.size == 0:
+            break
+        picks = np.stack(np.unravel_index(rng.choice(free, 40), space.owner.shape), axis=1)
+        starts = space.low + (picks + 0.5) * CELL_NM
+        room = space.free(starts[:, None] + radius * PROBES, neurite).mean(axis=1)
+        best = int(room.argmax())
+        if room[best] <= 0.75:
+            continue
+        direction = _unit(rng.normal(size=3))
+        waiting = [(starts[best], direction, radius, 400), (starts[best], -direction, radius, 400)]
+        while waiting:
+            path, branches = _walk(space, neurite, *waiting.pop(), rng)
+            if len(path.points) > 1:
+                paths.append(path)
+            waiting += branches
     return paths
 
 
 def _walk(
-    space: _Space, point: Vector, direction: Vector, radius: float, length: int, neurite: int, rng: np.random.Generator
-) -> tuple[list[Vector], list[float]]:
-    """Step on, bending and swelling at random, until the box or the free space ends; spines end in a head."""
+    space: _Space, neurite: int, point: Vector, direction: Vector, radius: float, length: int, rng: np.random.Generator
+) -> tuple[Path, list[tuple]]:
+    """Step on, bending and swelling at random, until the box or the free space ends; spines end in a head.
+
+    Returns the path, and point, direction, radius and length of the branches and spines that leave it.
+    """
     points, radii, swelling = [point], [radius], 0.0
     spine = length < 20
     for index in range(length):
@@ -122,23 +114,17 @@ def _walk(
         points.append(ahead[best])
         radii.append(here)
         space.take(ahead[best], here, neurite)
-    return points, radii
-
-
-def _branches(points: list[Vector], radii: list[float], length: int, rng: np.random.Generator) -> list[tuple]:
-    if length < 60:
-        return []
-    found = []
-    for before, point, radius in zip(points[:-1], points[1:], radii[1:], strict=True):
-        along = _unit(point - before)
+    branches: list[tuple] = []
+    for before, after, here in zip(points[:-1], points[1:], radii[1:], strict=True) if length >= 60 else ():
+        along = _unit(after - before)
         side = _unit(np.cross(along, rng.normal(size=3)))
         chance = rng.random() * 1000 / STEP_NM
         if chance < BRANCHES_PER_MICRON:
-            found.append((point, _unit(0.7 * along + 0.7 * side), 0.75 * radius, length // 2))
-        elif radius > SPINY_RADIUS_NM and chance < BRANCHES_PER_MICRON + SPINES_PER_MICRON:
-            neck = int((radius + rng.uniform(150, 400)) / STEP_NM)
-            found.append((point, side, 0.3 * radius, min(neck + 4, 19)))
-    return found
+            branches.append((after, _unit(0.7 * along + 0.7 * side), 0.75 * here, length // 2))
+        elif here > SPINY_RADIUS_NM and chance < BRANCHES_PER_MICRON + SPINES_PER_MICRON:
+            neck = int((here + rng.uniform(150, 400)) / STEP_NM)
+            branches.append((after, side, 0.3 * here, min(neck + 4, 19)))
+    return Path(neurite, np.array(points), np.array(radii)), branches
 
 
 def _unit(vectors: Vector) -> Vector:

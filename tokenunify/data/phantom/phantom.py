@@ -31,12 +31,16 @@ def generate(shape: Coordinate, seed: int, density: float = 1.0) -> tuple[NDArra
     rng = np.random.default_rng(seed)
     drawn = (shape[0] * SLICES, shape[1] + 2 * MARGIN, shape[2] + 2 * MARGIN)
     paths = neurites.grow(np.full(3, -PAD_NM), np.array(drawn) * SLICE_NM + PAD_NM, density, rng)
-    cells = _ruffle(_fill(paths, drawn), rng)
-    organelles = _organelles(paths, drawn, rng)
-    vesicles = _vesicles(paths, rng)
+    cells = _cells(paths, drawn, rng)
+    organelles, vesicles = _organelles(paths, drawn, rng)
     stain = Stain(int(cells.max()), (shape[0], *drawn[1:]), rng)
-    shifts = _shifts(shape[0], rng)
-    missing = _missing_section(shape[0], rng)
+    # What alignment leaves, (y, x) in pixels: mostly a pixel, seldom a jump.
+    shifts = rng.normal(0, 0.9, (shape[0], 2))
+    jumps = rng.random(shape[0]) < 0.04
+    shifts[jumps] += rng.normal(0, 4, (int(jumps.sum()), 2))
+    shifts = np.clip(np.rint(shifts), -MARGIN, MARGIN).astype(int)
+    # One section is lost in cutting, neither the first nor the last; none in very thin volumes.
+    missing = int(rng.integers(1, shape[0] - 1)) if shape[0] >= 8 else -1
     raw, labels = np.empty(shape, np.uint8), np.empty(shape, np.uint32)
     for z in range(shape[0]):
         inside = slice(z * SLICES, (z + 1) * SLICES)
@@ -46,32 +50,41 @@ def generate(shape: Coordinate, seed: int, density: float = 1.0) -> tuple[NDArra
         y, x = (slice(MARGIN + s, MARGIN + s + n) for s, n in zip(shifts[z], shape[1:], strict=True))
         raw[z] = 0 if z == missing else image[y, x]
         labels[z] = cells[z * SLICES + SLICES // 2, y, x]
-    return raw, _connected(labels)
+    pieces = label(labels, background=0, connectivity=2)
+    crumbs = (np.bincount(pieces.ravel()) < MIN_VOXELS)[pieces]
+    if crumbs.any() and not crumbs.all():
+        pieces = pieces[_nearest(crumbs, VOXEL_SIZE_NM)]
+    return raw, relabel_sequential(pieces)[0].astype(np.uint32)
 
 
-def _fill(paths: list[Path], shape: Coordinate) -> NDArray[np.int32]:
-    """Draw the neurites' cores and let them grow until every voxel belongs to the nearest one."""
+def _cells(paths: list[Path], shape: Coordinate, rng: np.random.Generator) -> NDArray[np.int32]:
+    """Draw the neurites' cores, let them grow until they meet, and make their membranes wavy by smooth noise."""
     cores = np.zeros(shape, np.int32)
     for path in paths:
         for point, radius in zip(path.points, path.radii, strict=True):
             neurites.paint_ball(cores, point / SLICE_NM, np.maximum(CORE * radius / SLICE_NM, 1), path.neurite)
-    nearest = ndimage.distance_transform_edt(cores == 0, SLICE_NM, return_distances=False, return_indices=True)
-    return cores[tuple(nearest)]
-
-
-def _ruffle(cells: NDArray[np.int32], rng: np.random.Generator) -> NDArray[np.int32]:
-    """Displace the cells' borders by smooth noise: membranes of neuropil are wavy."""
+    cells = cores[_nearest(cores == 0, SLICE_NM)]
     moved = []
-    for axis, (size, length) in enumerate(zip(cells.shape, SLICE_NM, strict=True)):
-        coarse = 40 * smooth_noise(cells.shape, tuple(320 / SLICE_NM), rng)
-        fine = 10 * smooth_noise(cells.shape, tuple(110 / SLICE_NM), rng)
+    for axis, (size, length) in enumerate(zip(shape, SLICE_NM, strict=True)):
+        coarse = 40 * smooth_noise(shape, tuple(320 / SLICE_NM), rng)
+        fine = 10 * smooth_noise(shape, tuple(110 / SLICE_NM), rng)
         start = np.arange(size).reshape([-1 if a == axis else 1 for a in range(3)])
         moved.append(np.clip(np.rint(start + (coarse + fine) / np.float32(length)), 0, size - 1).astype(np.int32))
     return cells[tuple(moved)]
 
 
-def _organelles(paths: list[Path], shape: Coordinate, rng: np.random.Generator) -> NDArray[np.uint8]:
-    """Mitochondria (long bodies in the thicker neurites) and tubules of the endoplasmic reticulum."""
+def _nearest(empty: NDArray[np.bool_], voxel_size: tuple[float, ...] | NDArray[np.float64]) -> tuple:
+    """For each voxel, the indices of the nearest one that is not empty."""
+    return tuple(ndimage.distance_transform_edt(empty, voxel_size, return_distances=False, return_indices=True))
+
+
+def _organelles(
+    paths: list[Path], shape: Coordinate, rng: np.random.Generator
+) -> tuple[NDArray[np.uint8], NDArray[np.float64]]:
+    """Draw mitochondria and tubules of the endoplasmic reticulum; place clouds of vesicles where neurites swell.
+
+    Returns the image of the organelles, and the vesicles' centres (n, 3) in nm.
+    """
     drawn = np.zeros(shape, np.uint8)
     for path in paths:
         steps = len(path.points)
@@ -86,11 +99,6 @@ def _organelles(paths: list[Path], shape: Coordinate, rng: np.random.Generator) 
         for point, radius, aside in zip(path.points, path.radii, np.clip(drift, -0.5, 0.5), strict=True):
             if radius > 110:
                 neurites.paint_ball(drawn, (point + radius * aside) / SLICE_NM, 28 / SLICE_NM, TUBULE)
-    return drawn
-
-
-def _vesicles(paths: list[Path], rng: np.random.Generator) -> NDArray[np.float64]:
-    """Centres (n, 3) in nm of synaptic vesicles, in clouds where neurites swell."""
     clouds = [np.empty((0, 3))]
     for path in paths:
         for _ in range(rng.poisson(len(path.points) * neurites.STEP_NM / 1500)):
@@ -98,27 +106,4 @@ def _vesicles(paths: list[Path], rng: np.random.Generator) -> NDArray[np.float64
             if path.radii[at] > 80:
                 spread = 0.45 * path.radii[at] * rng.normal(size=(int(rng.uniform(15, 70)), 3))
                 clouds.append(path.points[at] + spread)
-    return np.concatenate(clouds)
-
-
-def _shifts(num_sections: int, rng: np.random.Generator) -> NDArray[np.int64]:
-    """Shift (y, x) in pixels of every section: what alignment leaves, mostly a pixel, seldom a jump."""
-    shifts = rng.normal(0, 0.9, (num_sections, 2))
-    jumps = rng.random(num_sections) < 0.04
-    shifts[jumps] += rng.normal(0, 4, (int(jumps.sum()), 2))
-    return np.clip(np.rint(shifts), -MARGIN, MARGIN).astype(int)
-
-
-def _missing_section(num_sections: int, rng: np.random.Generator) -> int:
-    """One section lost in cutting, neither the first nor the last; none in very thin volumes."""
-    return int(rng.integers(1, num_sections - 1)) if num_sections >= 8 else -1
-
-
-def _connected(labels: NDArray[np.uint32]) -> NDArray[np.uint32]:
-    """Give every connected piece its own label 1..n and hand crumbs to the nearest larger piece."""
-    pieces = label(labels, background=0, connectivity=2)
-    crumbs = (np.bincount(pieces.ravel()) < MIN_VOXELS)[pieces]
-    if crumbs.any() and not crumbs.all():
-        nearest = ndimage.distance_transform_edt(crumbs, VOXEL_SIZE_NM, return_distances=False, return_indices=True)
-        pieces = pieces[tuple(nearest)]
-    return relabel_sequential(pieces)[0].astype(np.uint32)
+    return drawn, np.concatenate(clouds)

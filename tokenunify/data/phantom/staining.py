@@ -51,55 +51,48 @@ class Stain:
 
         `below` is the first slice of the next section, `vesicles` (n, 2) centres in pixels.
         """
-        membrane = self._membrane(cells, below)
-        image = self.grey[cells].mean(axis=0) + GRAIN * self._grain(membrane.shape)
-        image = self._draw_organelles(z, image, cells, organelles, membrane)
-        self._draw_vesicles(image, cells[0], vesicles, membrane)
-        image += (MEMBRANE - image) * membrane
-        return self._expose(z, image)
-
-    def _membrane(self, cells: NDArray, below: NDArray) -> Image:
-        """Stained fraction of the section at each pixel; faint where the membrane lies flat in the section."""
+        # Membranes, faint where they lie flat in the section.
         stained = np.mean([borders(cell) for cell in cells], axis=0, dtype=np.float32)
         flat = np.mean([a != b for a, b in zip(cells, [*cells[1:], below], strict=True)], axis=0, dtype=np.float32)
         stained = ndimage.gaussian_filter(np.maximum(stained, 0.45 * flat), 0.6) * 1.25
         uneven = 1 + 0.22 * smooth_noise(stained.shape, (14, 14), self.rng)
-        return np.clip(stained * uneven, 0, 0.95)
-
-    def _draw_organelles(self, z: int, image: Image, cells: NDArray, organelles: NDArray, membrane: Image) -> Image:
+        membrane = np.clip(stained * uneven, 0, 0.95)
+        image = self.grey[cells].mean(axis=0) + GRAIN * self._grain(membrane.shape)
+        # Mitochondria with cristae, and the walls of all organelles.
         free = ndimage.gaussian_filter(membrane, 1.5) < 0.12
         inside = (organelles == MITOCHONDRION).mean(axis=0, dtype=np.float32) * free
         cristae = np.abs(np.sin(self.phase[z] + np.arange(image.shape[1]) * 0.28)) ** 2
         texture = MATRIX - 34 * cristae + 8 * self._grain(image.shape)
         image = image + (texture - image) * ndimage.gaussian_filter(inside, 0.5)
         walls = np.mean([borders(o) for o in organelles], axis=0, dtype=np.float32) * free
-        return image + (MEMBRANE + 12 - image) * np.clip(0.8 * ndimage.gaussian_filter(walls, 0.6), 0, 0.85)
-
-    def _draw_vesicles(self, image: Image, cells: NDArray, vesicles: NDArray, membrane: Image) -> None:
-        free = ndimage.maximum_filter(membrane, 5) < 0.4
-        for centre in vesicles:
-            y, x = np.round(centre).astype(int)
-            if not (4 <= y < image.shape[0] - 4 and 4 <= x < image.shape[1] - 4 and free[y, x]):
-                continue
-            box = image[y - 4 : y + 5, x - 4 : x + 5]
-            rows, columns = np.ogrid[y - 4 : y + 5, x - 4 : x + 5]
-            distance = np.hypot(rows - centre[0], columns - centre[1])
-            ring = 0.75 * np.exp(-(((distance - VESICLE_RADIUS) / 0.8) ** 2))
-            box += (LUMEN - box) * (distance < VESICLE_RADIUS - 0.5)
-            box += (MEMBRANE + 20 - box) * ring
-
-    def _grain(self, shape: tuple[int, ...]) -> Image:
-        fine = ndimage.gaussian_filter(self.rng.normal(size=shape).astype(np.float32), 1.1)
-        return fine / np.float32(0.26)
-
-    def _expose(self, z: int, image: Image) -> Section:
-        """Section thickness, staining and detector: contrast and brightness differ from section to section."""
+        image = image + (MEMBRANE + 12 - image) * np.clip(0.8 * ndimage.gaussian_filter(walls, 0.6), 0, 0.85)
+        _draw_vesicles(image, vesicles, ndimage.maximum_filter(membrane, 5) < 0.4)
+        image += (MEMBRANE - image) * membrane
+        # Thickness, staining and the detector: blur, contrast and brightness differ from section to section.
         image = ndimage.gaussian_filter(image, BLUR * self.rng.uniform(0.85, 1.35)) + 7 * self.slow[z]
         gain, offset = self.rng.normal(1, 0.07), self.rng.normal(0, 7)
         if z == self.pale:
             gain *= 0.6
         noise = self.rng.normal(0, NOISE, image.shape)
         return np.clip(np.rint(140 + offset + gain * (image - 140) + noise), 1, 255).astype(np.uint8)
+
+    def _grain(self, shape: tuple[int, ...]) -> Image:
+        fine = ndimage.gaussian_filter(self.rng.normal(size=shape).astype(np.float32), 1.1)
+        return fine / np.float32(0.26)
+
+
+def _draw_vesicles(image: Image, centres: NDArray, free: NDArray[np.bool_]) -> None:
+    """Draw pale discs with dark rims where the centre (y, x) is `free` of membranes."""
+    for centre in centres:
+        y, x = np.round(centre).astype(int)
+        if not (4 <= y < image.shape[0] - 4 and 4 <= x < image.shape[1] - 4 and free[y, x]):
+            continue
+        box = image[y - 4 : y + 5, x - 4 : x + 5]
+        rows, columns = np.ogrid[y - 4 : y + 5, x - 4 : x + 5]
+        distance = np.hypot(rows - centre[0], columns - centre[1])
+        ring = 0.75 * np.exp(-(((distance - VESICLE_RADIUS) / 0.8) ** 2))
+        box += (LUMEN - box) * (distance < VESICLE_RADIUS - 0.5)
+        box += (MEMBRANE + 20 - box) * ring
 
 
 def borders(cells: NDArray) -> NDArray[np.bool_]:
