@@ -71,6 +71,7 @@ class Workload:
         for dataset, pretraining in ((plan.dataset(model), plan.pretraining_of(model)) for model in models):
             read += [*(t.volume for t in dataset.train), *dataset.validation]
             read += plan.corpus_volumes(pretraining) if pretraining else []
+
         tasks: list[Task] = []
         for name in dict.fromkeys(read):
             voxels = prod(self.shape_of(name))

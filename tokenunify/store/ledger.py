@@ -44,9 +44,18 @@ def entries(folder: Path, blocks: Blocks | None = None) -> Iterator[Entry]:
                 entry = Entry.model_validate_json(line, strict=True)
             except ValidationError:
                 continue
-            if blocks is None or _belongs(entry, blocks):
+            if blocks is None or (entry.block < len(blocks) and blocks.roi(entry.block).num_voxels == entry.voxels):
                 yield entry
 
 
-def _belongs(entry: Entry, blocks: Blocks) -> bool:
-    return entry.block < len(blocks) and blocks.roi(entry.block).num_voxels == entry.voxels
+def summary(folder: Path, blocks: Blocks, mine: range) -> dict:
+    """What was recorded of some of the blocks, added up over the attempts, each block once."""
+    found = {entry.block: entry for entry in entries(folder, blocks) if entry.block in mine}.values()
+    seconds = sum(entry.seconds for entry in found)
+    voxels = sum(entry.voxels for entry in found)
+    return {
+        "blocks": len(found),
+        "voxels": voxels,
+        "seconds": round(seconds, 3),
+        "voxels_per_second": round(voxels / seconds) if seconds else None,
+    }

@@ -4,9 +4,12 @@ Of a process that this one can see, the system tells. Of others, on another host
 file does: its owner renews it. Its age says little, as clocks differ; so it is watched for some time.
 """
 
+import logging
 import os
 import socket
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +18,10 @@ from pydantic import Field, ValidationError
 
 from tokenunify.store.forms import Form
 
+logger = logging.getLogger(__name__)
+
+HEARTBEAT_SECONDS = 10
+"""An owner renews its lock so often."""
 STALE_SECONDS = 120
 """A lock that was seen to stay as it is for so long has no living owner."""
 OLD_SECONDS = 86400
@@ -65,8 +72,17 @@ class Watch:
 
     def is_alive(self, path: Path, holder: Holder) -> bool:
         """Whether the holder lives, as far as is known now."""
-        if _is_near(holder):
-            return _runs(holder)
+        # Locks of earlier versions name the host only.
+        is_near = holder.host == socket.gethostname() if holder.machine is None else holder.machine == _machine()
+        if is_near:
+            try:
+                process = psutil.Process(holder.pid)
+                booted = psutil.boot_time()
+                started = process.create_time() - booted
+                same = abs(started - (holder.created - (holder.booted or booted))) < SAME_START_SECONDS
+                return same and process.status() != psutil.STATUS_ZOMBIE
+            except psutil.NoSuchProcess:
+                return False
         try:
             changed = path.stat().st_mtime_ns
         except FileNotFoundError:
@@ -76,6 +92,23 @@ class Watch:
             last, since = self.seen[path] = changed, time.monotonic()
         return time.monotonic() - since < STALE_SECONDS and time.time() - changed / 1e9 < OLD_SECONDS
 
+    def holders(self, folder: Path) -> Iterator[tuple[Path, Holder, bool]]:
+        """The lock files in a folder, each with its holder and whether that lives, as far as is known now."""
+        for path in sorted(folder.glob("*.json")):
+            if holder := read(path):  # else its owner has just ended
+                yield path, holder, self.is_alive(path, holder)
+
+
+def renew(path: Path, ended: threading.Event, lost: threading.Event) -> None:
+    """Renew an own lock until it has ended; set `lost` when its file is gone: another process has taken over."""
+    while not (ended.wait(HEARTBEAT_SECONDS) or lost.is_set()):
+        try:
+            os.utime(path)
+        except FileNotFoundError:
+            lost.set()
+        except OSError as error:
+            logger.warning("%s cannot be renewed now (%s)", path, error)  # a network file system may be slow
+
 
 def _machine() -> str:
     """The running kernel and the part of its processes that are seen: containers may share a host's name."""
@@ -84,19 +117,3 @@ def _machine() -> str:
         return f"{boot} {os.readlink('/proc/self/ns/pid')}"
     except OSError:
         return socket.gethostname()
-
-
-def _is_near(holder: Holder) -> bool:
-    """Whether this process would see the holder; locks of earlier versions name the host only."""
-    return holder.host == socket.gethostname() if holder.machine is None else holder.machine == _machine()
-
-
-def _runs(holder: Holder) -> bool:
-    try:
-        process = psutil.Process(holder.pid)
-        booted = psutil.boot_time()
-        started = process.create_time() - booted
-        same = abs(started - (holder.created - (holder.booted or booted))) < SAME_START_SECONDS
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False

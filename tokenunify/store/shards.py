@@ -63,6 +63,12 @@ def mark(file: Path, array: zarr.Array) -> str:
     return f"{zlib.crc32(index + b''.join(checksums)):0{DIGITS}x}"
 
 
+def is_as_recorded(file: Path, array: zarr.Array, marks: Marks) -> bool:
+    """Whether a shard's file has one of its marks; one without any was written before marks were recorded."""
+    expected = marks.get(file)
+    return expected is None or mark(file, array) in expected
+
+
 def marks(array: zarr.Array, roi_slices: tuple[slice, ...] | None = None) -> str:
     """The marks of the files of an array or of a box, one behind the other: as they are recorded."""
     return "".join(mark(file, array) for file in files(array, roi_slices))
@@ -86,13 +92,13 @@ def box(index: object, shape: tuple[int, ...]) -> tuple[slice, ...]:
             words[place : place + 1] = [slice(None)] * (len(shape) - len(words) + 1)
             break
     words += [slice(None)] * (len(shape) - len(words))
-    return tuple(_span(word, length) for word, length in zip(words, shape, strict=True))[-3:]
-
-
-def _span(word: object, length: int) -> slice:
-    if isinstance(word, slice):
-        read = range(*word.indices(length))
-        return slice(min(read), max(read) + 1) if read else slice(0, 0)
-    if isinstance(word, (int, np.integer)):
-        return slice(int(word) % length, int(word) % length + 1)
-    return slice(0, length)
+    found = []
+    for word, length in zip(words, shape, strict=True):
+        first, stop = 0, length
+        if isinstance(word, slice):
+            read = range(*word.indices(length))
+            first, stop = (min(read), max(read) + 1) if read else (0, 0)
+        elif isinstance(word, (int, np.integer)):
+            first, stop = int(word) % length, int(word) % length + 1
+        found.append(slice(first, stop))
+    return tuple(found[-3:])

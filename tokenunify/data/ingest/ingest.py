@@ -27,7 +27,7 @@ from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Coordinate, Roi, VoxelSize
 from tokenunify.kernels import components
 from tokenunify.stages import sections
-from tokenunify.store import arrays, blockwise, forms, manifest, pyramid, shards
+from tokenunify.store import arrays, blockwise, download_forms, manifest, pyramid, shards
 
 logger = logging.getLogger(__name__)
 
@@ -116,7 +116,7 @@ def _content(section: sections.Ingest, converted: "dict[str, Converted]", roi: R
 
 def _open(source: Path, unpacked: Path) -> dict[str, SourceArray]:
     """The source's arrays by role, raw first; files must still be those that were downloaded or found."""
-    download = manifest.read(source, forms.Sources)
+    download = manifest.read(source, download_forms.Sources)
     content, paths = download["content"], download["run"]
     if "phantom" in content:
         asked = validate(Phantom, content["phantom"], f"{source}: phantom")
