@@ -62,7 +62,7 @@ def files(source: dict) -> dict[str, dict]:
 
 
 def _state(path: str, format: str) -> str | None:
-    """The path is part of it: a variable in it may name another folder, with a file of equal size and time."""
+    """Size, time and path: a variable in the path may name another folder, with a file of equal size and time."""
     try:
         found = local_files.find(path, format)
         return f"{local_files.state(found, format)} {found}"
@@ -187,5 +187,5 @@ def _seen(place: Path) -> dict[str, str]:
 
 
 def _format(file: dict) -> str:
-    """That of the file itself, which is an archive where a member of it is taken."""
+    """The format of the file itself: `archive` where a member of it is taken."""
     return "archive" if file.get("member") else file.get("format", "weights")

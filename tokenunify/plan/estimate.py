@@ -34,7 +34,7 @@ HEADER = ("stage", "jobs", "blocks", "GB written", "GB memory", "hours", "of eac
 
 
 class StageCost(Strict):
-    """What a stage's jobs cost."""
+    """The costs of a stage's jobs."""
 
     start_seconds: float
     """Until the first block."""
@@ -43,13 +43,13 @@ class StageCost(Strict):
     bytes: float
     """Written for each voxel."""
     memory_mb: float
-    """Whatever the size."""
+    """Held by a job of any size."""
     memory_bytes: float
     """For each voxel of a block, or of the volume whose graph is held."""
 
 
 class NetworkCost(Strict):
-    """What a network's pass through one crop costs."""
+    """The cost of a network's pass through one crop."""
 
     seconds_per_gflop: float
     seconds_per_gb: float
@@ -59,7 +59,7 @@ class NetworkCost(Strict):
 
 
 class Costs(Strict):
-    """What was measured, and where."""
+    """The measured costs, and the machine on which they were measured."""
 
     machine: str
     stages: dict[str, StageCost]
@@ -128,7 +128,7 @@ def measured(crops: Crops) -> Any:
 
 
 def shapes(plan: Plan) -> Callable[[str], Coordinate]:
-    """Function: a volume's shape; 0 where nothing tells it."""
+    """A function from a volume's name to its shape; (0, 0, 0) where neither the configuration nor a file tells it."""
 
     @cache
     def shape_of(name: str) -> Coordinate:
@@ -163,7 +163,7 @@ def scaled(shape: Coordinate, voxels: float) -> Coordinate:
 
 
 def advice(plan: Plan, rows: dict[c.StageName, Row]) -> list[str]:
-    """What to configure where jobs would outgrow their limits."""
+    """Keys of the configuration to change, with their new values, where jobs would outgrow their limits."""
     lines = []
     for stage, row in rows.items():
         asked = plan.config.stage_resources(stage)

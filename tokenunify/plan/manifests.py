@@ -33,6 +33,6 @@ def of_row(plan: Plan, run: Run) -> list[str]:
 
 
 def of_table(plan: Plan, volumes: list[str]) -> list[str]:
-    """The same of all rows of some volumes' tables, each path once."""
+    """Paths of the manifests behind all rows of some volumes' tables, each once."""
     rows = (run for volume in volumes for run in plan.runs(volume))
     return list(dict.fromkeys(path for run in rows for path in of_row(plan, run)))

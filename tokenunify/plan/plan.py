@@ -62,7 +62,7 @@ class Plan:
         return list(dict.fromkeys(v for name, d in self.config.datasets.items() if self._models(name) for v in d.test))
 
     def shown_volumes(self) -> list[str]:
-        """The same; InputError where there are none, of which no report can be made."""
+        """The volumes that the report shows; InputError where there are none, as it would be empty."""
         if self.test_volumes:
             return self.test_volumes
         raise InputError(
@@ -160,7 +160,7 @@ class Plan:
 
     @property
     def download_permit(self) -> str:
-        """What downloads are allowed to do, which decides no result, as JSON."""
+        """Limits and accepted licences of downloads as JSON; they decide no result."""
         limits = self.config.download.model_dump(mode="json")
         return sections.Permit(**limits, accept_licenses=self.config.accept_licenses).model_dump_json()
 

@@ -1,4 +1,4 @@
-"""What the tables and the report are told: the row of a run, and what the owners of its data ask of who uses them."""
+"""What the tables and the report are told: the row of a run, and the rights in its data."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def row(plan: "Plan", run: "Run") -> sections.Row:
-    """What the configuration knows of a run's row, and whether its start has seen the volume's raw."""
+    """A run's row, as far as the configuration knows it, and whether its pre-training saw the volume's raw."""
     model = plan.config.models.get(run.model)
     network, start = (model.network.name, model.start) if model else ("none", "none")
     method = plan.segmentations[run.segmentation].method
@@ -24,7 +24,7 @@ def row(plan: "Plan", run: "Run") -> sections.Row:
 
 
 def rights(plan: "Plan", runs: Sequence["Run"]) -> tuple[sections.Rights, ...]:
-    """What is asked for the volumes that are scored, train, choose or pre-train, those with equal rights together."""
+    """Licence, terms and citation of all volumes that are scored, train, choose or pre-train; equal ones together."""
     pretrainings = {found for run in runs if (found := plan.pretraining_of(run.model))}
     cited = {run.volume for run in runs}
     cited |= {member.volume for name in pretrainings for member in plan.corpus(name).members}

@@ -1,4 +1,4 @@
-"""What a table of scores takes, stage by stage: the jobs that Snakemake would plan in a fresh folder, and their voxels.
+"""The jobs behind a table of scores, stage by stage, as Snakemake would plan them in a fresh folder, and their voxels.
 
 Jobs of seconds that run beside Snakemake (the stores' preparation, tables, the report) are left out.
 """

@@ -137,7 +137,7 @@ class Store:
     """A finished array that is read in boxes; damage is reported with the advice to mend it."""
 
     marks: shards.Marks
-    """Those recorded of its shards: each is compared once, when a box first reads from it. Old stores have none."""
+    """The recorded marks of its shards: each is compared once, when a box first reads from it. Old stores have none."""
 
     def __init__(self, path: str | Path, remake: str, stated: dict[str, Any] | None = None):
         self.path, self.remake = Path(path), remake
@@ -181,7 +181,7 @@ def open_level(path: str | Path, level: int) -> zarr.Array:
 
 
 def stated(content: dict) -> dict[str, Any]:
-    """What a manifest's content says of an array, as `create` takes it."""
+    """Arguments of `create` that a manifest's content states."""
     known = {**content["config"], **content}
     fixed = {key: known[key] for key in ("shape", "dtype", "chunk_shape", "shard_shape") if key in known}
     return {**fixed, "attributes": {key: known[key] for key in ATTRIBUTES if key in known}}

@@ -92,7 +92,7 @@ def _compute(
     context: Callable[[list[int]], AbstractContextManager],
     lost: threading.Event,
 ) -> None:
-    """Process blocks one by one; a thread beside it writes each one, and records it in the ledger of that name."""
+    """Process the blocks; beside the next one, a thread writes each result and records its block in `name`'s ledger."""
     last = time.perf_counter()
 
     def finish(index: int, roi: Roi, result: Result) -> None:
@@ -105,10 +105,8 @@ def _compute(
                     os.fsync(shard.fileno())
             marks["shards"] = shards.marks(written, roi.slices)
         before, last = last, time.perf_counter()
-        _record(
-            folder / "ledger" / f"{name}.jsonl",
-            {"block": index, "voxels": roi.num_voxels, "seconds": last - before, **marks},
-        )
+        entry = {"block": index, "voxels": roi.num_voxels, "seconds": last - before, **marks}
+        _record(folder / "ledger" / f"{name}.jsonl", entry)
 
     with context(todo), ThreadPoolExecutor(1) as writer:
         waiting: Future = writer.submit(lambda: None)

@@ -24,7 +24,7 @@ ENDINGS = "json|csv|npz|safetensors|ckpt|html|png|sha256|zarr|progress"
 TEMPORARY = re.compile(rf"\.(?:.+\.(?:{ENDINGS})|[0-9a-f]{{16}})\.\d+")
 """Names under which files and stores are written before they get their own: `.{name}.{process}`."""
 INSIDE = ("locks", "ledger", "blocks", "last.ckpt")
-"""What a store's folder has in it, besides arrays; a folder with none of it is not taken for one."""
+"""Names in a store's folder, besides arrays; a folder with none of them is not taken for a store."""
 TEMPORARY_SECONDS = 3600
 """A temporary file or store that did not change for so long has no writer."""
 

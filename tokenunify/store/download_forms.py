@@ -1,4 +1,4 @@
-"""What is read of the manifest of a download; see `forms`."""
+"""What is read of a download's manifest: see `forms`."""
 
 from typing import Annotated, Self
 

@@ -1,6 +1,7 @@
 """What is read of each stage's manifest: a damaged, hollow or foreign one is refused before a key is missed.
 
-A form has the keys of `content`, and `run`; others may lie beside them. Its docstring ends "is not a manifest of".
+A form has the keys of `content`, and `run`; others may lie beside them. Its docstring names it in
+messages: "... is not a manifest of a volume".
 """
 
 from pathlib import PurePosixPath

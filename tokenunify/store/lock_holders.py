@@ -1,7 +1,7 @@
 """Who holds the blocks of a lock file, and whether that process lives.
 
-Of a process that this one can see, the system tells. Of others, on another host or in another container, only the lock
-file does: its owner renews it. Its age says little, as clocks differ; so it is watched for some time.
+The system tells whether a process lives that this one can see. Of others, on another host or in another container,
+only the lock file tells: its owner renews it. Its age says little, as clocks differ; so it is watched for some time.
 """
 
 import logging
@@ -21,13 +21,13 @@ from tokenunify.store.forms import Form
 logger = logging.getLogger(__name__)
 
 HEARTBEAT_SECONDS = 10
-"""An owner renews its lock so often."""
+"""Time between two renewals of a lock by its owner."""
 STALE_SECONDS = 120
-"""A lock that was seen to stay as it is for so long has no living owner."""
+"""A lock that was watched for so long, and not renewed, has no living owner."""
 OLD_SECONDS = 86400
-"""A lock that is so old has none, whatever the clocks."""
+"""A lock that is so old has no living owner, whatever the clocks."""
 SAME_START_SECONDS = 2
-"""Start times of one process differ by less: the system rounds them."""
+"""Two readings of one process's start differ by less: the system rounds them."""
 
 
 class Holder(Form):
@@ -37,14 +37,14 @@ class Holder(Form):
     pid: Annotated[int, Field(gt=0, lt=2**31)]
     created: float
     booted: float | None = None
-    """As `created`, by the clock of that time: their difference stays when a clock is set."""
+    """When the machine started, by the same clock as `created`: their difference stays when a clock is set."""
     machine: str | None = None
     start: int
     stop: int
 
 
 UNKNOWN = Holder(host="an unknown host", pid=1, created=0, machine="", start=0, stop=2**63)
-"""Holds all blocks: of a lock file that cannot be read."""
+"""The holder of a lock file that cannot be read: it holds all blocks."""
 
 
 def own(claimed: range) -> dict:
@@ -65,7 +65,7 @@ def read(path: Path) -> Holder | None:
 
 
 class Watch:
-    """What was seen of the lock files of others, since when."""
+    """The lock files of others: when each was last seen to change."""
 
     def __init__(self) -> None:
         self.seen: dict[Path, tuple[int, float]] = {}

@@ -106,5 +106,5 @@ def content(path: str | Path, form: type[BaseModel] | None = None) -> dict:
 
 
 def content_hash(path: str | Path) -> str:
-    """What downstream stages put into their store's name for this input."""
+    """The hash of a manifest's content, which goes into the names of stores that are made from it."""
     return digest(content(path))

@@ -48,7 +48,7 @@ def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
 
 
 def _create(path: Path, content: dict, section: sections.Grid) -> None:
-    """The empty array; or an OME-Zarr image of labels, where in every level a block fills whole shards."""
+    """Make the empty array; or an OME-Zarr image of labels, in which a block fills whole shards of every level."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     if Path(content["store"]).name == path.name:

@@ -45,7 +45,7 @@ def is_there(file: Path) -> bool:
 
 
 def in_its_place(file: Path) -> str:
-    """Said of a file that is not there."""
+    """What a message about a missing file adds where something else lies in its place."""
     return " (a folder or device lies in its place)" if file.exists() and not file.is_file() else ""
 
 
@@ -75,7 +75,7 @@ def marks(array: zarr.Array, roi_slices: tuple[slice, ...] | None = None) -> str
 
 
 def by_file(recorded: Iterable[tuple[list[Path], str]]) -> Marks:
-    """What was recorded of several groups of files; of other groups than these it says nothing."""
+    """The marks of each file, from those recorded of groups of files; those of other groups are passed over."""
     found: Marks = defaultdict(set)
     for files, text in recorded:
         if len(text) == DIGITS * len(files):
