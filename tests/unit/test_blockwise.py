@@ -14,7 +14,7 @@ import pytest
 
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
-from tokenunify.store import arrays, blockwise, manifest
+from tokenunify.store import arrays, blockwise, lock_holders, manifest
 
 BLOCKS = Blocks((5, 12, 9), (2, 4, 8))
 
@@ -211,7 +211,7 @@ def test_a_living_holder_on_another_host_is_waited_for(tmp_path: Path):
 
 
 def test_the_heartbeat_renews_the_lock_and_tells_when_it_is_lost(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(blockwise, "HEARTBEAT_SECONDS", 0.05)
+    monkeypatch.setattr(lock_holders, "HEARTBEAT_SECONDS", 0.05)
     with blockwise.lock(tmp_path, range(2)) as lost:
         (own,) = tmp_path.glob("*.json")
         os.utime(own, (1, 1))
@@ -229,7 +229,7 @@ def _until(condition) -> None:
 
 
 def test_a_part_that_lost_its_blocks_stops(tmp_path: Path, monkeypatch):
-    monkeypatch.setattr(blockwise, "HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr(lock_holders, "HEARTBEAT_SECONDS", 0.01)
     seen: list[int] = []
 
     def loses_the_lock(index: int, _: Roi) -> None:

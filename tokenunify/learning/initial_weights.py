@@ -10,7 +10,7 @@ from torch import Tensor
 from tokenunify.errors import InputError
 from tokenunify.learning import checkpoint, published_weights
 from tokenunify.learning.networks.base import Network
-from tokenunify.store import forms, manifest
+from tokenunify.store import download_forms, forms, manifest
 
 COLUMNS = ("name", "shape", "status", "source_name", "source_shape", "reason")
 """Columns of transfer.csv; status: loaded, new (drawn by the seed), skipped (does not fit), unused (of the source)."""
@@ -36,7 +36,7 @@ def read_published(path: Path) -> dict[str, Tensor]:
 
     Raises InputError for a file that is not the recorded one, or that `published.read` refuses.
     """
-    found = manifest.read(path, forms.Published)
+    found = manifest.read(path, download_forms.Published)
     file = Path(found["run"]["weights"])
     again = f"delete {path} and run snakemake again"
     if not file.exists():

@@ -74,14 +74,11 @@ def uses(config: c.Config, name: str) -> Iterator[str]:
     for corpus, volumes in config.corpora.items():
         for member in volumes.members:
             if member.volume == name:
-                yield f"corpus {corpus}{_sampled(member.sample)}"
-
-
-def _sampled(sample: c.Sample | None) -> str:
-    """How much of a volume a corpus takes, where it does not take all; a voxel of raw is a byte."""
-    if sample is None:
-        return ""
-    return f" ({sample.number} regions, {sample.number * math.prod(sample.shape) / 1e9:,.3g} GB)"
+                sample, taken = member.sample, ""
+                if sample:  # a voxel of raw is a byte
+                    gigabytes = sample.number * math.prod(sample.shape) / 1e9
+                    taken = f" ({sample.number} regions, {gigabytes:,.3g} GB)"
+                yield f"corpus {corpus}{taken}"
 
 
 def here(name: str) -> str:

@@ -8,13 +8,13 @@ or a checksum that equals the recorded one change no voxel.
 import json
 import logging
 import os
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 from tokenunify.data import local_files
 from tokenunify.errors import InputError
+from tokenunify.stages import sections
 from tokenunify.store import manifest
 
 logger = logging.getLogger(__name__)
@@ -24,13 +24,32 @@ OF_THE_BOX = ("version", "voxel_size_nm", "roi", "sample")
 """Keys of the section that decide what is fetched, beside the sources."""
 
 
+class _Local(NamedTuple):
+    """A file or folder on this machine, of a source."""
+
+    key: str
+    path: str
+    format: str
+    sha256: str | None
+    """Its recorded checksum; None where there is none."""
+
+
+def still_asked(output: str, wanted: sections.Download) -> str:
+    """The section (JSON) of the download whose manifest is `output`: that with which it was made, if that still holds.
+
+    Else the wanted one, with the states of its sources' local files.
+    """
+    found = states(sections.to_json("download", wanted))
+    return section(Path(output), sections.to_json("download", wanted.model_copy(update={"found": found})))
+
+
 @cache
 def states(text: str) -> dict[str, str]:
     """Size and time of every local file or folder of a section's sources that is there, by `{source}.{role}`."""
     found = {}
     for index, source in enumerate(json.loads(text)["sources"]):
         for role, file in files(source).items():
-            if file.get("path") is not None and (state := _state(file)):
+            if file.get("path") is not None and (state := _state(file["path"], _format(file))):
                 found[f"{index}.{role}"] = state
     return found
 
@@ -42,11 +61,11 @@ def files(source: dict) -> dict[str, dict]:
     return {role: file for role in ROLES if (file := source.get(role)) is not None}
 
 
-def _state(file: dict) -> str | None:
-    """The path is part of it: a variable in it may name another folder, with a file of equal size and time."""
+def _state(path: str, format: str) -> str | None:
+    """Size, time and path: a variable in the path may name another folder, with a file of equal size and time."""
     try:
-        path = local_files.find(file["path"], _format(file))
-        return f"{local_files.state(path, _format(file))} {path}"
+        found = local_files.find(path, format)
+        return f"{local_files.state(found, format)} {found}"
     except (InputError, OSError):
         return None  # it is not there, or not yet: the download says so if it is needed
 
@@ -80,52 +99,42 @@ def _answers(output: Path, made: dict, before: dict, asked: dict) -> bool:
     """
     if any(before.get(key) != asked.get(key) for key in OF_THE_BOX):
         return False
-    used, content = before["sources"][made["run"]["source"]], made["content"]
+    content, used = made["content"], before["sources"][made["run"]["source"]]
+    then = files(used)
+    recorded = {role: content[role] for role in ROLES if content.get(role) is not None}
     for index, source in enumerate(asked["sources"]):
-        if _is_same(used, source, content) or _has_same_bytes(source, content):
+        now = files(source)
+        sums = {role: _recorded(file, content, role) for role, file in now.items()}
+        same_names = now.keys() == then.keys() and source.get("phantom") == used.get("phantom")
+        if same_names and all(  # nothing differs but a checksum that is the recorded one
+            {**then[role], "sha256": None} == {**file, "sha256": None}
+            and file.get("sha256") in (None, then[role].get("sha256"), sums[role])
+            for role, file in now.items()
+        ):
             return True
-        if _is_another(output, source, index, content):
+        if now.keys() == recorded.keys() != set() and all(  # its own checksums say that its files are those found
+            file.get("sha256") is not None
+            and file["sha256"] == sums[role]
+            and all(file.get(key) == recorded[role].get(key) for key in ("format", "dataset"))
+            for role, file in now.items()
+        ):
+            return True
+        here = list(_on_this_machine(f"in front {index}", source, content).values())
+        found = [_state(local.path, local.format) for local in here]
+        if not here or len(here) < len(now) or None in found:
+            continue  # it is not there, so that it would not be used
+        if not all(_holds(output, local, str(state), {}) for local, state in zip(here, found, strict=True)):
             return False
     return False
 
 
-def _is_another(output: Path, source: dict, index: int, content: dict) -> bool:
-    """Whether a source that was not used has all of its files on this machine, and one of them holds other bytes."""
-    locals_ = [
-        _Local(f"in front {index}.{role}", file["path"], _format(file), _recorded(file, content, role))
+def _on_this_machine(prefix: str, source: dict, content: dict) -> dict[str, _Local]:
+    """The files of a source that are read from this machine, by role."""
+    return {
+        role: _Local(f"{prefix}.{role}", file["path"], _format(file), _recorded(file, content, role))
         for role, file in files(source).items()
         if file.get("path") is not None
-    ]
-    if not locals_ or len(locals_) < len(files(source)):
-        return False
-    states = [_state({"path": local.path, "format": local.format}) for local in locals_]
-    if None in states:
-        return False  # it is not there, so that it would not be used
-    return any(not _holds(output, local, str(state), {}) for local, state in zip(locals_, states, strict=True))
-
-
-def _is_same(used: dict, source: dict, content: dict) -> bool:
-    """Whether two sources differ in nothing but a checksum that is the recorded one."""
-    one, two = files(used), files(source)
-    if one.keys() != two.keys() or used.get("phantom") != source.get("phantom"):
-        return False
-    return all(
-        {**one[role], "sha256": None} == {**two[role], "sha256": None}
-        and two[role].get("sha256") in (None, one[role].get("sha256"), _recorded(two[role], content, role))
-        for role in one
-    )
-
-
-def _has_same_bytes(source: dict, content: dict) -> bool:
-    """Whether the source's own checksums say that its files are those that were found."""
-    given = files(source)
-    recorded = {role: content[role] for role in ROLES if content.get(role) is not None}
-    return given.keys() == recorded.keys() != set() and all(
-        file.get("sha256") is not None
-        and file["sha256"] == _recorded(file, content, role)
-        and all(file.get(key) == recorded[role].get(key) for key in ("format", "dataset"))
-        for role, file in given.items()
-    )
+    }
 
 
 def _recorded(file: dict, content: dict, role: str) -> str | None:
@@ -133,33 +142,18 @@ def _recorded(file: dict, content: dict, role: str) -> str | None:
     return None if file.get("member") else (content.get(role) or {}).get("sha256")
 
 
-class _Local(NamedTuple):
-    """A file or folder on this machine that was used."""
-
-    key: str
-    path: str
-    format: str
-    sha256: str | None
-    """Its recorded checksum; None where there is none."""
-
-
-def _used(made: dict, before: dict) -> Iterator[_Local]:
-    """The local files of the source that was used, and those that they refer to."""
-    index, content = made["run"]["source"], made["content"]
-    for role, file in files(before["sources"][index]).items():
-        if file.get("path") is not None:
-            key = f"{index}.{role}"
-            yield _Local(key, file["path"], _format(file), _recorded(file, content, role))
-            for name, sha256 in (content[role].get("refers_to") or {}).items():
-                folder = os.path.dirname(os.path.realpath(local_files.expand(file["path"])))
-                yield _Local(f"{key} {name}", os.path.join(folder, name), "file", sha256)
-
-
 def _changed(output: Path, made: dict, before: dict) -> dict[str, str]:
     """States of local files that are not what they were: by size and time, and where these differ by checksum."""
+    index, content = made["run"]["source"], made["content"]
+    used = []
+    for role, local in _on_this_machine(f"{index}", before["sources"][index], content).items():
+        used.append(local)
+        for name, sha256 in (content[role].get("refers_to") or {}).items():
+            folder = os.path.dirname(os.path.realpath(local_files.expand(local.path)))
+            used.append(_Local(f"{local.key} {name}", os.path.join(folder, name), "file", sha256))
     known, changed = before.get("found", {}), {}
-    for local in _used(made, before):
-        state = _state({"path": local.path, "format": local.format})
+    for local in used:
+        state = _state(local.path, local.format)
         if state is None:
             logger.warning("%s (of %s) is not there any more; what was made of it stays", local.path, output)
         elif not _holds(output, local, state, known):
@@ -170,35 +164,28 @@ def _changed(output: Path, made: dict, before: dict) -> dict[str, str]:
 
 def _holds(output: Path, local: _Local, state: str, known: dict[str, str]) -> bool:
     """Whether a file in that state holds the recorded bytes; each state is compared once."""
-    if state in (known.get(local.key), _seen(output).get(local.key)):
+    place = output.with_name(f".{output.stem}.seen.json")
+    if state in (known.get(local.key), _seen(place).get(local.key)):
         return True
     if local.sha256 is None:
         return False
     if local_files.checksum(local_files.find(local.path, local.format), local.format) != local.sha256:
         return False
-    _note_seen(output, local.key, state)
+    try:
+        manifest.write_text(place, json.dumps({**_seen(place), local.key: state}) + "\n")
+    except OSError as error:
+        logger.warning("%s cannot be written (%s): the file is compared again next time", place, error)
     return True
 
 
-def _format(file: dict) -> str:
-    """That of the file itself, which is an archive where a member of it is taken."""
-    return "archive" if file.get("member") else file.get("format", "weights")
-
-
-def _seen(output: Path) -> dict[str, str]:
-    """States at which files were found to hold the same bytes, so that each is compared once."""
+def _seen(place: Path) -> dict[str, str]:
+    """States at which files were found to hold the same bytes, as noted beside the manifest."""
     try:
-        return dict(json.loads(_place(output).read_text(encoding="utf-8")))
+        return dict(json.loads(place.read_text(encoding="utf-8")))
     except (OSError, ValueError):
         return {}
 
 
-def _note_seen(output: Path, key: str, state: str) -> None:
-    try:
-        manifest.write_text(_place(output), json.dumps({**_seen(output), key: state}) + "\n")
-    except OSError as error:
-        logger.warning("%s cannot be written (%s): the file is compared again next time", _place(output), error)
-
-
-def _place(output: Path) -> Path:
-    return output.with_name(f".{output.stem}.seen.json")
+def _format(file: dict) -> str:
+    """The format of the file itself: `archive` where a member of it is taken."""
+    return "archive" if file.get("member") else file.get("format", "weights")

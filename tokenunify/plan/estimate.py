@@ -11,7 +11,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,7 @@ HEADER = ("stage", "jobs", "blocks", "GB written", "GB memory", "hours", "of eac
 
 
 class StageCost(Strict):
-    """What a stage's jobs cost."""
+    """The costs of a stage's jobs."""
 
     start_seconds: float
     """Until the first block."""
@@ -43,13 +43,13 @@ class StageCost(Strict):
     bytes: float
     """Written for each voxel."""
     memory_mb: float
-    """Whatever the size."""
+    """Held by a job of any size."""
     memory_bytes: float
     """For each voxel of a block, or of the volume whose graph is held."""
 
 
 class NetworkCost(Strict):
-    """What a network's pass through one crop costs."""
+    """The cost of a network's pass through one crop."""
 
     seconds_per_gflop: float
     seconds_per_gb: float
@@ -59,7 +59,7 @@ class NetworkCost(Strict):
 
 
 class Costs(Strict):
-    """What was measured, and where."""
+    """The measured costs, and the machine on which they were measured."""
 
     machine: str
     stages: dict[str, StageCost]
@@ -91,40 +91,27 @@ class Estimate:
     def rows(self, tasks: Sequence[Task]) -> dict[c.StageName, Row]:
         """The table, by stage in the order of the tasks."""
         rows: dict[c.StageName, Row] = defaultdict(Row)
+        forward, step = self.costs.forward, self.costs.step
         for task in tasks:
-            row, cost = rows[task.stage], self._cost(task)
-            computing = self._computing(task, cost)
+            row, crops = rows[task.stage], task.crops
+            cost = self.costs.stages.get(f"{task.stage}-{task.detail}") or self.costs.stages.get(task.stage)
+            if cost is None:
+                raise InputError(f"the costs lack stage {task.stage!r}: measure them again with benchmarks/costs.py")
+            computing = cost.seconds * task.voxels / 1e6  # of all blocks or steps
+            memory = cost.memory_mb + cost.memory_bytes * task.held_voxels / 2**20  # of one job at its peak
+            if crops is not None:
+                held = (step if crops.trained else forward).memory * measured(crops).activation_bytes
+                memory = memory + held * crops.at_once / 2**20
+                computing = computing + crops.forward * seconds(forward, crops) + crops.trained * seconds(step, crops)
+            if task.stage in self.throughput:
+                computing = task.voxels / self.throughput[task.stage]
             row.jobs += task.jobs
             row.blocks += task.blocks
             row.bytes += cost.bytes * task.voxels * task.relative_bytes
-            row.memory_mb = max(row.memory_mb, self._memory_mb(task, cost))
+            row.memory_mb = max(row.memory_mb, memory)
             row.seconds += task.jobs * cost.start_seconds + computing
             row.longest = max(row.longest, cost.start_seconds + computing / task.jobs)
         return rows
-
-    def _cost(self, task: Task) -> StageCost:
-        found = self.costs.stages.get(f"{task.stage}-{task.detail}") or self.costs.stages.get(task.stage)
-        if found is None:
-            raise InputError(f"the costs lack stage {task.stage!r}: measure them again with benchmarks/costs.py")
-        return found
-
-    def _computing(self, task: Task, cost: StageCost) -> float:
-        """Seconds of all blocks or steps."""
-        if task.stage in self.throughput:
-            return task.voxels / self.throughput[task.stage]
-        outside = cost.seconds * task.voxels / 1e6
-        if task.crops is None:
-            return outside
-        forward, step = (seconds(cost, task.crops) for cost in (self.costs.forward, self.costs.step))
-        return outside + task.crops.forward * forward + task.crops.trained * step
-
-    def _memory_mb(self, task: Task, cost: StageCost) -> float:
-        """Memory of one job at its peak."""
-        memory = cost.memory_mb + cost.memory_bytes * task.held_voxels / 2**20
-        if task.crops is None:
-            return memory
-        of_network = self.costs.step if task.crops.trained else self.costs.forward
-        return memory + of_network.memory * measured(task.crops).activation_bytes * task.crops.at_once / 2**20
 
 
 def seconds(cost: NetworkCost, crops: Crops) -> float:
@@ -141,11 +128,14 @@ def measured(crops: Crops) -> Any:
 
 
 def shapes(plan: Plan) -> Callable[[str], Coordinate]:
-    """Function: a volume's shape; 0 where nothing tells it."""
+    """A function from a volume's name to its shape; (0, 0, 0) where neither the configuration nor a file tells it."""
 
     @cache
     def shape_of(name: str) -> Coordinate:
-        if shape := known_shape(plan, name) or _local_shape(plan, name):
+        if shape := known_shape(plan, name):
+            return shape
+        headers = importlib.import_module("tokenunify.data.local_shape")  # the readers of all formats take a second
+        if shape := headers.local_shape(plan.volume(name)):
             return shape
         logger.warning(
             "volumes.%s counts as nothing: its shape is known when it has a roi, lies on this machine or is ingested",
@@ -165,11 +155,6 @@ def known_shape(plan: Plan, name: str) -> Coordinate | None:
     return plan.shape(name)
 
 
-def _local_shape(plan: Plan, name: str) -> Coordinate | None:
-    headers = importlib.import_module("tokenunify.data.local_shape")  # the readers of all formats take a second
-    return headers.local_shape(plan.volume(name))
-
-
 def scaled(shape: Coordinate, voxels: float) -> Coordinate:
     """The shape, grown or shrunk in all axes to about so many voxels."""
     factor = (voxels / math.prod(shape)) ** (1 / 3)
@@ -178,7 +163,7 @@ def scaled(shape: Coordinate, voxels: float) -> Coordinate:
 
 
 def advice(plan: Plan, rows: dict[c.StageName, Row]) -> list[str]:
-    """What to configure where jobs would outgrow their limits."""
+    """Keys of the configuration to change, with their new values, where jobs would outgrow their limits."""
     lines = []
     for stage, row in rows.items():
         asked = plan.config.stage_resources(stage)
@@ -212,31 +197,24 @@ def run(
 ) -> None:
     """Print the table as configured, and with the target's volume grown or shrunk to each number of voxels."""
     plan = Plan(c.load(*configfile))
-    volume, shape_of = _volume(target), shapes(plan)
-    plan.runs(volume)  # an unknown volume is refused
-    measured_on = c.validate(Costs, text.read(costs), str(costs))
-    estimate = Estimate(plan, measured_on, dict(throughput))
-    if not all(shape := shape_of(volume)):
-        raise InputError(f"plan: volumes.{volume} has no shape yet; add a roi, put its source here, or ingest it")
-    for title, size in [("as configured", shape), *((f"{n:,.3g} voxels", scaled(shape, n)) for n in voxels)]:
-        sized = partial(_or_sized, shape_of=shape_of, name=volume, shape=size)
-        rows = estimate.rows(Workload(plan, sized).tasks(volume))
-        sys.stdout.write(f"{volume}, {title}: {' x '.join(map(str, size))}\n{table(rows)}")
-        sys.stdout.write("".join(f"  set {line}\n" for line in advice(plan, rows)) + "\n")
-    sys.stdout.write(f"Measured on {measured_on.machine}.\n")
-
-
-def _volume(target: str) -> str:
-    """The volume of the table that is named."""
-    expected = layout.output("metrics").format(volume="VOLUME")
     try:
         stage, names = layout.locate(Path(target))
     except InputError:
         stage, names = "", {}
     if stage != "metrics" or target != layout.output("metrics").format(**names):
+        expected = layout.output("metrics").format(volume="VOLUME")
         raise InputError(f"plan: the target must be {expected}, got {target!r}; name a table")
-    return names["volume"]
-
-
-def _or_sized(volume: str, *, shape_of: Callable[[str], Coordinate], name: str, shape: Coordinate) -> Coordinate:
-    return shape if volume == name else shape_of(volume)
+    volume, shape_of = names["volume"], shapes(plan)
+    plan.runs(volume)  # an unknown volume is refused
+    measured_on = c.validate(Costs, text.read(costs), str(costs))
+    estimate = Estimate(plan, measured_on, dict(throughput))
+    if not all(shape := shape_of(volume)):
+        raise InputError(f"plan: volumes.{volume} has no shape yet; add a roi, put its source here, or ingest it")
+    sized: dict[str, Coordinate] = {}
+    workload = Workload(plan, lambda name: sized.get(name) or shape_of(name))
+    for title, size in [("as configured", shape), *((f"{n:,.3g} voxels", scaled(shape, n)) for n in voxels)]:
+        sized[volume] = size
+        rows = estimate.rows(workload.tasks(volume))
+        sys.stdout.write(f"{volume}, {title}: {' x '.join(map(str, size))}\n{table(rows)}")
+        sys.stdout.write("".join(f"  set {line}\n" for line in advice(plan, rows)) + "\n")
+    sys.stdout.write(f"Measured on {measured_on.machine}.\n")

@@ -3,15 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import TypeVar
 
 from tokenunify import config as c
 from tokenunify import layout
 from tokenunify.config import BASELINE, Config, exclusion, sampling
 from tokenunify.errors import InputError
-from tokenunify.geometry import Coordinate, Roi
-from tokenunify.plan import downloaded
+from tokenunify.geometry import Coordinate
+from tokenunify.plan import downloaded, reported
 from tokenunify.stages import sections
 from tokenunify.store import manifest
 
@@ -63,7 +62,7 @@ class Plan:
         return list(dict.fromkeys(v for name, d in self.config.datasets.items() if self._models(name) for v in d.test))
 
     def shown_volumes(self) -> list[str]:
-        """The same; InputError where there are none, of which no report can be made."""
+        """The volumes that the report shows; InputError where there are none, as it would be empty."""
         if self.test_volumes:
             return self.test_volumes
         raise InputError(
@@ -80,9 +79,11 @@ class Plan:
 
     def _runs(self, volume: str) -> list[Run]:
         return [
-            Run(volume, dataset, split, model, seed, segmentation)
-            for dataset, split in self._roles(volume)
-            for model, seeds, segmentations in self._models(dataset)
+            Run(volume, name, split, model, seed, segmentation)
+            for name, dataset in self.config.datasets.items()
+            for split in ("validation", "test")
+            if volume in getattr(dataset, split)
+            for model, seeds, segmentations in self._models(name)
             for seed in seeds
             for segmentation in segmentations
         ]
@@ -113,13 +114,8 @@ class Plan:
         box = v.roi or v.sources[0].phantom
         return box.shape if box else None
 
-    def _roles(self, volume: str) -> list[tuple[str, str]]:
-        splits = ("validation", "test")
-        return [
-            (name, split) for name, d in self.config.datasets.items() for split in splits if volume in getattr(d, split)
-        ]
-
     def _models(self, dataset: str) -> list[tuple[str, tuple[int, ...], list[str]]]:
+        """The models in a dataset's tables, each with its seeds and segmentations; the baseline only beside others."""
         reported = (self.config.evaluation.models or {}).get(dataset)
         models = [
             (name, model.seeds, list(self.config.segmentations))
@@ -144,15 +140,13 @@ class Plan:
 
     def corpus_volumes(self, pretraining: str) -> list[str]:
         """The volumes that a pre-training reads, sampled regions among them."""
-        return self._corpus(pretraining).names
+        return self.corpus(pretraining).names
 
     def _pretraining(self, name: str) -> c.Pretraining:
         return _named("pretraining", name, self.config.pretrainings)
 
-    def _datasets(self, pretraining: str) -> list[tuple[c.CorpusVolume, ...]]:
-        return list(self._corpus(pretraining).datasets.values())
-
-    def _corpus(self, pretraining: str) -> c.Corpus:
+    def corpus(self, pretraining: str) -> c.Corpus:
+        """The corpus of a pre-training."""
         return self.config.corpora[self._pretraining(pretraining).corpus]
 
     def download(self, volume: str) -> str:
@@ -162,11 +156,11 @@ class Plan:
         sample = region and sections.Sample(shape=region.shape, places=region.places, max_blank=region.max_blank)
         rights = {"terms": v.terms, "license": v.license, "citation": v.citation}
         section = sections.Download(sources=v.sources, **rights, **box, sample=sample)
-        return _still_asked(layout.output("download").format(volume=volume), section)
+        return downloaded.still_asked(layout.output("download").format(volume=volume), section)
 
     @property
     def download_permit(self) -> str:
-        """What downloads are allowed to do, which decides no result, as JSON."""
+        """Limits and accepted licences of downloads as JSON; they decide no result."""
         limits = self.config.download.model_dump(mode="json")
         return sections.Permit(**limits, accept_licenses=self.config.accept_licenses).model_dump_json()
 
@@ -174,7 +168,7 @@ class Plan:
         source, output = self.model(model).weights, layout.output("download_weights").format(model=model)
         if source is None:
             raise InputError(f"{output}: models.{model} has no published weights; add models.{model}.weights")
-        return _still_asked(output, sections.Download(sources=(source,)))
+        return downloaded.still_asked(output, sections.Download(sources=(source,)))
 
     def ingest(self, volume: str) -> str:
         v, storage = self.volume(volume), self.config.storage
@@ -191,30 +185,28 @@ class Plan:
         return sections.to_json("ingest", section)
 
     def pretrain(self, pretraining: str) -> str:
-        p = self._pretraining(pretraining)
+        p, corpus = self._pretraining(pretraining), self.corpus(pretraining)
+        datasets = []
+        for members in corpus.datasets.values():
+            regions = []
+            for member in members:
+                if member.sample:
+                    regions += [sections.Region(volume=name, box=None, avoid=()) for name in member.names]
+                    continue
+                avoided = exclusion.avoided(self.config, corpus, member.volume)
+                avoid = tuple(c.RoiConfig(offset=box.offset, shape=box.shape) for box in avoided)
+                boxes = member.regions or (None,)
+                regions += [sections.Region(volume=member.volume, box=box, avoid=avoid) for box in boxes]
+            datasets.append(tuple(regions))
         given = {key: value for key, value in p if key != "corpus"}
-        datasets = tuple(
-            tuple(region for member in members for region in self._regions(pretraining, member))
-            for members in self._datasets(pretraining)
-        )
-        return sections.to_json("pretrain", sections.Pretrain(**given, datasets=datasets))
-
-    def _regions(self, pretraining: str, member: c.CorpusVolume) -> list[sections.Region]:
-        if member.sample:
-            return [sections.Region(volume=name, box=None, avoid=()) for name in member.names]
-        avoided = exclusion.avoided(self.config, self._corpus(pretraining), member.volume)
-        avoid = tuple(map(_box, avoided))
-        return [sections.Region(volume=member.volume, box=box, avoid=avoid) for box in member.regions or (None,)]
+        return sections.to_json("pretrain", sections.Pretrain(**given, datasets=tuple(datasets)))
 
     def finetune(self, model: str) -> str:
         m = self.model(model)
         section = sections.Finetune(
             **dict(m.finetune),
-            network=m.network,
+            **{key: getattr(m, key) for key in ("network", "start", "transfer", "train")},
             sections=tuple(t.sections for t in self.dataset(model).train),
-            start=m.start,
-            transfer=m.transfer,
-            train=m.train,
             lora=m.lora if m.train == "lora" else None,
         )
         return sections.to_json("finetune", section)
@@ -274,52 +266,18 @@ class Plan:
         return sections.to_json("evaluate", section)
 
     def blockings(self, segmentation: str) -> str:
-        section = sections.Blockings(
-            segmentation=self.segmentations[segmentation],
-            block_shapes=self.config.evaluation.blockings,
-            **self._grid(),
-        )
+        settings, shapes = self.segmentations[segmentation], self.config.evaluation.blockings
+        section = sections.Blockings(segmentation=settings, block_shapes=shapes, **self._grid())
         return sections.to_json("blockings", section)
 
     def metrics(self, volume: str) -> str:
-        return sections.to_json("metrics", sections.Metrics(rows=tuple(self._row(run) for run in self.runs(volume))))
+        rows = tuple(reported.row(self, run) for run in self.runs(volume))
+        return sections.to_json("metrics", sections.Metrics(rows=rows))
 
     def report(self) -> str:
-        return sections.to_json("report", sections.Report(title=", ".join(self.test_volumes), rights=self._rights()))
-
-    def _rights(self) -> tuple[sections.Rights, ...]:
-        """What the volumes behind the report's tables ask for; equal ones together: a command must be short."""
-        together: dict[str, sections.Rights] = {}
-        for name, volume in self.config.volumes.items():
-            given = {"license": volume.license, "terms": volume.terms, "citation": volume.citation}
-            if name in self._cited and any(given.values()):
-                key = sections.Rights(volumes=(), **given).model_dump_json()
-                others = together[key].volumes if key in together else ()
-                together[key] = sections.Rights(volumes=(*others, name), **given)
-        return tuple(together.values())
-
-    @cached_property
-    def _cited(self) -> set[str]:
-        """The volumes that are scored, train, choose or pre-train, without the sampled regions."""
         runs = [run for volume in self.test_volumes for run in self.runs(volume)]
-        datasets = [self.config.datasets[name] for name in {run.dataset for run in runs}]
-        pretrainings = {found for run in runs if (found := self.pretraining_of(run.model))}
-        members = [m.volume for name in pretrainings for group in self._datasets(name) for m in group]
-        trained = [t.volume for d in datasets for t in d.train]
-        return {*self.test_volumes, *trained, *(v for d in datasets for v in d.validation), *members}
-
-    def _row(self, run: Run) -> sections.Row:
-        model = self.config.models.get(run.model)
-        network, start = (model.network.name, model.start) if model else ("none", "none")
-        method = self.segmentations[run.segmentation].method
-        known = {"network": network, "method": method, "pretraining": start}
-        return sections.Row(**vars(run), **known, test_raw_in_pretraining=self._was_seen(start, run.volume))
-
-    def _was_seen(self, start: str, volume: str) -> bool | None:
-        """Whether a start of that name has seen the volume's raw; of published weights nobody knows."""
-        if start == "published":
-            return None
-        return start != "none" and exclusion.shows(self.config, self._corpus(start), volume)
+        section = sections.Report(title=", ".join(self.test_volumes), rights=reported.rights(self, runs))
+        return sections.to_json("report", section)
 
     def _grid(self) -> dict[str, Coordinate]:
         storage = self.config.storage
@@ -330,18 +288,8 @@ class Plan:
         return settings.model_copy(update={"fragments": c.Fragments()})
 
 
-def _still_asked(output: str, section: sections.Download) -> str:
-    text = sections.to_json("download", section)
-    found = section.model_copy(update={"found": downloaded.states(text)})
-    return downloaded.section(Path(output), sections.to_json("download", found))
-
-
 def _is_lifted(segmentation: c.Waterz | c.Multicut) -> bool:
     return isinstance(segmentation, c.Multicut) and segmentation.lifted
-
-
-def _box(roi: Roi) -> c.RoiConfig:
-    return c.RoiConfig(offset=roi.offset, shape=roi.shape)
 
 
 def _named(kind: str, name: str, known: Mapping[str, Named]) -> Named:

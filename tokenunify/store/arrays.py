@@ -4,8 +4,6 @@ import os
 import re
 import zipfile
 import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -113,12 +111,21 @@ def reopen(path: str | Path, remake: str, stated: dict[str, Any] | None = None) 
 
 
 def _open(path: str | Path, mode: Literal["r", "r+"], remake: str, stated: dict[str, Any] | None) -> zarr.Array:
+    """Open an array whose metadata are those that `create` would store: with others it would read as other values."""
     described = Path(path, "zarr.json")
     try:
         if described.exists() and not described.is_file():
             raise ValueError(f"its zarr.json is missing{shards.in_its_place(described)}")
         array = zarr.open_array(str(path), mode=mode)
-        _check_metadata(array, stated or {})
+        own = {"shape": array.shape, "dtype": str(array.dtype), "attributes": {}}
+        own |= {"chunk_shape": array.chunks[-3:], "shard_shape": (array.shards or array.chunks)[-3:]}
+        expected = create({}, **{**own, **(stated or {})}).metadata.to_dict()
+        found = array.metadata.to_dict()
+        halves = (expected, found), (expected.pop("attributes"), found.pop("attributes"))
+        for wanted, stored in halves:
+            for key, value in wanted.items():
+                if stored.get(key) != value:
+                    raise ValueError(f"its {key} is {stored.get(key)}, expected {value} as it was made")
         return array
     except PermissionError:
         raise
@@ -126,35 +133,11 @@ def _open(path: str | Path, mode: Literal["r", "r+"], remake: str, stated: dict[
         raise InputError(f"{path} is not a readable zarr array ({error}); {remake}") from None
 
 
-def _check_metadata(array: zarr.Array, stated: dict[str, Any]) -> None:
-    """Compare what is stored with what `create` would store: of another shape or type it would read as other values."""
-    own = {"shape": array.shape, "dtype": str(array.dtype), "attributes": {}}
-    own |= {"chunk_shape": array.chunks[-3:], "shard_shape": (array.shards or array.chunks)[-3:]}
-    expected = create({}, **{**own, **stated}).metadata.to_dict()
-    found = array.metadata.to_dict()
-    halves = (expected, found), (expected.pop("attributes"), found.pop("attributes"))
-    for wanted, stored in halves:
-        for key, value in wanted.items():
-            if stored.get(key) != value:
-                raise ValueError(f"its {key} is {stored.get(key)}, expected {value} as it was made")
-
-
-@contextmanager
-def naming_damage(path: str | Path, remake: str) -> Iterator[None]:
-    """Turn a checksum or decoding failure while reading `path` into an InputError with advice."""
-    try:
-        yield
-    except (ValueError, RuntimeError, OSError) as error:
-        if isinstance(error, InputError) or getattr(error, "errno", None) is not None:
-            raise
-        raise InputError(f"{path} is damaged ({error}); {remake}") from error
-
-
 class Store:
     """A finished array that is read in boxes; damage is reported with the advice to mend it."""
 
     marks: shards.Marks
-    """Those recorded of its shards: each is compared once, when a box first reads from it. Old stores have none."""
+    """The recorded marks of its shards: each is compared once, when a box first reads from it. Old stores have none."""
 
     def __init__(self, path: str | Path, remake: str, stated: dict[str, Any] | None = None):
         self.path, self.remake = Path(path), remake
@@ -165,17 +148,16 @@ class Store:
         self.marks = {}
 
     def __getitem__(self, index) -> np.ndarray:
-        with naming_damage(self.path, self.remake):
-            if self.marks:
-                self._check_marks(index)
+        try:
+            for file in shards.files(self.array, shards.box(index, self.shape)) if self.marks else ():
+                if not shards.is_as_recorded(file, self.array, self.marks):
+                    raise ValueError(f"{file.relative_to(self.path)} is not the shard that was written there")
+                self.marks.pop(file, None)
             return np.asarray(self.array[index])
-
-    def _check_marks(self, index) -> None:
-        for file in shards.files(self.array, shards.box(index, self.shape)):
-            expected = self.marks.get(file)
-            if expected and shards.mark(file, self.array) not in expected:
-                raise ValueError(f"{file.relative_to(self.path)} is not the shard that was written there")
-            self.marks.pop(file, None)
+        except (ValueError, RuntimeError, OSError) as error:  # whatever checksums and decoding say of damage
+            if isinstance(error, InputError) or getattr(error, "errno", None) is not None:
+                raise
+            raise InputError(f"{self.path} is damaged ({error}); {self.remake}") from error
 
 
 def open_prepared(path: str | Path, form: type[forms.Prepared] = forms.Prepared) -> Store:
@@ -199,7 +181,7 @@ def open_level(path: str | Path, level: int) -> zarr.Array:
 
 
 def stated(content: dict) -> dict[str, Any]:
-    """What a manifest's content says of an array, as `create` takes it."""
+    """Arguments of `create` that a manifest's content states."""
     known = {**content["config"], **content}
     fixed = {key: known[key] for key in ("shape", "dtype", "chunk_shape", "shard_shape") if key in known}
     return {**fixed, "attributes": {key: known[key] for key in ATTRIBUTES if key in known}}
@@ -231,14 +213,18 @@ def open_volume(path: str | Path) -> Volume:
     content, run = manifest.read(path, forms.Volume).values()
     root = path.with_suffix(".zarr")
     remake = f"delete {path} and {root} and run snakemake again"
+    config = content.get("config", {})
+    placed = {key: content[key] for key in ("voxel_size_nm", "offset_nm")}
 
     def opened(role: str) -> Store:
-        store = Store(root / role / "0", remake, _stated_image(content, role))
+        # Else it is not a manifest of ingest: it says too little.
+        image = stated({"config": config, **content[role], **placed}) if "shard_shape" in config else {}
+        store = Store(root / role / "0", remake, image)
         store.marks = shards.by_file([(shards.files(store.array), run.get(SHARDS, {}).get(role, ""))])
         return store
 
     labels, mask = (opened(role) if content.get(role) else None for role in ("labels", "mask"))
-    numbered_anew = labels is not None and content.get("config", {}).get("label_ids", "keep") != "keep"
+    numbered_anew = labels is not None and config.get("label_ids", "keep") != "keep"
     z, y, x = (round(o / v) for o, v in zip(content["offset_nm"], content["voxel_size_nm"], strict=True))
     return Volume(
         name=path.stem,
@@ -250,14 +236,6 @@ def open_volume(path: str | Path) -> Volume:
         origin=(z, y, x),
         source_ids=SourceIds(root / "labels" / "original_ids", remake) if numbered_anew else None,
     )
-
-
-def _stated_image(content: dict, role: str) -> dict[str, Any]:
-    config = content.get("config", {})
-    if "shard_shape" not in config:
-        return {}  # not of ingest: it says too little
-    placed = {key: content[key] for key in ("voxel_size_nm", "offset_nm")}
-    return stated({"config": config, **content[role], **placed})
 
 
 def to_uint8(affinities: np.ndarray) -> np.ndarray:

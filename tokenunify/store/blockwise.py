@@ -1,6 +1,5 @@
 """Run one part of a block-wise stage: lock, ledger of finished blocks, resume at the next one."""
 
-import ctypes
 import json
 import logging
 import os
@@ -18,16 +17,13 @@ from tqdm import tqdm
 
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
-from tokenunify.store import arrays, file_lock, forms, ledger, lock_holders, manifest, shards
+from tokenunify.store import arrays, file_lock, forms, heap, ledger, lock_holders, manifest, shards
 from tokenunify.store.ledger import record as _record
 
 logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
-"""Constants of malloc.h."""
-HEARTBEAT_SECONDS = 10
 CLAIM_SECONDS = 300  # to claim blocks takes a moment: who waits for so long waits for ever
 
 
@@ -66,44 +62,64 @@ def run_part(
     seconds, added up over the attempts.
     """
     mine = blocks.part(part, num_parts)
-    _keep_the_heap_small()
+    heap.keep_small()
     with lock(folder / "locks", mine) as lost:
         done = finished_blocks(folder, blocks) & set(mine)
         if written is not None:
             marks = arrays.recorded_marks(folder, blocks, written)
-            done = {i for i in done if _are_whole(shards.files(written, blocks.roi(i).slices), written, marks)}
+            done = {
+                index
+                for index in done
+                if all(
+                    shards.is_there(file) and shards.is_as_recorded(file, written, marks)
+                    for file in shards.files(written, blocks.roi(index).slices)
+                )
+            }
         todo = [index for index in mine if index not in done]
         logger.info("part %d of %d: %d blocks, %d already finished", part, num_parts, len(mine), len(mine) - len(todo))
-        path, last = folder / "ledger" / f"part{part}of{num_parts}.jsonl", time.perf_counter()
-
-        def finish(index: int, roi: Roi, result: Result) -> None:
-            nonlocal last
-            write(roi, result)
-            marks = {} if written is None else {"shards": _to_disk(written, roi)}
-            before, last = last, time.perf_counter()
-            _record(path, {"block": index, "voxels": roi.num_voxels, "seconds": last - before, **marks})
-
-        with context(todo), ThreadPoolExecutor(1) as writer:
-            waiting: Future = writer.submit(lambda: None)
-            for index in tqdm(todo, unit="block", mininterval=5):
-                if lost.is_set():
-                    raise InputError(
-                        f"{folder}: another process took over, as this one seemed dead; run snakemake again after it"
-                    )
-                roi = blocks.roi(index)
-                result = process(index, roi)
-                waiting.result()  # no more than one block waits to be written
-                waiting = writer.submit(finish, index, roi, result)
-            waiting.result()
-        return _summary(folder, blocks, mine, computed_now=len(todo))
+        _compute(folder, f"part{part}of{num_parts}", blocks, todo, process, write, written, context, lost)
+        return {**ledger.summary(folder, blocks, mine), "blocks_computed_now": len(todo)}
 
 
-def _keep_the_heap_small() -> None:
-    """Let threads share one heap, without large arrays: else it would grow with the number of blocks (glibc only)."""
-    allocator = ctypes.CDLL(None)
-    if hasattr(allocator, "mallopt"):
-        allocator.mallopt(M_ARENA_MAX, 1)
-        allocator.mallopt(M_MMAP_THRESHOLD, 2**22)
+def _compute(
+    folder: Path,
+    name: str,
+    blocks: Blocks,
+    todo: list[int],
+    process: Callable[[int, Roi], Result],
+    write: Callable[[Roi, Result], None],
+    written: arrays.zarr.Array | None,
+    context: Callable[[list[int]], AbstractContextManager],
+    lost: threading.Event,
+) -> None:
+    """Process the blocks; beside the next one, a thread writes each result and records its block in `name`'s ledger."""
+    last = time.perf_counter()
+
+    def finish(index: int, roi: Roi, result: Result) -> None:
+        nonlocal last
+        write(roi, result)
+        marks = {}
+        if written is not None:
+            for file in shards.files(written, roi.slices):
+                with open(file, "rb") as shard:  # else a machine that crashes could lose it and keep the ledger
+                    os.fsync(shard.fileno())
+            marks["shards"] = shards.marks(written, roi.slices)
+        before, last = last, time.perf_counter()
+        entry = {"block": index, "voxels": roi.num_voxels, "seconds": last - before, **marks}
+        _record(folder / "ledger" / f"{name}.jsonl", entry)
+
+    with context(todo), ThreadPoolExecutor(1) as writer:
+        waiting: Future = writer.submit(lambda: None)
+        for index in tqdm(todo, unit="block", mininterval=5):
+            if lost.is_set():
+                raise InputError(
+                    f"{folder}: another process took over, as this one seemed dead; run snakemake again after it"
+                )
+            roi = blocks.roi(index)
+            result = process(index, roi)
+            waiting.result()  # no more than one block waits to be written
+            waiting = writer.submit(finish, index, roi, result)
+        waiting.result()
 
 
 def fill(
@@ -151,36 +167,6 @@ def finished_blocks(folder: Path, blocks: Blocks | None = None) -> set[int]:
     return {entry.block for entry in ledger.entries(folder, blocks)}
 
 
-def _summary(folder: Path, blocks: Blocks, mine: range, computed_now: int) -> dict:
-    entries = {entry.block: entry for entry in ledger.entries(folder, blocks) if entry.block in mine}.values()
-    seconds = sum(entry.seconds for entry in entries)
-    voxels = sum(entry.voxels for entry in entries)
-    return {
-        "blocks": len(entries),
-        "blocks_computed_now": computed_now,
-        "voxels": voxels,
-        "seconds": round(seconds, 3),
-        "voxels_per_second": round(voxels / seconds) if seconds else None,
-    }
-
-
-def _are_whole(files: list[Path], array: arrays.zarr.Array, marks: shards.Marks) -> bool:
-    return all(map(shards.is_there, files)) and all(
-        file not in marks or shards.mark(file, array) in marks[file] for file in files
-    )
-
-
-def _to_disk(array: arrays.zarr.Array, roi: Roi) -> str:
-    """Return the marks of a box's shards when the disk has them.
-
-    Else a machine that crashes could lose them and keep the ledger.
-    """
-    for path in shards.files(array, roi.slices):
-        with open(path, "rb") as file:
-            os.fsync(file.fileno())
-    return shards.marks(array, roi.slices)
-
-
 @contextmanager
 def lock(folder: Path, claimed: range) -> Iterator[threading.Event]:
     """Hold the blocks `claimed`: wait while a living process, of an earlier attempt perhaps, works on any of them.
@@ -191,7 +177,18 @@ def lock(folder: Path, claimed: range) -> Iterator[threading.Event]:
     own = f"{socket.gethostname()}.{os.getpid()}.{uuid4().hex[:8]}"  # containers may share the first two
     path = folder / f"{claimed.start}-{claimed.stop}.{own}.json"
     warned, watch = False, lock_holders.Watch()
-    while holder := _claim(folder, path, claimed, watch):
+    while True:
+        with file_lock.alone(folder / ".claim", CLAIM_SECONDS):  # one process at a time looks and writes
+            holder = None
+            for other, found, is_alive in watch.holders(folder):
+                if not is_alive:
+                    other.unlink(missing_ok=True)
+                elif found.start < claimed.stop and claimed.start < found.stop:
+                    holder = found
+                    break
+            if holder is None:
+                manifest.write_text(path, json.dumps(lock_holders.own(claimed)))
+                break
         if not warned:
             logger.warning(
                 "blocks are held by process %s on %s: waiting for it to end, or to give no sign of life for %d s",
@@ -200,7 +197,7 @@ def lock(folder: Path, claimed: range) -> Iterator[threading.Event]:
         warned = True
         time.sleep(0.5)
     ended, lost = threading.Event(), threading.Event()
-    threading.Thread(target=_heartbeat, args=(path, ended, lost), daemon=True).start()
+    threading.Thread(target=lock_holders.renew, args=(path, ended, lost), daemon=True).start()
     try:
         yield lost
     finally:
@@ -208,33 +205,6 @@ def lock(folder: Path, claimed: range) -> Iterator[threading.Event]:
         path.unlink(missing_ok=True)
 
 
-def _heartbeat(path: Path, ended: threading.Event, lost: threading.Event) -> None:
-    while not (ended.wait(HEARTBEAT_SECONDS) or lost.is_set()):
-        try:
-            os.utime(path)
-        except FileNotFoundError:
-            lost.set()
-        except OSError as error:
-            logger.warning("%s cannot be renewed now (%s)", path, error)  # a network file system may be slow
-
-
-def _claim(folder: Path, path: Path, claimed: range, watch: lock_holders.Watch) -> lock_holders.Holder | None:
-    """Write the lock file, or return who holds some of the blocks; one process at a time looks and writes."""
-    with file_lock.alone(folder / ".claim", CLAIM_SECONDS):
-        for other in sorted(folder.glob("*.json")):
-            holder = lock_holders.read(other)
-            if holder is None:
-                continue  # its owner has just ended
-            if not watch.is_alive(other, holder):
-                other.unlink(missing_ok=True)
-            elif holder.start < claimed.stop and claimed.start < holder.stop:
-                return holder
-        manifest.write_text(path, json.dumps(lock_holders.own(claimed)))
-        return None
-
-
 def in_use(folder: Path) -> bool:
     """Whether a process that lives, as far as is known, holds a lock in `folder`."""
-    watch = lock_holders.Watch()
-    found = ((path, lock_holders.read(path)) for path in folder.glob("*.json"))
-    return any(watch.is_alive(path, holder) for path, holder in found if holder)
+    return any(is_alive for _, _, is_alive in lock_holders.Watch().holders(folder))

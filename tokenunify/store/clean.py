@@ -24,7 +24,7 @@ ENDINGS = "json|csv|npz|safetensors|ckpt|html|png|sha256|zarr|progress"
 TEMPORARY = re.compile(rf"\.(?:.+\.(?:{ENDINGS})|[0-9a-f]{{16}})\.\d+")
 """Names under which files and stores are written before they get their own: `.{name}.{process}`."""
 INSIDE = ("locks", "ledger", "blocks", "last.ckpt")
-"""What a store's folder has in it, besides arrays; a folder with none of it is not taken for one."""
+"""Names in a store's folder, besides arrays; a folder with none of them is not taken for a store."""
 TEMPORARY_SECONDS = 3600
 """A temporary file or store that did not change for so long has no writer."""
 
@@ -52,45 +52,31 @@ def stale(folder: Path) -> Iterator[Path]:
         here = Path(root)
         kept = [name for name in names if not _is_stale(here / name)]
         yield from (here / name for name in names if name not in kept)
-        yield from (here / name for name in files if _is_old_temporary(here / name))
+        yield from (here / name for name in files if _is_stale(here / name))
         names[:] = [name for name in kept if not name.startswith(".") and not name.endswith(".zarr")]
 
 
 def _is_stale(path: Path) -> bool:
-    return not path.is_symlink() and (_is_stale_store(path) or _is_stale_volume(path) or _is_old_temporary(path))
-
-
-def _is_stale_store(path: Path) -> bool:
-    if not STORE.fullmatch(path.name):
+    """Whether a temporary file or folder has no writer, or no manifest names a finished store, state or volume."""
+    if path.is_symlink():
         return False
-    if not any((path / name).exists() for name in INSIDE) and not any(path.glob("*.zarr")):
+    if TEMPORARY.fullmatch(path.name):
+        return time.time() - max(p.stat().st_mtime for p in [path, *path.glob("*")]) > TEMPORARY_SECONDS
+    locks, manifests = path / "locks", []
+    if STORE.fullmatch(path.name) and (any((path / name).exists() for name in INSIDE) or any(path.glob("*.zarr"))):
+        # A training's folder is in training/ beside its manifest, every other directly beside its own.
+        beside, above = (list(parent.glob("*.json")) for parent in path.parents[:2])
+        if not any(path.name in m.read_text(encoding="utf-8", errors="replace") for m in [*beside, *above]):
+            manifests = above if path.parent.name == "training" else beside
+    elif path.is_dir() and (found := PARTIAL_VOLUME.fullmatch(path.name)):
+        made = path.with_name(f"{found['volume']}.json")
+        manifests = [made] if made.exists() else []
+        locks = path.with_name(f".{found['volume']}.locks")
+    if not manifests:
         return False
-    # A training's folder is in training/ beside its manifest, every other directly beside its own.
-    beside, above = (list(parent.glob("*.json")) for parent in path.parents[:2])
-    named = any(path.name in m.read_text(encoding="utf-8", errors="replace") for m in [*beside, *above])
-    finished = _finished_since(path, above if path.parent.name == "training" else beside)
-    return finished and not named and not blockwise.in_use(path / "locks")
-
-
-def _is_stale_volume(path: Path) -> bool:
-    found = PARTIAL_VOLUME.fullmatch(path.name)
-    if not found:
-        return False
-    made = path.with_name(f"{found['volume']}.json")
-    locks = path.with_name(f".{found['volume']}.locks")
-    return _finished_since(path, [made] if made.exists() else []) and not blockwise.in_use(locks)
-
-
-def _finished_since(path: Path, manifests: list[Path]) -> bool:
-    """Whether one of the manifests was written after the last change in the folder."""
-    changed = max(p.stat().st_mtime for p in [path, *path.glob("*"), *path.glob("ledger/*"), *path.glob("blocks/*")])
-    return any(m.stat().st_mtime > changed for m in manifests)
-
-
-def _is_old_temporary(path: Path) -> bool:
-    if not TEMPORARY.fullmatch(path.name) or path.is_symlink():
-        return False
-    return time.time() - max(p.stat().st_mtime for p in [path, *path.glob("*")]) > TEMPORARY_SECONDS
+    inside = [path, *path.glob("*"), *path.glob("ledger/*"), *path.glob("blocks/*")]
+    changed = max(p.stat().st_mtime for p in inside)
+    return any(m.stat().st_mtime > changed for m in manifests) and not blockwise.in_use(locks)
 
 
 def remove(path: Path) -> bool:

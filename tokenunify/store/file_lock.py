@@ -10,7 +10,7 @@ from filelock import FileLock, Timeout
 from tokenunify.errors import InputError
 
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
-"""What a file system without locks says."""
+"""Error numbers of a file system without locks."""
 ADVICE = "mount it with locks (flock), or choose a folder of another file system with --directory"
 
 

@@ -34,9 +34,9 @@ def record(ledger: Path, entry: dict) -> None:
 
 
 def entries(folder: Path, blocks: Blocks | None = None) -> Iterator[Entry]:
-    """What any part of any attempt recorded, of these blocks; lines that are none are passed over.
+    """The entries of all parts and attempts that are of these blocks; other lines are passed over.
 
-    Such are a line that was being written when its process was killed, damage, and blocks of another grid.
+    Other lines are one that was being written when its process was killed, damage, and blocks of another grid.
     """
     for path in sorted((folder / "ledger").glob("*.jsonl")):
         for line in path.read_bytes().splitlines() if path.is_file() else ():
@@ -44,9 +44,18 @@ def entries(folder: Path, blocks: Blocks | None = None) -> Iterator[Entry]:
                 entry = Entry.model_validate_json(line, strict=True)
             except ValidationError:
                 continue
-            if blocks is None or _belongs(entry, blocks):
+            if blocks is None or (entry.block < len(blocks) and blocks.roi(entry.block).num_voxels == entry.voxels):
                 yield entry
 
 
-def _belongs(entry: Entry, blocks: Blocks) -> bool:
-    return entry.block < len(blocks) and blocks.roi(entry.block).num_voxels == entry.voxels
+def summary(folder: Path, blocks: Blocks, mine: range) -> dict:
+    """Number, voxels and seconds of the recorded blocks among `mine`, over all attempts, each block once."""
+    found = {entry.block: entry for entry in entries(folder, blocks) if entry.block in mine}.values()
+    seconds = sum(entry.seconds for entry in found)
+    voxels = sum(entry.voxels for entry in found)
+    return {
+        "blocks": len(found),
+        "voxels": voxels,
+        "seconds": round(seconds, 3),
+        "voxels_per_second": round(voxels / seconds) if seconds else None,
+    }

@@ -78,37 +78,26 @@ def read(path: str | Path, form: type[BaseModel] | None = None) -> dict:
     if not path.exists():
         raise InputError(f"{path} does not exist: make it with `snakemake {path}`")
     try:
-        return _checked(path, form)
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(
-            f"{path} is not a manifest{_of(form)} ({_reason(error)}): delete it and make it again with "
-            f"`snakemake {path}`"
-        ) from None
-
-
-def _checked(path: Path, form: type[BaseModel] | None) -> dict:
-    if not path.is_file():
-        raise ValueError("a folder or device lies in its place")
-    text = json.loads(path.read_bytes())
-    made = {"content": text["content"], "run": text["run"]}
-    if not all(isinstance(half, dict) for half in made.values()):
-        raise TypeError("content and run must be objects")
-    if (recorded := text.get(CHECKSUM, found := digest(made))) != found:
-        raise ValueError(f"it is damaged: its checksum is {found}, it records {recorded}")
-    if form is not None:
-        form.model_validate({**made["content"], "run": made["run"]}, strict=True)
-    return made
-
-
-def _of(form: type[BaseModel] | None) -> str:
-    return "" if form is None else f" of {form.__doc__}"
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, ValidationError):
+        if not path.is_file():
+            raise ValueError("a folder or device lies in its place")
+        text = json.loads(path.read_bytes())
+        made = {"content": text["content"], "run": text["run"]}
+        if not all(isinstance(half, dict) for half in made.values()):
+            raise TypeError("content and run must be objects")
+        if (recorded := text.get(CHECKSUM, found := digest(made))) != found:
+            raise ValueError(f"it is damaged: its checksum is {found}, it records {recorded}")
+        if form is not None:
+            form.model_validate({**made["content"], "run": made["run"]}, strict=True)
+        return made
+    except ValidationError as error:
         first = error.errors()[0]
-        return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
-    return f"it lacks {error}" if isinstance(error, KeyError) else str(error)
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    except KeyError as error:
+        reason = f"it lacks {error}"
+    except (ValueError, TypeError, RecursionError) as error:
+        reason = str(error)
+    stage = "" if form is None else f" of {form.__doc__}"
+    raise InputError(f"{path} is not a manifest{stage} ({reason}): delete it and make it again with `snakemake {path}`")
 
 
 def content(path: str | Path, form: type[BaseModel] | None = None) -> dict:
@@ -117,5 +106,5 @@ def content(path: str | Path, form: type[BaseModel] | None = None) -> dict:
 
 
 def content_hash(path: str | Path) -> str:
-    """What downstream stages put into their store's name for this input."""
+    """The hash of a manifest's content, which goes into the names of stores that are made from it."""
     return digest(content(path))

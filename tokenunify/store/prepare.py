@@ -48,35 +48,29 @@ def run(stage: str, config_json: str, inputs: list[Path], output: Path) -> None:
 
 
 def _create(path: Path, content: dict, section: sections.Grid) -> None:
+    """Make the empty array; or an OME-Zarr image of labels, in which a block fills whole shards of every level."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)
     if Path(content["store"]).name == path.name:
-        _create_array(temporary, content, section.chunk_shape, section.shard_shape)
+        grid = {"chunk_shape": section.chunk_shape, "shard_shape": section.shard_shape}
+        arrays.create(temporary, **{**arrays.stated(content), **grid})
     else:
-        _create_pyramid(temporary, content, section)
+        levels = pyramid.block_levels(content["shape"], content["voxel_size_nm"], section.block_shape)
+        name = Path(content["store"]).parent.stem
+        ome = pyramid.multiscales(name, [level.voxel_size_nm for level in levels], content["offset_nm"], "mode")
+        ome["image-label"] = {}
+        zarr.create_group(str(temporary), zarr_format=3, attributes={"ome": ome})
+        for number, level in enumerate(levels):
+            described = {**content, "shape": level.shape, "voxel_size_nm": level.voxel_size_nm}
+            shard_shape = _divisor(section.shard_shape, level.block_shape)
+            grid = {"chunk_shape": _divisor(section.chunk_shape, shard_shape), "shard_shape": shard_shape}
+            arrays.create(temporary / str(number), **{**arrays.stated(described), **grid})
     try:
         os.rename(temporary, path)
     except OSError:
         if not path.exists():
             raise
         shutil.rmtree(temporary)  # another process has made it meanwhile
-
-
-def _create_array(path: Path, content: dict, chunk_shape: Coordinate, shard_shape: Coordinate) -> None:
-    arrays.create(path, **{**arrays.stated(content), "chunk_shape": chunk_shape, "shard_shape": shard_shape})
-
-
-def _create_pyramid(path: Path, content: dict, section: sections.Grid) -> None:
-    """An OME-Zarr image of labels; in every level a block fills whole shards."""
-    found = pyramid.block_levels(content["shape"], content["voxel_size_nm"], section.block_shape)
-    name = Path(content["store"]).parent.stem
-    ome = pyramid.multiscales(name, [level.voxel_size_nm for level in found], content["offset_nm"], "mode")
-    ome["image-label"] = {}
-    zarr.create_group(str(path), zarr_format=3, attributes={"ome": ome})
-    for number, level in enumerate(found):
-        shard_shape = _divisor(section.shard_shape, level.block_shape)
-        described = {**content, "shape": level.shape, "voxel_size_nm": level.voxel_size_nm}
-        _create_array(path / str(number), described, _divisor(section.chunk_shape, shard_shape), shard_shape)
 
 
 def _divisor(wanted: Coordinate, whole: Coordinate) -> Coordinate:

@@ -45,7 +45,7 @@ def is_there(file: Path) -> bool:
 
 
 def in_its_place(file: Path) -> str:
-    """Said of a file that is not there."""
+    """What a message about a missing file adds where something else lies in its place."""
     return " (a folder or device lies in its place)" if file.exists() and not file.is_file() else ""
 
 
@@ -63,13 +63,19 @@ def mark(file: Path, array: zarr.Array) -> str:
     return f"{zlib.crc32(index + b''.join(checksums)):0{DIGITS}x}"
 
 
+def is_as_recorded(file: Path, array: zarr.Array, marks: Marks) -> bool:
+    """Whether a shard's file has one of its marks; one without any was written before marks were recorded."""
+    expected = marks.get(file)
+    return expected is None or mark(file, array) in expected
+
+
 def marks(array: zarr.Array, roi_slices: tuple[slice, ...] | None = None) -> str:
     """The marks of the files of an array or of a box, one behind the other: as they are recorded."""
     return "".join(mark(file, array) for file in files(array, roi_slices))
 
 
 def by_file(recorded: Iterable[tuple[list[Path], str]]) -> Marks:
-    """What was recorded of several groups of files; of other groups than these it says nothing."""
+    """The marks of each file, from those recorded of groups of files; those of other groups are passed over."""
     found: Marks = defaultdict(set)
     for files, text in recorded:
         if len(text) == DIGITS * len(files):
@@ -86,13 +92,13 @@ def box(index: object, shape: tuple[int, ...]) -> tuple[slice, ...]:
             words[place : place + 1] = [slice(None)] * (len(shape) - len(words) + 1)
             break
     words += [slice(None)] * (len(shape) - len(words))
-    return tuple(_span(word, length) for word, length in zip(words, shape, strict=True))[-3:]
-
-
-def _span(word: object, length: int) -> slice:
-    if isinstance(word, slice):
-        read = range(*word.indices(length))
-        return slice(min(read), max(read) + 1) if read else slice(0, 0)
-    if isinstance(word, (int, np.integer)):
-        return slice(int(word) % length, int(word) % length + 1)
-    return slice(0, length)
+    found = []
+    for word, length in zip(words, shape, strict=True):
+        first, stop = 0, length
+        if isinstance(word, slice):
+            read = range(*word.indices(length))
+            first, stop = (min(read), max(read) + 1) if read else (0, 0)
+        elif isinstance(word, (int, np.integer)):
+            first, stop = int(word) % length, int(word) % length + 1
+        found.append(slice(first, stop))
+    return tuple(found[-3:])

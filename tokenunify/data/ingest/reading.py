@@ -13,7 +13,7 @@ from tokenunify.data.read_errors import naming
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
 from tokenunify.stages import sections
-from tokenunify.store import forms, manifest
+from tokenunify.store import download_forms, manifest
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def open_source(source: Path, unpacked: Path) -> dict[str, SourceArray]:
 
     Raises InputError for a file that is not the one that was downloaded or found.
     """
-    download = manifest.read(source, forms.Sources)
+    download = manifest.read(source, download_forms.Sources)
     content, paths = download["content"], download["run"]
     if "phantom" in content:
         asked = validate(Phantom, content["phantom"], f"{source}: phantom")
