@@ -49,10 +49,10 @@ class Architecture(Strict):
         """What to do about a training crop that does not fit into a volume of `shape`: the largest crop that does."""
         axes = zip(self.smallest, map(min, crop, shape), self.unit, strict=True)
         steps = product(*(range(least, most + 1, step) for least, most, step in axes))
-        for fitting in sorted(steps, key=prod, reverse=True):
+        for z, y, x in sorted(steps, key=prod, reverse=True):
             with suppress(ValueError):
-                self.output_extent(fitting)
-                return f"use {list(fitting)}, the largest that fits, or more sections"
+                self.output_extent((z, y, x))
+                return f"use {[z, y, x]}, the largest that fits, or more sections"
         return f"none that fits is legal ({self.legal_crops}): use more sections or another network"
 
 
