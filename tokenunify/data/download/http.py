@@ -4,7 +4,6 @@ import re
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any
 from urllib.parse import unquote, urlparse
 
 import requests
@@ -34,7 +33,7 @@ def fetch(file: File, job: Job) -> Fetched:
     target = job.target(file.url, _name(file.url))
     with checksum.once(file.url, target, file.sha256) as kept:
         if kept.missing:
-            part = transfer(file.url, target, verified=kept.verified, throttle=job.throttle)
+            part = transfer(file.url, target, job.throttle, verified=kept.verified)
             magic_bytes.accept(part, target, file.url, format_of(file))
     return Fetched(str(target), kept.sha256)
 
@@ -56,8 +55,8 @@ def fetch_images(
         url, target = address[0], folder / address[1]
         with checksum.once(url, target, None) as kept:
             if kept.missing:
-                options: Any = {"throttle": job.throttle, "progress": False, "headers": headers}
-                magic_bytes.accept(transfer(url, target, verified=kept.verified, **options), target, url, "images")
+                part = transfer(url, target, job.throttle, verified=kept.verified, progress=False, headers=headers)
+                magic_bytes.accept(part, target, url, "images")
 
     with ThreadPoolExecutor(PARALLEL) as pool:
         for _ in tqdm(pool.map(fetch_one, addresses), total=len(addresses), unit="file", mininterval=5):
@@ -69,9 +68,9 @@ def fetch_images(
 def transfer(
     url: str,
     target: Path,
+    throttle: Throttle,
     *,
     verified: bool,
-    throttle: Throttle,
     progress: bool = True,
     headers: Mapping[str, str] | None = None,
 ) -> Path:
@@ -86,7 +85,7 @@ def transfer(
     attempts, most = retry.Attempts(url, "fetched"), 0
     while True:
         try:
-            _attempt(url, part, verified, progress, throttle, headers)
+            _attempt(url, part, throttle, verified, progress, headers)
             return part
         except requests.RequestException as error:
             arrived = part.stat().st_size
@@ -95,7 +94,7 @@ def transfer(
 
 
 def _attempt(
-    url: str, part: Path, verified: bool, progress: bool, throttle: Throttle, headers: Mapping[str, str] | None
+    url: str, part: Path, throttle: Throttle, verified: bool, progress: bool, headers: Mapping[str, str] | None
 ) -> None:
     """Append what is missing to `part`; start anew where the server cannot continue the same file."""
     validator = part.with_name(part.name + ".validator")
@@ -121,14 +120,13 @@ def _attempt(
             expected: int | None = int(continued[2]) + 1 if continued[3] == "*" else int(continued[3])
             file.seek(start)
         else:
+            file.truncate(0)  # before the new mark is written, so that it never stands beside old bytes
             tag = told.get("ETag", "")  # If-Range may name a strong one, or else the date of the last change
             validator.write_text(tag if tag.startswith('"') else told.get("Last-Modified", ""), encoding="utf-8")
             expected = int(told["Content-Length"]) if "Content-Length" in told else None
-            file.truncate(0)
         response.raw.headers.pop("Content-Encoding", None)  # else requests decodes
-        with tqdm(
-            total=int(told.get("Content-Length", 0)), unit="B", unit_scale=True, ncols=79, disable=not progress
-        ) as bar:
+        total = int(told.get("Content-Length", 0))
+        with tqdm(total=total, unit="B", unit_scale=True, ncols=79, disable=not progress) as bar:
             for data in response.iter_content(CHUNK_BYTES):
                 file.write(data)
                 file.flush()

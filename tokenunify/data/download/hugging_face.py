@@ -38,7 +38,7 @@ def fetch(file: File, job: Job) -> Fetched:
         if kept.missing:
             url, headers = _url(hub, commit, hub.file), build_hf_headers()
             try:
-                part = http.transfer(url, target, verified=kept.verified, throttle=job.throttle, headers=headers)
+                part = http.transfer(url, target, job.throttle, verified=kept.verified, headers=headers)
                 magic_bytes.accept(part, target, address, format)
             except InputError as error:
                 raise _unreachable(hub, error) from None

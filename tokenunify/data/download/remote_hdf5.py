@@ -64,12 +64,11 @@ class RangedFile(io.RawIOBase):
         """Ask for a page, again after passing faults."""
         first = number * PAGE_BYTES
         headers = {"Range": f"bytes={first}-{first + PAGE_BYTES - 1}", "Accept-Encoding": "identity"}
+        options: Any = {"headers": headers, "timeout": retry.TIMEOUT_SECONDS, "stream": True}
         attempts = retry.Attempts(self.url, "read", str)
         while True:
             try:
-                with self.session.get(
-                    self.url, headers=headers, timeout=retry.TIMEOUT_SECONDS, stream=True
-                ) as response:
+                with self.session.get(self.url, **options) as response:
                     response.raise_for_status()
                     told = response.headers
                     answered = told.get("Content-Range", "")
