@@ -11,7 +11,8 @@ import pytest
 
 from tests.stages.server import Fault, Server, running
 from tokenunify.data import retry
-from tokenunify.data.download import download, http, magic_bytes
+from tokenunify.data.download import download, http, throttle
+from tokenunify.data.download.job import Job
 from tokenunify.data.formats.image_files import image_files
 from tokenunify.errors import InputError
 from tokenunify.stages import sections
@@ -195,12 +196,12 @@ def test_equal_names_of_different_addresses_do_not_mix(server, run):
 
 
 def test_two_volumes_that_want_one_file_fetch_it_once(server, tmp_path):
-    target, results = tmp_path / "raw.bin", []
+    source, results = raw(url=f"{server.url}/em/raw.bin", sha256=SHA256), []
+    section, _ = sections.from_json("download", json.dumps({"version": 1, "sources": [source]}))
+    job = Job(tmp_path, section, sections.permit(), throttle.Throttle())
 
     def want():
-        url = f"{server.url}/em/raw.bin"
-        options = {"throttle": http.Throttle(), "check": magic_bytes.checker(url, "npy"), "progress": False}
-        results.append(download.fetch(url, target, SHA256, **options))
+        results.append(http.fetch(section.sources[0].raw, job).sha256)
 
     threads = [threading.Thread(target=want) for _ in range(4)]
     for thread in threads:

@@ -20,7 +20,7 @@ import zarr
 from tests.stages.server import Fault, Server, running
 from tokenunify import config
 from tokenunify.data import retry
-from tokenunify.data.download import download, http, remote_box
+from tokenunify.data.download import download, remote_box, throttle
 from tokenunify.data.formats import tensorstore_access
 from tokenunify.data.ingest import ingest
 from tokenunify.errors import InputError
@@ -425,7 +425,7 @@ def test_buckets(tmp_path, raw, scheme, variable, missing):
 
 def test_the_rate_is_that_of_the_configuration(server, run, tmp_path, raw, monkeypatch):
     keys, spent = write_n5(tmp_path / "served" / "v", raw), []
-    monkeypatch.setattr(http.Throttle, "spend", lambda _, num_bytes: spent.append(num_bytes))
+    monkeypatch.setattr(throttle.Throttle, "spend", lambda _, num_bytes: spent.append(num_bytes))
     run(volume({"url": f"{server.url}/v", **keys}))
     assert np.prod(ROI["shape"]) <= sum(spent) <= server.bytes_sent
 

@@ -12,7 +12,7 @@ import pytest
 
 from tests.stages.server import Fault, Server, running
 from tokenunify.data import retry
-from tokenunify.data.download import download, http, magic_bytes
+from tokenunify.data.download import download, http, magic_bytes, throttle
 from tokenunify.errors import InputError
 from tokenunify.stages import sections
 from tokenunify.store import manifest
@@ -34,7 +34,7 @@ def server():
 def pauses(monkeypatch) -> list[float]:
     """Pauses between attempts, which are not waited for."""
     found: list[float] = []
-    monkeypatch.setattr(http.time, "sleep", found.append)
+    monkeypatch.setattr(throttle.time, "sleep", found.append)
     return found
 
 
@@ -224,8 +224,8 @@ def test_the_key_in_a_redirect_is_not_told(server, run, pauses, caplog):
 
 def test_the_rate_is_that_of_the_configuration(server, run, monkeypatch):
     spent: list[float] = []
-    monkeypatch.setattr(http.time, "sleep", spent.append)
-    monkeypatch.setattr(http.time, "monotonic", lambda: 100.0 + sum(spent[-1:]))
+    monkeypatch.setattr(throttle.time, "sleep", spent.append)
+    monkeypatch.setattr(throttle.time, "monotonic", lambda: 100.0 + sum(spent[-1:]))
     monkeypatch.setenv(sections.PERMIT, json.dumps({"max_mb_per_second": 0.1}))
     run(f"{server.url}/em/raw.h5")
     assert sum(spent) >= len(DATA) / 1e5 * 0.9
@@ -233,9 +233,9 @@ def test_the_rate_is_that_of_the_configuration(server, run, monkeypatch):
 
 def test_threads_share_the_rate(monkeypatch):
     spent: list[float] = []
-    monkeypatch.setattr(http.time, "sleep", spent.append)
-    monkeypatch.setattr(http.time, "monotonic", lambda: 0.0)
-    throttle = http.Throttle(2.0)
+    monkeypatch.setattr(throttle.time, "sleep", spent.append)
+    monkeypatch.setattr(throttle.time, "monotonic", lambda: 0.0)
+    shared = throttle.Throttle(2.0)
     for _ in range(4):
-        throttle.spend(1_000_000)
+        shared.spend(1_000_000)
     assert spent == [0.5, 1.0, 1.5, 2.0]

@@ -212,15 +212,15 @@ def test_a_killed_search_goes_on_where_it_was(server, tmp_path, raw, monkeypatch
         for name in planned.corpus_volumes("p")
         if expected(planned, name, raw) != json.loads(planned.download(name))["sample"]["places"][0]
     )
-    fetched, copy = [], remote_box.fetch
+    fetched, copy = [], remote_box.copy
 
-    def die(target, roi, open_source, allow_missing):
-        fetched.append(list(roi.offset))
+    def die(source, box, target, allow_missing):
+        fetched.append(list(box.offset))
         if len(fetched) == 2:
             raise KeyboardInterrupt
-        copy(target, roi, open_source, allow_missing)
+        copy(source, box, target, allow_missing)
 
-    monkeypatch.setattr(remote_box, "fetch", die)
+    monkeypatch.setattr(remote_box, "copy", die)
     with pytest.raises(KeyboardInterrupt):
         fetch(planned, name, tmp_path)
     assert fetch(planned, name, tmp_path)["content"]["raw"]["box"]["offset"] == expected(planned, name, raw)

@@ -56,7 +56,9 @@ def _named(path: str | Path, format: str) -> list[tuple[str, Path]]:
         return list(files(Path(path)))
     found = image_files(path)
     root = Path(os.path.commonpath([file.parent for file in found]))
-    _check_links(root, found)
+    inside = root.resolve()
+    for file in found:
+        _check_link(root, inside, file)
     return [(file.relative_to(root).as_posix(), file) for file in found]
 
 
@@ -71,12 +73,6 @@ def state(path: str | Path, format: str) -> str:
 def _size_and_time(file: Path) -> str:
     found = file.stat()
     return f"{found.st_size} {found.st_mtime_ns}"
-
-
-def _check_links(root: Path, found: list[Path]) -> None:
-    inside = root.resolve()
-    for file in found:
-        _check_link(root, inside, file)
 
 
 def _check_link(root: Path, inside: Path, path: Path) -> Path:
@@ -122,15 +118,11 @@ def _files(root: Path, inside: Path, name: str, around: tuple[Path, ...]) -> Ite
             elif entry.is_file():
                 yield inner, path
             else:
-                raise InputError(f"{path} is {_kind(path)}; replace it by the file, or remove it")
-
-
-def _kind(path: Path) -> str:
-    """What it is that is neither a file nor a folder."""
-    try:
-        return file_kind.special(path) or "no file"
-    except FileNotFoundError:
-        return "a link to a file that is not there"
+                try:
+                    kind = file_kind.special(path) or "no file"
+                except FileNotFoundError:
+                    kind = "a link to a file that is not there"
+                raise InputError(f"{path} is {kind}; replace it by the file, or remove it")
 
 
 def verify(path: str | Path, format: str, expected: str | None) -> str:

@@ -8,12 +8,17 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from lzma import LZMAError
 from pathlib import Path, PurePosixPath
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
+from tokenunify.config import FileSource
+from tokenunify.data import local_files
+from tokenunify.data.download import checksum
+from tokenunify.data.download.job import Fetched, Job
 from tokenunify.data.formats import image_files
 from tokenunify.errors import InputError
 
@@ -22,6 +27,7 @@ DAMAGED = (zipfile.BadZipFile, tarfile.TarError, zlib.error, LZMAError, EOFError
 """What the libraries raise on a bad archive; NotImplementedError on a compression they do not know."""
 ZIP = (b"PK\3\4", b"PK\5\6")
 """What a zip archive, or an empty one, begins with."""
+TAR_KINDS = {tarfile.SYMTYPE: "symbolic link", tarfile.LNKTYPE: "hard link", tarfile.DIRTYPE: "folder"}
 UNPACKING = ".unpacking"
 
 
@@ -33,7 +39,28 @@ class Member(NamedTuple):
     """As the archive declares it."""
     kind: str
     """`file`, `folder`, or what else it is."""
-    open: Callable[[], IO[bytes]]
+    open: Callable[[], Any]
+
+
+def extract(archive: Fetched, file: FileSource, job: Job) -> Fetched:
+    """The member that the source names, unpacked once for each content of the archive."""
+    wanted = file.member
+    assert wanted is not None
+    is_glob = image_files.is_glob(wanted)
+    layout = ["paths"] if is_glob else []  # earlier ones had the files of all folders in one
+    name = PurePosixPath(wanted).name.translate(str.maketrans("*?[]", "----"))
+    target = job.target([archive.sha256, wanted, *layout], name)
+
+    def images_or_file(made: Path) -> str:
+        return image_files.nested(made) if is_glob and made.is_dir() else str(made)
+
+    def checksum_of(made: Path) -> str:
+        return local_files.checksum(images_or_file(made), file.format)
+
+    with checksum.once(f"{archive.path}:{wanted}", target, None, checksum_of) as kept:
+        if kept.missing:
+            unpack(archive.path, wanted, target, job.permit.max_unpacked_bytes)
+    return Fetched(images_or_file(target), kept.sha256)
 
 
 def unpack(archive: str | Path, wanted: str, target: Path, max_bytes: float) -> None:
@@ -45,37 +72,46 @@ def unpack(archive: str | Path, wanted: str, target: Path, max_bytes: float) -> 
     """
     work = target.with_name(target.name + UNPACKING)
     work.mkdir(parents=True, exist_ok=True)
+    root = PurePosixPath(wanted)
+    pattern = str(root) if image_files.is_glob(wanted) else None
+    if pattern and "[" in pattern:  # only the names of all members tell whether it is meant as it stands
+        with _opened(archive) as members:
+            pattern = image_files.meant((str(PurePosixPath(member.name)) for member in members), pattern)
     found: dict[str, str] = {}
     left = max_bytes
-    pattern = _pattern(archive, str(PurePosixPath(wanted))) if image_files.is_glob(wanted) else None
-    with _naming(archive), _opened(archive) as members:
+    with _opened(archive) as members:
         for member in tqdm(members, unit="member", mininterval=5):
-            _check_path(archive, member.name)
-            place = _place(member.name, wanted, pattern)
+            place = _place(archive, member.name, root, pattern)
             if place is None or member.kind == "folder":
                 continue
-            _check(archive, member, place in found, left, max_bytes)
+            if member.kind != "file":
+                raise InputError(
+                    f"{archive}: the member {member.name!r} is a {member.kind}, not a file; give its target"
+                )
+            if place in found:
+                raise InputError(f"{archive}: another member is also named like {member.name!r}; use a narrower member")
+            if member.num_bytes > left:
+                raise _too_large(archive, member, f"{member.num_bytes} bytes", max_bytes)
             found[place] = str(PurePosixPath(member.name))
             left -= _copy(archive, member, work / place, left, max_bytes)
     if not found:
         raise InputError(f"{archive} has no member {wanted!r}; correct member: a path or a glob inside the archive")
-    if list(found.values()) == [str(PurePosixPath(wanted))]:
-        os.replace(work / PurePosixPath(wanted).name, target)
+    if list(found.values()) == [str(root)]:
+        os.replace(work / root.name, target)
         shutil.rmtree(work)
     else:
         os.replace(work, target)
 
 
-def _pattern(archive: str | Path, wanted: str) -> str:
-    if "[" not in wanted:
-        return wanted  # without another pass over the archive
-    with _naming(archive), _opened(archive) as members:
-        return image_files.meant((str(PurePosixPath(member.name)) for member in members), wanted)
-
-
-def _place(name: str, wanted: str, pattern: str | None) -> str | None:
-    """Where the member belongs in the unpacked folder; None if it is not wanted."""
-    path, root = PurePosixPath(name), PurePosixPath(wanted)
+def _place(archive: str | Path, name: str, root: PurePosixPath, pattern: str | None) -> str | None:
+    """Where a member belongs in the unpacked folder; None if it is not wanted. No member may leave the folder."""
+    path = PurePosixPath(name.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or "\0" in name or (path.parts[:1] and path.parts[0].endswith(":")):
+        raise InputError(
+            f"{archive}: the member {name!r} would be written outside the folder; do not use this archive, get it from "
+            "its publisher again"
+        )
+    path = PurePosixPath(name)
     if path == root:
         return path.name
     if root in path.parents:
@@ -83,24 +119,6 @@ def _place(name: str, wanted: str, pattern: str | None) -> str | None:
     if pattern and image_files.matches(str(path), pattern):
         return str(path.relative_to(image_files.fixed_folder(pattern)))
     return None
-
-
-def _check_path(archive: str | Path, name: str) -> None:
-    path = PurePosixPath(name.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or "\0" in name or (path.parts[:1] and path.parts[0].endswith(":")):
-        raise InputError(
-            f"{archive}: the member {name!r} would be written outside the folder; do not use this archive, get it from "
-            "its publisher again"
-        )
-
-
-def _check(archive: str | Path, member: Member, is_second: bool, left: float, max_bytes: float) -> None:
-    if member.kind != "file":
-        raise InputError(f"{archive}: the member {member.name!r} is a {member.kind}, not a file; give its target")
-    if is_second:
-        raise InputError(f"{archive}: another member is also named like {member.name!r}; use a narrower member")
-    if member.num_bytes > left:
-        raise _too_large(archive, member, f"{member.num_bytes} bytes", max_bytes)
 
 
 def _too_large(archive: str | Path, member: Member, found: str, max_bytes: float) -> InputError:
@@ -132,44 +150,30 @@ def _copy(archive: str | Path, member: Member, path: Path, left: float, max_byte
 
 
 @contextmanager
-def _naming(archive: str | Path) -> Iterator[None]:
+def _opened(archive: str | Path) -> Iterator[Iterator[Member]]:
+    """The members of an archive; InputError for one that turns out to be damaged or locked while it is read."""
+    # Not zipfile.is_zipfile: it also takes a tar for a zip that ends with one.
+    with open(archive, "rb") as file:
+        is_zip = file.read(4) in ZIP
     try:
-        yield
+        if is_zip:
+            with zipfile.ZipFile(archive) as zipped:
+                members = []
+                for info in zipped.infolist():
+                    # As it stands in the archive: zipfile's own is cut at a NUL. Some Windows programs use backslashes.
+                    name = info.orig_filename.replace("\\", "/")
+                    plain = "folder" if name.endswith("/") else "file"
+                    kinds = {stat.S_IFLNK: "symbolic link", stat.S_IFDIR: "folder", stat.S_IFREG: plain, 0: plain}
+                    kind = kinds.get(stat.S_IFMT(info.external_attr >> 16), "device")
+                    members.append(Member(name, info.file_size, kind, partial(zipped.open, info)))
+                yield iter(members)
+        else:
+            with tarfile.open(archive, "r:*") as packed:
+                typed = ((info, "file" if info.isreg() else TAR_KINDS.get(info.type, "device")) for info in packed)
+                yield (Member(info.name, info.size, kind, partial(packed.extractfile, info)) for info, kind in typed)
     except DAMAGED as error:
         raise InputError(
             f"{archive} cannot be unpacked ({type(error).__name__}: {error}); get it again, or correct sha256"
         ) from error
     except RuntimeError as error:  # zipfile's for a password
         raise InputError(f"{archive} cannot be unpacked ({error}); unpack it by hand and give its path") from error
-
-
-@contextmanager
-def _opened(archive: str | Path) -> Iterator[Iterator[Member]]:
-    # Not zipfile.is_zipfile: it also takes a tar for a zip that ends with one.
-    with open(archive, "rb") as file:
-        is_zip = file.read(4) in ZIP
-    if is_zip:
-        with zipfile.ZipFile(archive) as zipped:
-            yield (_of_zip(zipped, info) for info in zipped.infolist())
-    else:
-        with tarfile.open(archive, "r:*") as packed:
-            yield (_of_tar(packed, info) for info in packed)
-
-
-def _of_zip(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> Member:
-    mode = stat.S_IFMT(info.external_attr >> 16)
-    # The name as it stands in the archive: zipfile's own is cut at a NUL. Some writers on Windows use backslashes.
-    name = info.orig_filename.replace("\\", "/")
-    plain = "folder" if name.endswith("/") else "file"
-    kind = {stat.S_IFLNK: "symbolic link", stat.S_IFDIR: "folder", stat.S_IFREG: plain, 0: plain}.get(mode, "device")
-    return Member(name, info.file_size, kind, lambda: file.open(info))
-
-
-def _of_tar(file: tarfile.TarFile, info: tarfile.TarInfo) -> Member:
-    kinds = {tarfile.SYMTYPE: "symbolic link", tarfile.LNKTYPE: "hard link", tarfile.DIRTYPE: "folder"}
-    kind = "file" if info.isreg() else kinds.get(info.type, "device")
-
-    def open_member() -> Any:
-        return file.extractfile(info)
-
-    return Member(info.name, info.size, kind, open_member)

@@ -2,21 +2,32 @@
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from tokenunify.errors import InputError
 from tokenunify.store import file_lock, manifest
 
 
+@dataclass
+class Kept:
+    """What is known of a file or folder."""
+
+    missing: bool
+    """Whether it is still to be fetched."""
+    verified: bool
+    """Whether its checksum is known, so that wrong content will be noticed."""
+    sha256: str = ""
+    """Its checksum, in the end."""
+
+
+@contextmanager
 def once(
-    address: str,
-    target: Path,
-    sha256: str | None,
-    get: Callable[[bool], None],
-    checksum: Callable[[Path], str] = manifest.file_sha256,
-) -> str:
-    """Call `get(whether a checksum is known)`, which makes `target`, unless it is there; return its SHA-256.
+    address: str, target: Path, sha256: str | None, checksum: Callable[[Path], str] = manifest.file_sha256
+) -> Iterator[Kept]:
+    """Make `target` in this context if it is `missing`; then its SHA-256, which must be the expected one, is known.
 
     Several processes may ask for the same file or folder: one fetches it. Without `sha256` the first download's value
     is kept beside it and holds from then on. What has another checksum is moved aside and never used.
@@ -28,20 +39,19 @@ def once(
         expected = sha256 or (record.read_text(encoding="utf-8").split()[0] if record.exists() else None)
         if not target.exists() and aside.exists() and checksum(aside) == expected:
             os.replace(aside, target)
-        if not target.exists():
-            get(expected is not None)
-        found = checksum(target)
-        if expected is not None and found != expected:
+        kept = Kept(missing=not target.exists(), verified=expected is not None)
+        yield kept
+        kept.sha256 = checksum(target)
+        if expected is not None and kept.sha256 != expected:
             remove(aside)
             os.replace(target, aside)
             recorded = f"the first download had the expected one: if this file is the right one, delete {record}"
             mend = "correct the address or sha256" if sha256 else recorded
             raise InputError(
-                f"{address} is not the expected file: expected sha256 {expected}, found {found}; the file is kept "
-                f"aside as {aside} and not used; {mend} and run snakemake again"
+                f"{address} is not the expected file: expected sha256 {expected}, found {kept.sha256}; the file is "
+                f"kept aside as {aside} and not used; {mend} and run snakemake again"
             )
-        manifest.write_text(record, f"{found}  {target.name}\n")
-        return found
+        manifest.write_text(record, f"{kept.sha256}  {target.name}\n")
 
 
 def remove(path: Path) -> None:

@@ -1,6 +1,6 @@
 """Whether what has arrived can be what was asked for, by its first bytes."""
 
-from functools import partial
+import os
 from pathlib import Path
 
 from tokenunify.errors import InputError
@@ -20,9 +20,14 @@ USER_BLOCK_BYTES = 2048
 """An HDF5 file may begin with so much of something else."""
 
 
-def checker(address: str, format: str):
-    """The check of a file that came from `address`, as a function of where it is."""
-    return partial(check, address=address, format=format)
+def accept(arrived: Path, target: Path, address: str, format: str) -> None:
+    """Move what has arrived from `address` to `target`; what cannot be of the format is removed, with an InputError."""
+    try:
+        check(arrived, address=address, format=format)
+    except InputError:
+        arrived.unlink()
+        raise
+    os.replace(arrived, target)
 
 
 def check(path: Path, *, address: str, format: str) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from tokenunify.config import FileSource
-from tokenunify.data.download.http import Throttle
+from tokenunify.data.download.throttle import Throttle
 from tokenunify.data.formats import metadata, tensorstore, tensorstore_access
 from tokenunify.data.formats.absent import Absence
 from tokenunify.data.formats.source_array import ArrayLike, Stated, product, turned
@@ -43,9 +43,16 @@ def open_remote(file: FileSource, voxel_size_nm: VoxelSize | None, throttle: Thr
     """Open the array; nothing but what describes it is read. InputError tells why it cannot be."""
     file = _moved(file)
     assert file.url is not None
-    dataset = _dataset(file, voxel_size_nm)
+    dataset, names = _dataset(file, voxel_size_nm), DESCRIPTIONS[file.format]
+    inside = "" if file.format == "precomputed" or not dataset else f"{dataset.strip('/')}/"
+    address = f"{file.url}/{inside}"
     with naming(file.url):
-        texts = _described(file, dataset)
+        texts = [tensorstore_access.read(address, name) or b"" for name in names]
+        refusal = None if any(texts) else tensorstore_access.refusal(address, names[0])
+        if refusal:
+            raise InputError(
+                f"{address}: the server answers {refusal}: no such volume, or no access; correct the address"
+            )
         array = tensorstore.open_chunked(file.url, file.format, dataset)
     identity = hashlib.sha256(b"\n".join(texts)).hexdigest()
     data = _Paced(array.data, throttle)
@@ -68,46 +75,28 @@ def _moved(file: FileSource) -> FileSource:
     return file.model_copy(update={"url": tensorstore_access.moved(file.url.rstrip("/"), names)})
 
 
-def _described(file: FileSource, dataset: str | None) -> list[bytes]:
-    """The files that describe the volume, empty where they are not there."""
-    inside = "" if file.format == "precomputed" or not dataset else f"{dataset.strip('/')}/"
-    address, names = f"{file.url}/{inside}", DESCRIPTIONS[file.format]
-    texts = [tensorstore_access.read(address, name) or b"" for name in names]
-    refusal = None if any(texts) else tensorstore_access.refusal(address, names[0])
-    if refusal:
-        raise InputError(f"{address}: the server answers {refusal}: no such volume, or no access; correct the address")
-    return texts
-
-
-def _dataset(file: FileSource, voxel_size_nm: VoxelSize | None) -> str | None:
-    """The dataset given, or of precomputed the scale that has the voxel size."""
+def _dataset(file: FileSource, wanted: VoxelSize | None) -> str | None:
+    """The dataset given, or of precomputed the key of the scale that has the wanted voxel size."""
     if file.format != "precomputed" or file.dataset is not None:
         return file.dataset
-    assert file.url is not None
-    with naming(file.url):
-        return _scale(file.url, voxel_size_nm)
-
-
-def _scale(url: str, wanted: VoxelSize | None) -> str | None:
-    """Key of the scale that has the voxel size; None where the volume has no scales at all."""
-    if not metadata.read(url, "info").get("scales"):
-        return None  # which is told when it is opened
-    sizes = ((scale["key"], scale.get("resolution")) for scale in tensorstore.scales_of(url))
-    scales = {key: product([1.0] * 3, turned(size, "xyz")) for key, size in sizes}
-    fitting = [key for key, size in scales.items() if _equal(size, wanted)]
-    if scales and not fitting:
+    url = file.url
+    assert url is not None
+    with naming(url):
+        if not metadata.read(url, "info").get("scales"):
+            return None  # which is told when it is opened
+        sizes = ((scale["key"], scale.get("resolution")) for scale in tensorstore.scales_of(url))
+        scales = {key: product([1.0] * 3, turned(size, "xyz")) for key, size in sizes}
+        if wanted is not None:
+            for key, size in scales.items():
+                if size and all(isclose(a, b, rel_tol=SIZE_TOLERANCE) for a, b in zip(size, wanted, strict=True)):
+                    return key
+        if not scales:
+            return None
         known = ", ".join(f"{key}: {size and list(size)}" for key, size in scales.items())
         raise InputError(
             f"{url} has no scale of voxel_size_nm {wanted and list(wanted)}; its scales, with z, y, x in nm, are "
             f"{known}; correct voxel_size_nm, or give the scale's key as dataset"
         )
-    return fitting[0] if fitting else None
-
-
-def _equal(one: VoxelSize | None, other: VoxelSize | None) -> bool:
-    if one is None or other is None:
-        return False
-    return all(isclose(a, b, rel_tol=SIZE_TOLERANCE) for a, b in zip(one, other, strict=True))
 
 
 class _Paced:

@@ -1,7 +1,6 @@
 """Copy a box of a remote array into a sharded zarr of its own, block by block; a killed copy goes on at the next."""
 
 import json
-import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -10,18 +9,17 @@ from typing import TypeVar
 import numpy as np
 import zarr
 
-from tokenunify.config import RoiConfig
-from tokenunify.data import retry
-from tokenunify.data.download import checksum
+from tokenunify.config import FileSource, RoiConfig
+from tokenunify.data import local_files, retry
+from tokenunify.data.download import checksum, remote_array, remote_hdf5
+from tokenunify.data.download.job import Fetched, File, Job
 from tokenunify.data.download.remote_array import FAULTS, Remote
-from tokenunify.data.formats import absent
+from tokenunify.data.formats import absent, tensorstore_access
 from tokenunify.data.formats.absent import Count
 from tokenunify.data.read_errors import told
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
 from tokenunify.store import arrays, blockwise, manifest
-
-logger = logging.getLogger(__name__)
 
 Found = TypeVar("Found")
 
@@ -32,103 +30,117 @@ PLACE = "box"
 """Attribute of the copy: which box of the source it is."""
 
 
-def fetch(target: Path, roi: RoiConfig | None, open_source: Callable[[], Remote], allow_missing: float = 1.0) -> None:
-    """Make the zarr `target` of the box `roi` of the source, or of all of it.
+def fetch(file: File, job: Job) -> Fetched:
+    """A zarr of the volume's roi, and which box of the array that is."""
+    assert isinstance(file, FileSource)
+    return fetch_box(file, job.section.roi, job, file.allow_missing)
 
-    Raises InputError for a box that is not inside the source, for a source that changed since the copy began, for one
-    that cannot be read, and as soon as more than the share `allow_missing` of it is absent.
+
+def fetch_box(file: FileSource, roi: RoiConfig | None, job: Job, allow_missing: float) -> Fetched:
+    """A zarr of the box `roi`, or of all; InputError where more than the share `allow_missing` of it is absent.
+
+    The manifest records `offset` and `shape` of the box and the `whole` source's shape; where the source lacks some of
+    the box, `absent` is that Count.
     """
-    source = open_source()
-    partial, progress = (target.with_name(f"{target.name}{ending}") for ending in (".partial", ".progress"))
-    box = Roi((0, 0, 0), source.shape) if roi is None else _inside(source, Roi(roi.offset, roi.shape))
-    _check_same(progress / "source.json", source, partial)
-    array, missing = _array(partial, source, box), _Missing(progress / "absent", source, box)
+    assert file.url is not None
+    target = job.target({**identity(file, job), "roi": roi and roi.model_dump()}, "box.zarr")
+    with checksum.once(file.url, target, file.sha256, lambda made: local_files.checksum(made, "zarr")) as kept:
+        if kept.missing:
+            local_files.check_links(tensorstore_access.local(file.url))
+            source = open_source(file, job)
+            box = Roi((0, 0, 0), source.shape) if roi is None else Roi(roi.offset, roi.shape)
+            if any(e > n for e, n in zip(box.end, source.shape, strict=True)):
+                raise InputError(
+                    f"roi offset {list(box.offset)} shape {list(box.shape)} ends at {list(box.end)}, outside "
+                    f"{source.address} of shape {list(source.shape)}; correct roi in the configuration"
+                )
+            copy(source, box, target, allow_missing)
+    place = zarr.open_array(str(target), mode="r").attrs[PLACE]
+    absent.check(file.url, Count(*place.get("absent", (0, 0))), allow_missing)
+    return Fetched(str(target), kept.sha256, {"format": "zarr", "dataset": None, "box": place})
 
-    def read(index: int, block: Roi) -> np.ndarray:
-        place = block.moved(box.offset)
-        values = read_box(source, place)
-        found = missing.count(index, values, place)
-        if found.absent > allow_missing * found.total:
-            absent.check(f"{source.address}, as far as it was read", found, allow_missing)
-        return values
+
+def identity(file: FileSource, job: Job) -> dict:
+    """What tells a remote array apart."""
+    size = None if file.dataset else job.section.voxel_size_nm
+    return {"url": file.url, "dataset": file.dataset, "format": file.format, "size": size}
+
+
+def open_source(file: FileSource, job: Job) -> Remote:
+    """Open the array; nothing but what describes it is read. InputError tells why it cannot be."""
+    if file.partial:
+        return remote_hdf5.open_ranged(file, job.throttle)
+    return remote_array.open_remote(file, job.section.voxel_size_nm, job.throttle)
+
+
+def copy(source: Remote, box: Roi, target: Path, allow_missing: float) -> None:
+    """Make the zarr `target` of a box of the source.
+
+    Raises InputError for a source that changed since the copy began, for one that cannot be read, and as soon as more
+    than the share `allow_missing` of the box is absent.
+    """
+    partial, progress = (target.with_name(f"{target.name}{ending}") for ending in (".partial", ".progress"))
+    record = progress / "source.json"
+    state = {"identity": source.identity, "shape": list(source.shape), "dtype": str(source.dtype)}
+    if not record.exists():
+        manifest.write_text(record, json.dumps(state))
+    elif json.loads(record.read_text(encoding="utf-8")) != state:
+        raise InputError(
+            f"{source.address} changed since its download began; delete {partial} and {progress} to begin anew"
+        )
+    if (partial / "zarr.json").exists():
+        array = arrays.reopen(partial, f"delete {partial} and run snakemake again")
+    else:
+        place = {"offset": list(box.offset), "shape": list(box.shape), "whole": list(source.shape)}
+        stated = {"voxel_size_nm": list(source.voxel_size_nm)} if source.voxel_size_nm else {}
+        array = arrays.create(
+            partial,
+            shape=box.shape,
+            dtype=source.dtype.name,
+            chunk_shape=CHUNK_SHAPE,
+            shard_shape=SHARD_SHAPE,
+            attributes={PLACE: place, **stated},
+        )
+    counted = _Counted(source, box, progress / "absent", allow_missing)
 
     def write(block: Roi, values: np.ndarray) -> None:
         array[block.slices] = values
 
-    blocks = Blocks(box.shape, SHARD_SHAPE)
-    blockwise.run_part(progress, blocks, read, write=write, written=array)
-    if missing.found.absent:
-        array.attrs[PLACE] = {**array.attrs[PLACE], "absent": list(missing.found)}
+    blockwise.run_part(progress, Blocks(box.shape, SHARD_SHAPE), counted.read, write=write, written=array)
+    if counted.found.absent:
+        array.attrs[PLACE] = {**array.attrs[PLACE], "absent": list(counted.found)}
     for stray in partial.rglob("*.partial"):
         stray.unlink()
     os.replace(partial, target)
     checksum.remove(progress)
 
 
-def described(target: Path) -> dict:
-    """Where the copy is in its source: `offset` and `shape` of its box, and the `whole` source's shape.
+class _Counted:
+    """Reads blocks of a box and counts what the source lacks of them, in a folder, so that a killed copy goes on."""
 
-    Where the source lacks some of the box, `absent` is that Count.
-    """
-    return zarr.open_array(str(target), mode="r").attrs[PLACE]
-
-
-class _Missing:
-    """What the source lacks of a box, counted block by block and kept in a folder, so that a killed copy goes on."""
-
-    def __init__(self, folder: Path, source: Remote, box: Roi):
-        self.folder, self.source, self.box = folder, source, box
+    def __init__(self, source: Remote, box: Roi, folder: Path, allow_missing: float):
+        self.source, self.box, self.folder, self.allow_missing = source, box, folder, allow_missing
         self.whole = source.absence.size(box) if source.absence else Count(0, 0)
         self.by_block = {path.stem: int(path.read_text(encoding="ascii")) for path in folder.glob("*.txt")}
 
     @property
     def found(self) -> Count:
+        """What the source lacks of the blocks that were read so far."""
         return self.whole._replace(absent=sum(self.by_block.values()))
 
-    def count(self, index: int, values: np.ndarray, block: Roi) -> Count:
-        """Count those of a block; return how many were found so far."""
-        absence = self.source.absence
+    def read(self, index: int, block: Roi) -> np.ndarray:
+        """The voxels of a block; InputError as soon as too many are absent."""
+        place, absence = block.moved(self.box.offset), self.source.absence
+        values = read_box(self.source, place)
         if absence is not None and (
-            number := _tried(self.source.address, lambda: absence.absent_of_block(values, block, self.box))
+            number := _tried(self.source.address, lambda: absence.absent_of_block(values, place, self.box))
         ):
             manifest.write_text(self.folder / f"{index}.txt", str(number))
             self.by_block[str(index)] = number
-        return self.found
-
-
-def _inside(source: Remote, box: Roi) -> Roi:
-    if any(e > n for e, n in zip(box.end, source.shape, strict=True)):
-        raise InputError(
-            f"roi offset {list(box.offset)} shape {list(box.shape)} ends at {list(box.end)}, outside {source.address} "
-            f"of shape {list(source.shape)}; correct roi in the configuration"
-        )
-    return box
-
-
-def _check_same(record: Path, source: Remote, partial: Path) -> None:
-    """The source must still be the one that an earlier attempt read."""
-    told = {"identity": source.identity, "shape": list(source.shape), "dtype": str(source.dtype)}
-    if not record.exists():
-        manifest.write_text(record, json.dumps(told))
-    elif json.loads(record.read_text(encoding="utf-8")) != told:
-        raise InputError(
-            f"{source.address} changed since its download began; delete {partial} and {record.parent} to begin anew"
-        )
-
-
-def _array(path: Path, source: Remote, box: Roi) -> zarr.Array:
-    if (path / "zarr.json").exists():
-        return arrays.reopen(path, f"delete {path} and run snakemake again")
-    place = {"offset": list(box.offset), "shape": list(box.shape), "whole": list(source.shape)}
-    stated = {"voxel_size_nm": list(source.voxel_size_nm)} if source.voxel_size_nm else {}
-    return arrays.create(
-        path,
-        shape=box.shape,
-        dtype=source.dtype.name,
-        chunk_shape=CHUNK_SHAPE,
-        shard_shape=SHARD_SHAPE,
-        attributes={PLACE: place, **stated},
-    )
+        found = self.found
+        if found.absent > self.allow_missing * found.total:
+            absent.check(f"{self.source.address}, as far as it was read", found, self.allow_missing)
+        return values
 
 
 def read_box(source: Remote, box: Roi) -> np.ndarray:

@@ -10,8 +10,8 @@ import requests
 
 from tokenunify.config import FileSource
 from tokenunify.data import retry
-from tokenunify.data.download.http import Throttle
 from tokenunify.data.download.remote_array import Remote
+from tokenunify.data.download.throttle import Throttle
 from tokenunify.data.formats import hdf5
 from tokenunify.data.read_errors import naming
 from tokenunify.errors import InputError
@@ -29,9 +29,8 @@ class RangedFile(io.RawIOBase):
 
     def __init__(self, url: str, throttle: Throttle):
         self.url, self.throttle, self.session = url, throttle, requests.Session()
-        self.pages: OrderedDict[int, bytes] = OrderedDict()
         self.position, self.length, self.identity = 0, 0, ""
-        self._page(0)
+        self.pages = OrderedDict({0: self._fetch(0)})
 
     def readable(self) -> bool:
         return True
@@ -51,53 +50,46 @@ class RangedFile(io.RawIOBase):
         number, start = divmod(self.position, PAGE_BYTES)
         if self.position >= self.length:
             return 0
-        piece = self._page(number)[start : start + len(buffer)]
-        buffer[: len(piece)] = piece
-        self.position += len(piece)
-        return len(piece)
-
-    def _page(self, number: int) -> bytes:
         if number not in self.pages:
             self.pages[number] = self._fetch(number)
             if len(self.pages) > KEPT_PAGES:
                 self.pages.popitem(last=False)
         self.pages.move_to_end(number)
-        return self.pages[number]
+        piece = self.pages[number][start : start + len(buffer)]
+        buffer[: len(piece)] = piece
+        self.position += len(piece)
+        return len(piece)
 
     def _fetch(self, number: int) -> bytes:
+        """Ask for a page, again after passing faults."""
+        first = number * PAGE_BYTES
+        headers = {"Range": f"bytes={first}-{first + PAGE_BYTES - 1}", "Accept-Encoding": "identity"}
+        options: Any = {"headers": headers, "timeout": retry.TIMEOUT_SECONDS, "stream": True}
         attempts = retry.Attempts(self.url, "read", str)
         while True:
             try:
-                return self._ask(number)
+                with self.session.get(self.url, **options) as response:
+                    response.raise_for_status()
+                    told = response.headers
+                    answered = told.get("Content-Range", "")
+                    length = answered.rpartition("/")[2]
+                    if response.status_code != 206 or not (answered.startswith(f"bytes {first}-") and length.isdigit()):
+                        raise InputError(
+                            f"{self.url}: the server does not answer for ranges of bytes; remove partial: the whole "
+                            "file is fetched then"
+                        )
+                    version = "\n".join([str(int(length)), told.get("ETag", ""), told.get("Last-Modified", "")])
+                    identity = hashlib.sha256(version.encode()).hexdigest()
+                    if self.identity not in ("", identity):
+                        raise InputError(f"{self.url} changed while it was read; run snakemake again")
+                    self.length, self.identity = int(length), identity
+                    content = response.content
+                if len(content) != (expected := min(PAGE_BYTES, self.length - first)):
+                    raise requests.ConnectionError(f"{len(content)} bytes arrived, not {expected}")
+                self.throttle.spend(len(content))
+                return content
             except requests.RequestException as error:
                 attempts.failed(error)
-
-    def _ask(self, number: int) -> bytes:
-        first = number * PAGE_BYTES
-        last = first + PAGE_BYTES - 1
-        headers = {"Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
-        with self.session.get(self.url, headers=headers, timeout=retry.TIMEOUT_SECONDS, stream=True) as response:
-            response.raise_for_status()
-            told = response.headers.get("Content-Range", "")
-            length = told.rpartition("/")[2]
-            if response.status_code != 206 or not told.startswith(f"bytes {first}-") or not length.isdigit():
-                raise InputError(
-                    f"{self.url}: the server does not answer for ranges of bytes; remove partial: the whole file is "
-                    "fetched then"
-                )
-            self._check_version(int(length), response)
-            content = response.content
-        if len(content) != min(PAGE_BYTES, self.length - first):
-            raise requests.ConnectionError(f"{len(content)} bytes arrived, not {min(PAGE_BYTES, self.length - first)}")
-        self.throttle.spend(len(content))
-        return content
-
-    def _check_version(self, length: int, response: requests.Response) -> None:
-        told = [str(length), *(response.headers.get(name, "") for name in ("ETag", "Last-Modified"))]
-        identity = hashlib.sha256("\n".join(told).encode()).hexdigest()
-        if self.identity not in ("", identity):
-            raise InputError(f"{self.url} changed while it was read; run snakemake again")
-        self.length, self.identity = length, identity
 
 
 def open_ranged(file: FileSource, throttle: Throttle) -> Remote:
