@@ -16,7 +16,7 @@ from tokenunify.kernels.compiled import inner, loop
 LEVELS = 255 * 252 + 1
 """Levels of heights in [0, 1]: means of two or three 8-bit channels are whole levels, which keeps plateaus."""
 SLACK = 0.4 / LEVELS
-"""What a sum in single precision may lie beyond [0, 1]: its level is still the first or last one."""
+"""How far rounding in single precision may take a height beyond [0, 1]: its level is still the first or last one."""
 GROUP = 2**6
 """Levels that are passed over at once where nothing waits at any of them."""
 AHEAD = 16
@@ -29,7 +29,7 @@ def flood(heights: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     """Labels, uint32, grown from `seeds` (0: none) in an image (y, x) or a volume (z, y, x), to neighbours by faces.
 
     heights, float32, are in [0, 1]; labels are below 2^31. What no seed reaches stays 0. Of equal levels the seeds
-    flood first, in raster order. Raises InputError for other heights and labels: they lie outside the tables.
+    flood first, in raster order. Raises InputError for heights and labels beyond these limits.
     """
     check_shapes("seeds", seeds.shape, "the heights", heights.shape)
     lowest, highest = heights.min(), heights.max()

@@ -58,7 +58,7 @@ def basins(boundary: np.ndarray, settings: Fragments) -> np.ndarray:
 
 
 def landscape(boundary: np.ndarray, settings: Fragments) -> tuple[np.ndarray, np.ndarray]:
-    """What is flooded, float32 in [0, 1], and the seeds (uint32, from 1), of a section or a volume."""
+    """Heights to flood, float32 in [0, 1], and seeds (uint32, from 1), of a section or a volume."""
     distance = distances(boundary < settings.threshold, settings)
     heights = _smooth(boundary, settings.sigma_weights)
     if settings.distance_weight and (farthest := distance.max()) > 0:
