@@ -26,23 +26,24 @@ def _rank(item: pytest.Item) -> int:
     return starts.index(True) if any(starts) else len(starts)
 
 
-class Groups(LoadScopeScheduling):
-    """Gives a worker whole groups of tests, those that share a costly fixture.
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> LoadScopeScheduling:
+    """Give a worker whole groups of tests, those that share a costly fixture.
 
     All tests of SLURM share its cluster, those of one file their fixtures. The workflow's others each have a checkout
     of their own, copied from a finished run that the workers share.
+
+    Marks and --dist loadgroup would say it without a private method, but xdist 3.8 spreads a group over all workers
+    with pytest 9.2 (pytest-dev/pytest-xdist#1386); tests/unit/test_groups.py tells when they work again.
     """
 
-    def _split_scope(self, nodeid: str) -> str:
-        file = nodeid.partition("::")[0]
-        if file.startswith("tests/slurm/"):
-            return "tests/slurm"
-        alone = file.startswith("tests/workflow/") and file != "tests/workflow/test_networks.py"
-        return nodeid if alone else file
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            if file.startswith("tests/slurm/"):
+                return "tests/slurm"
+            alone = file.startswith("tests/workflow/") and file != "tests/workflow/test_networks.py"
+            return nodeid if alone else file
 
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log) -> Groups:
-    """Not by marks and --dist loadgroup: with pytest 9.2, xdist 3.8 spreads the tests of a group over all workers."""
     return Groups(config, log)
 
 

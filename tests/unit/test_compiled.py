@@ -1,11 +1,14 @@
-"""Where compiled code is kept, when folders cannot be written."""
+"""Where compiled code is kept, when folders cannot be written; what is used of numba's private parts."""
 
 import importlib.util
 import pickle
+from collections.abc import Callable
+from functools import reduce
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numba
+import numpy as np
 import pytest
 
 from tokenunify.kernels import compiled
@@ -75,13 +78,18 @@ def test_temporary_files_serve_where_there_is_no_home_either(tmp_path, places):
     assert {path.name.split("-")[0] for path in folder.rglob("*.nbi")} == {"loops.halves", "loops.half", "loops.eager"}
 
 
-def test_what_was_kept_of_types_that_moved_is_compiled_again(tmp_path, places):
-    """As after an update that renamed a module."""
-    imported(tmp_path)
-    (index,) = places["temporary"].rglob("loops.halves*.nbi")
+def moved(index: Path) -> str:
+    """Make the kept code one of types whose module has moved, as an update does; returns numba's version."""
     with open(index, "rb") as file:
         version = pickle.load(file)
     index.write_bytes(pickle.dumps(version) + b"ctokenunify.gone\nPairs\n.")
+    return version
+
+
+def test_what_was_kept_of_types_that_moved_is_compiled_again(tmp_path, places):
+    imported(tmp_path)
+    (index,) = places["temporary"].rglob("loops.halves*.nbi")
+    version = moved(index)
     imported(tmp_path)
     with open(index, "rb") as file:
         assert pickle.load(file) == version
@@ -103,3 +111,55 @@ def test_nothing_is_kept_where_nothing_is_safe(tmp_path, places, monkeypatch, ki
         places["temporary"].rmdir()
     imported(tmp_path)
     assert not list(tmp_path.rglob("*.nbi"))
+
+
+def at_a_loss(lack: str) -> str:
+    return f"numba {numba.__version__} {lack}: see _njit in tokenunify/kernels/compiled.py"
+
+
+def counts_references(decorate: Callable) -> bool:
+    """Whether the compiled function counts references to the arrays passed to it."""
+
+    @decorate
+    def first(one, two, which):
+        return (one if which else two)[0]
+
+    first(np.ones(1), np.ones(1), True)
+    return "NRT_incref" in next(iter(first.inspect_llvm().values()))
+
+
+def test_the_private_parts_of_numba_are_where_we_look_for_them(tmp_path, monkeypatch):
+    monkeypatch.setattr(numba.config, "CACHE_DIR", str(tmp_path / "cache"))  # what is read from one shows no references
+    function = imported(tmp_path).halves
+    names = "_cache", "_cache_file", "_load_index"
+    for number, name in enumerate(names):
+        owner = reduce(getattr, names[:number], function)
+        assert hasattr(owner, name), at_a_loss(f"has no {'.'.join(names[: number + 1])} in a compiled function")
+    assert function._cache._cache_file._load_index.__name__ == "read_or_forget"
+    options = numba.core.cpu.CPUTargetOptions
+    assert hasattr(options, "_nrt"), at_a_loss("has no option _nrt")
+    assert not counts_references(compiled.inner), at_a_loss("counts references in spite of the option _nrt")
+
+
+def test_the_private_parts_of_numba_are_still_needed(tmp_path, places):
+    assert counts_references(numba.njit), at_a_loss("counts no references by itself, so that _nrt can go")
+    module = imported(tmp_path)
+    (index,) = places["temporary"].rglob("loops.halves*.nbi")
+    moved(index)
+    try:
+        numba.njit(cache=True)(module.halves.py_func)(20)
+    except ImportError:
+        return
+    pytest.fail(at_a_loss("reads past types whose module has moved, so that read_or_forget can go"))
+
+
+def test_private_parts_that_numba_lacks_are_left_out(tmp_path, monkeypatch):
+    given = []
+
+    def njit(*_signature, **options):
+        given.append(set(options))
+        return lambda function: function
+
+    monkeypatch.setattr(compiled, "_numba", SimpleNamespace(njit=njit, core=SimpleNamespace()))
+    imported(tmp_path)
+    assert given == [{"nogil", "cache"}, {"nogil", "cache"}, {"error_model", "cache"}]

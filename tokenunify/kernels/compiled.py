@@ -4,6 +4,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ import numba
 _numba: Any = numba  # untyped: options that its stubs lack are passed on
 
 
-def kept(*signature: Any, **options: Any) -> Callable[[Callable], Any]:
-    """Numba's njit, whose machine code is kept on disk for later processes.
+def kept(*signature: Any, counted: bool = True, **options: Any) -> Callable[[Callable], Any]:
+    """Numba's njit, whose machine code is kept on disk for later processes; `counted` as in `_njit`.
 
     It lies beside the source, else in the user's cache folder, else (a checkout and a home that cannot be written, as
     in containers) in a folder of the user's among the temporary files; where none can be written nothing is kept.
@@ -21,23 +22,30 @@ def kept(*signature: Any, **options: Any) -> Callable[[Callable], Any]:
 
     def decorate(function: Callable) -> Any:
         try:
-            return _njit(function, *signature, **options, cache=True)
+            return _njit(function, *signature, counted=counted, **options, cache=True)
         except RuntimeError:  # numba found no folder
-            _numba.config.CACHE_DIR = _temporary_folder()
-            return _njit(function, *signature, **options, cache=bool(_numba.config.CACHE_DIR))
+            folder = _numba.config.CACHE_DIR = _temporary_folder()
+            return _njit(function, *signature, counted=counted, **options, cache=bool(folder))
 
     return decorate
 
 
-def _njit(function: Callable, *signature: Any, cache: bool, **options: Any) -> Any:
-    """The compiled function; what was kept of types whose module has moved since is compiled again.
+def _njit(function: Callable, *signature: Any, counted: bool, cache: bool, **options: Any) -> Any:
+    """The compiled function. Only here are private parts of numba (0.68) used; those that a version lacks are left out.
 
-    Numba reads the types before it compares the source's age, so that code kept before an update would stop a run.
+    The option `_nrt` turns the counting of references to arrays off, which no public option does. Without it they are
+    counted: loops are slower, results the same.
+
+    `_load_index`, of the file that lists the kept code, unpickles types before it compares the source's age: code kept
+    before an update would stop a run when the module of a type has moved. Such code is forgotten here, and compiled
+    again; without it the user has to delete the code. Functions with a `signature` are read at once, before that, but
+    their types are numba's own.
     """
-    if signature:
-        return _numba.njit(*signature, **options, cache=cache)(function)
-    compiled = _numba.njit(**options, cache=cache)(function)
-    if cache:
+    with suppress(AttributeError):
+        if not counted and hasattr(_numba.core.cpu.CPUTargetOptions, "_nrt"):
+            options["_nrt"] = False
+    compiled = _numba.njit(*signature, **options, cache=cache)(function)
+    with suppress(AttributeError):  # also where nothing is kept
         index = compiled._cache._cache_file
         read = index._load_index
 
@@ -58,8 +66,8 @@ def _temporary_folder() -> str:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
         with tempfile.TemporaryFile(dir=folder):
-            is_mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid()
-            return str(folder) if is_mine and not found.st_mode & 0o077 else ""
+            private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
+            return str(folder) if private else ""
     except OSError:
         return ""
 
@@ -67,6 +75,6 @@ def _temporary_folder() -> str:
 loop: Any = kept(nogil=True)
 """For functions that Python calls; threads run them side by side."""
 
-inner: Any = kept(nogil=True, _nrt=False)
+inner: Any = kept(nogil=True, counted=False)
 """For functions that loops call, and that make no array. References to the arrays passed to them are not counted: done
 atomically, array by array, this took several times as long as the work itself."""

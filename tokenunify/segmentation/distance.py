@@ -5,13 +5,13 @@ import numpy as np
 from tokenunify.kernels.compiled import loop
 
 SMALL_CAP = 2**7
-"""Below it sums of two squares fit into 16 bits, of which a processor adds twice as many at once."""
+"""Below this cap sums of two squares fit into 16 bits: a processor adds twice as many of them at once."""
 
 
 def capped_distance(inside: np.ndarray, *, cap: int) -> np.ndarray:
     """Distance in voxels, float32, of each voxel inside to the nearest outside, or `cap` if that is less.
 
-    inside: bool (y, x) or (z, y, x); what is beyond the image is not outside.
+    inside: bool (y, x) or (z, y, x). The image's own border counts as no boundary.
     """
     squares = np.empty(inside.shape, np.uint16 if cap < SMALL_CAP else np.float32)
     volume = squares.reshape((1,) * (3 - inside.ndim) + inside.shape)

@@ -16,7 +16,7 @@ from tokenunify.kernels.compiled import inner, loop
 LEVELS = 255 * 252 + 1
 """Levels of heights in [0, 1]: means of two or three 8-bit channels are whole levels, which keeps plateaus."""
 SLACK = 0.4 / LEVELS
-"""What a sum in single precision may lie beyond [0, 1]: its level is still the first or last one."""
+"""How far rounding in single precision may take a height beyond [0, 1]: its level is still the first or last one."""
 GROUP = 2**6
 """Levels that are passed over at once where nothing waits at any of them."""
 AHEAD = 16
@@ -29,28 +29,24 @@ def flood(heights: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     """Labels, uint32, grown from `seeds` (0: none) in an image (y, x) or a volume (z, y, x), to neighbours by faces.
 
     heights, float32, are in [0, 1]; labels are below 2^31. What no seed reaches stays 0. Of equal levels the seeds
-    flood first, in raster order.
+    flood first, in raster order. Raises InputError for heights and labels beyond these limits.
     """
-    _check(heights, seeds)
-    shape = (1,) * (3 - heights.ndim) + heights.shape
-    z, y, x = (n + 2 for n in shape)
-    state = np.zeros((z, y, x), np.uint32)  # with a rim that is never dry
-    steps = (y * x, x, 1)[3 - heights.ndim :]
-    queue = np.empty(state.size, np.int32 if state.size < 2**31 else np.int64)
-    around = (*(-step for step in steps), *steps[::-1])  # a tuple: loops over it are unrolled
-    _flood(heights.reshape(shape), seeds.reshape(shape), state, state.reshape(-1), around, queue)
-    labels = state[1:-1, 1:-1, 1:-1].reshape(heights.shape)
-    return np.where(labels < DRY, labels, np.uint32(0))
-
-
-def _check(heights: np.ndarray, seeds: np.ndarray) -> None:
-    """Refuse what would lie outside the tables of levels and labels."""
     check_shapes("seeds", seeds.shape, "the heights", heights.shape)
     lowest, highest = heights.min(), heights.max()
     if not -SLACK < lowest <= highest < 1 + SLACK:  # also where they are NaN
         raise InputError(f"heights must lie in [0, 1], found {lowest:g}..{highest:g}; give affinities in [0, 1]")
     if seeds.dtype.kind not in "iu" or seeds.min() < 0 or seeds.max() >= DRY:
         raise InputError(f"seeds must be integers in 0..2^31-1, found {seeds.dtype} up to {seeds.max()}")
+    shape = (1,) * (3 - heights.ndim) + heights.shape
+    z, y, x = (n + 2 for n in shape)
+    state = np.zeros((z, y, x), np.uint32)  # with a rim that is never dry
+    steps = (y * x, x, 1)[3 - heights.ndim :]
+    around = (*(-step for step in steps), *steps[::-1])  # a tuple: loops over it are unrolled
+    queue = np.empty(state.size, np.int32 if state.size < 2**31 else np.int64)
+    waits = _start(heights.reshape(shape), seeds.reshape(shape), state, around, queue)
+    _flood(state.reshape(-1), around, queue, *waits)
+    labels = state[1:-1, 1:-1, 1:-1].reshape(heights.shape)
+    return np.where(labels < DRY, labels, np.uint32(0))
 
 
 @inner
@@ -59,86 +55,68 @@ def _level(height):
 
 
 @loop
-def _flood(heights, seeds, state, flat, steps, queue):
-    """Label the voxels of `state` (`flat` is the same); each waits at most once, in its level's part of the queue."""
-    first, ranks = _fill(heights, seeds, state)
-    last, waiting = first.copy(), np.zeros(len(first) // GROUP + 1, np.int64)
-    _start(heights, seeds, flat, steps, ranks, queue, last, waiting)
-    level = np.int64(0)
-    while level < len(first):
-        if first[level] < last[level]:
-            level = _flood_level(flat, steps, queue, first, last, waiting, level)
-        else:
-            level += 1 if waiting[level // GROUP] else GROUP - level % GROUP
+def _start(heights, seeds, state, steps, queue):
+    """Put seeds and levels into the state, and the seeds' voxels that have a dry neighbour into the queue.
 
-
-@inner
-def _flood_level(flat, steps, queue, first, last, waiting, level):
-    """Let the voxels that wait at a level flood, and those that they reach there, but stop where a lower one waits.
-
-    Returns the lowest level that was reached.
-    """
-    begun, end, lowest = first[level], last[level], level
-    place = begun
-    while place < end and lowest == level:
-        if place + AHEAD < end:
-            for step in steps:
-                _prefetch(flat, queue[place + AHEAD] + step)  # type: ignore[call-arg]
-        voxel = queue[place]
-        place += 1
-        for step in steps:
-            neighbour = voxel + step
-            if flat[neighbour] >= DRY:
-                own = np.int64(flat[neighbour] - DRY)
-                flat[neighbour] = flat[voxel]
-                if own == level:  # most often: its end is in a register
-                    queue[end] = neighbour
-                    end += 1
-                else:
-                    _push(queue, last, waiting, own, neighbour)
-                    lowest = min(lowest, own)
-    waiting[level // GROUP] += end - last[level] - (place - begun)
-    first[level], last[level] = place, end
-    return lowest
-
-
-@loop
-def _fill(heights, seeds, state):
-    """Put seeds and levels, numbered without those that do not occur, into the state.
-
-    Returns where each level's part of the queue begins, and the number of each of the LEVELS.
+    Levels that do not occur get no number. Returns where each level's part of the queue begins and ends, and how many
+    voxels wait in each GROUP of levels.
     """
     counts = np.zeros(LEVELS, np.int64)
     for height in heights.flat:
         counts[_level(height)] += 1
     ranks = np.cumsum(counts > 0) - 1
-    for z in range(heights.shape[0]):
-        for y in range(heights.shape[1]):
-            for x in range(heights.shape[2]):
+    depth, rows, columns = heights.shape
+    for z in range(depth):
+        for y in range(rows):
+            for x in range(columns):
                 seed = seeds[z, y, x]
                 state[z + 1, y + 1, x + 1] = seed if seed else DRY + np.uint32(ranks[_level(heights[z, y, x])])
     counts = counts[counts > 0]
-    return np.cumsum(counts) - counts, ranks
+    first = np.cumsum(counts) - counts
+    last, waiting = first.copy(), np.zeros(len(first) // GROUP + 1, np.int64)
+    flat = state.ravel()
+    for z in range(depth):
+        for y in range(rows):
+            for x in range(columns):
+                if seeds[z, y, x]:
+                    voxel, dry = ((z + 1) * (rows + 2) + y + 1) * (columns + 2) + x + 1, False
+                    for step in steps:
+                        dry |= flat[voxel + step] >= DRY
+                    if dry:
+                        _push(queue, last, waiting, ranks[_level(heights[z, y, x])], voxel)
+    return first, last, waiting
 
 
 @loop
-def _start(heights, seeds, flat, steps, ranks, queue, last, waiting):
-    """Let the seeds' voxels that have a dry neighbour wait."""
-    _, rows, columns = heights.shape
-    for z in range(heights.shape[0]):
-        for y in range(rows):
-            for x in range(columns):
-                voxel = ((z + 1) * (rows + 2) + y + 1) * (columns + 2) + x + 1
-                if seeds[z, y, x] and _has_dry(flat, voxel, steps):
-                    _push(queue, last, waiting, ranks[_level(heights[z, y, x])], voxel)
-
-
-@inner
-def _has_dry(flat, voxel, steps):
-    dry = False
-    for step in steps:
-        dry |= flat[voxel + step] >= DRY
-    return dry
+def _flood(flat, steps, queue, first, last, waiting):
+    """Label the voxels; each waits at most once, in its level's part of the queue."""
+    level = np.int64(0)
+    while level < len(first):
+        if first[level] == last[level]:
+            level += 1 if waiting[level // GROUP] else GROUP - level % GROUP
+            continue
+        begun, end, lowest = first[level], last[level], level
+        place = begun
+        while place < end and lowest == level:  # until a voxel of a lower level waits
+            if place + AHEAD < end:
+                for step in steps:
+                    _prefetch(flat, queue[place + AHEAD] + step)  # type: ignore[call-arg]
+            voxel = queue[place]
+            place += 1
+            for step in steps:
+                neighbour = voxel + step
+                if flat[neighbour] >= DRY:
+                    own = np.int64(flat[neighbour] - DRY)
+                    flat[neighbour] = flat[voxel]
+                    if own == level:  # most often: its end is in a register
+                        queue[end] = neighbour
+                        end += 1
+                    else:
+                        _push(queue, last, waiting, own, neighbour)
+                        lowest = min(lowest, own)
+        waiting[level // GROUP] += end - last[level] - (place - begun)
+        first[level], last[level] = place, end
+        level = lowest
 
 
 @inner

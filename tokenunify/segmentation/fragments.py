@@ -10,8 +10,7 @@ from skimage.morphology import local_maxima
 
 from tokenunify.config import Fragments
 from tokenunify.geometry import Coordinate, Roi, check_shapes
-from tokenunify.kernels.compiled import loop
-from tokenunify.kernels.components import connect
+from tokenunify.kernels.components import numbered
 from tokenunify.segmentation.distance import capped_distance
 from tokenunify.segmentation.flood import flood
 from tokenunify.stages.sections import Fragments as Section
@@ -59,7 +58,7 @@ def basins(boundary: np.ndarray, settings: Fragments) -> np.ndarray:
 
 
 def landscape(boundary: np.ndarray, settings: Fragments) -> tuple[np.ndarray, np.ndarray]:
-    """What is flooded, float32 in [0, 1], and the seeds (uint32, from 1), of a section or a volume."""
+    """Heights to flood, float32 in [0, 1], and seeds (uint32, from 1), of a section or a volume."""
     distance = distances(boundary < settings.threshold, settings)
     heights = _smooth(boundary, settings.sigma_weights)
     if settings.distance_weight and (farthest := distance.max()) > 0:
@@ -101,23 +100,16 @@ def number(fragments: np.ndarray, roi: Roi, volume_shape: Coordinate, *, dimensi
     What the box's faces cut apart becomes separate fragments (connected by faces, within a section if dimensions is 2).
     Fragment 0 stays 0.
     """
-    return _number(np.ascontiguousarray(fragments), roi.offset, volume_shape, dimensions == 3).view(np.uint64)
-
-
-@loop
-def _number(fragments, offset, volume_shape, across):
-    flat, ids = fragments.ravel(), np.arange(fragments.size)
-    connect(fragments, ids, across)
-    depth, rows, columns = fragments.shape
-    for z in range(depth):
-        for y in range(rows):
-            for x in range(columns):
-                voxel = (z * rows + y) * columns + x
-                position = ((z + offset[0]) * volume_shape[1] + y + offset[1]) * volume_shape[2] + x + offset[2]
-                ids[voxel] = 1 + position if ids[voxel] == voxel else ids[ids[voxel]]
-                if flat[voxel] == 0:
-                    ids[voxel] = 0
-    return ids.reshape(fragments.shape)
+    ids = np.empty(fragments.shape, np.uint64)
+    depth = len(fragments) if dimensions == 3 else 1
+    for z in range(0, len(fragments), depth):
+        components, first = numbered(fragments[z : z + depth])
+        place = np.unravel_index(first, components.shape)
+        in_volume = (place[0] + z + roi.offset[0], place[1] + roi.offset[1], place[2] + roi.offset[2])
+        names = np.zeros(first.size + 1, np.uint64)
+        names[1:] = 1 + np.ravel_multi_index(in_volume, volume_shape)
+        np.take(names, components, out=ids[z : z + depth], mode="clip")  # the mode that writes straight into `out`
+    return ids
 
 
 def of_block(affinities: Any, mask: Any, roi: Roi, settings: Fragments) -> np.ndarray:

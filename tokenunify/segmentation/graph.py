@@ -14,6 +14,10 @@ from tokenunify.store import arrays
 NUM_LEVELS = 256
 MANY_NODES = 2**32
 """So many at most: the indices of an edge's two nodes are one number, its key."""
+EDGES_AT_ONCE = 2**12
+"""Edges whose levels are listed at once: a byte for each of their levels fits into the cache."""
+NO_ENTRIES = np.zeros((0, 2), np.uint64)
+"""Of edges without histograms."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +62,47 @@ class Rag:
 
 
 class Stored:
-    """A graph in a file; a table is read when it is asked for, and damage is reported with the advice to mend it."""
+    """A graph in a file; a table is read when it is asked for. Where it is damaged, the error says how to remake it."""
 
     def __init__(self, path: Path, remake: str):
         self.path, self.remake = path, remake
 
     def __getattr__(self, name: str) -> np.ndarray:
         return arrays.read_npz(self.path, self.remake, name)[name]
+
+
+def from_pairs(
+    keys: np.ndarray,
+    values: np.ndarray,
+    entries: np.ndarray = NO_ENTRIES,
+    amounts: np.ndarray = NO_ENTRIES[:, 0],
+) -> Rag:
+    """Graph of pairs of ids (n, 2), uint64, that were counted in any order.
+
+    `values` (n, 3) are count, sum and highest level of each pair; of an id's pair with itself, the first is its voxels.
+    `entries` (k, 2) are the histograms' rows in `keys` and levels, `amounts` (k,) the pairs of each.
+    """
+    order = np.lexsort((keys[:, 1], keys[:, 0]))
+    alone = keys[order, 0] == keys[order, 1]
+    own, edges = order[alone], order[~alone]
+    nodes = np.union1d(keys[own, 0], keys[edges])
+    sizes = np.zeros(nodes.size, np.uint64)
+    sizes[np.searchsorted(nodes, keys[own, 0])] = values[own, 0]
+    place = np.empty(len(keys), np.int64)
+    place[edges] = np.arange(edges.size)
+    levels = (place[entries[:, 0].astype(np.int64)] << 8) | entries[:, 1].astype(np.int64)
+    rising = np.argsort(levels)
+    return Rag(
+        nodes=nodes,
+        sizes=sizes,
+        edges=keys[edges],
+        counts=values[edges, 0],
+        sums=values[edges, 1],
+        highest=values[edges, 2].astype(np.uint8),
+        starts=np.searchsorted(levels[rising] >> 8, np.arange(edges.size + 1)),
+        bins=(levels[rising] & 255).astype(np.uint8),
+        amounts=amounts[rising],
+    )
 
 
 def divided(num_edges: int, starts: np.ndarray, bins: np.ndarray, amounts: np.ndarray) -> bool:
@@ -143,9 +181,9 @@ def keys_of(part: Rag | Stored, nodes: np.ndarray) -> np.ndarray:
 
 
 def _merge_histograms(parts: Sequence[Rag | Stored], places: Sequence[np.ndarray], num_edges: int) -> tuple:
-    """`starts`, `bins` and `amounts` of the merged graph, whose size is found from the levels present, 32 B an edge.
+    """`starts`, `bins` and `amounts` of the merged graph; `places` are the rows that the parts' edges have in it.
 
-    `places` are the rows that the parts' edges have in it.
+    The levels present are marked first, 32 B an edge: from them the tables' length is known.
     """
     filled = [(part, place) for part, place in zip(parts, places, strict=True) if part.starts[-1]]
     for part, place in filled:
@@ -157,9 +195,12 @@ def _merge_histograms(parts: Sequence[Rag | Stored], places: Sequence[np.ndarray
     for part, place in filled:
         _mark(present, place, part.starts, part.bins)
     starts = np.concatenate([[0], np.bitwise_count(present).sum(axis=1, dtype=np.int64).cumsum()])
-    bins = _marked(present, starts[-1])
+    bins, amounts = np.empty(starts[-1], np.uint8), np.zeros(starts[-1], np.uint64)
+    for first in range(0, num_edges, EDGES_AT_ONCE):
+        rows = present[first : first + EDGES_AT_ONCE]
+        set_bits = np.flatnonzero(np.unpackbits(rows, bitorder="little").view(bool))
+        bins[starts[first] : starts[first + len(rows)]] = set_bits.astype(np.uint8)  # modulo NUM_LEVELS
     del present
-    amounts = np.zeros(bins.size, np.uint64)
     for part, place in filled:
         _add_amounts(starts, bins, amounts, place, part.starts, part.bins, part.amounts)
     return starts, bins, amounts
@@ -167,26 +208,15 @@ def _merge_histograms(parts: Sequence[Rag | Stored], places: Sequence[np.ndarray
 
 @loop
 def _mark(present, place, starts, bins):
-    """Set a bit for each level of the edges, which have these rows in `present`."""
+    """Set the bits of the edges' levels in `present`, where edge i has row place[i]."""
     for edge in range(len(place)):
         for entry in range(starts[edge], starts[edge + 1]):
             present[place[edge], bins[entry] >> 3] |= np.uint8(1 << (bins[entry] & 7))
 
 
 @loop
-def _marked(present, number):
-    """The levels whose bits are set."""
-    bins, entry = np.empty(number, np.uint8), 0
-    for row in present:
-        for level in range(NUM_LEVELS):
-            if row[level >> 3] >> (level & 7) & 1:
-                bins[entry] = level
-                entry += 1
-    return bins
-
-
-@loop
 def _add_amounts(starts, bins, amounts, place, part_starts, part_bins, part_amounts):
+    """Add a part's amounts to those of the merged graph, which has all its levels in the same order."""
     for edge in range(len(place)):
         at = starts[place[edge]]
         for entry in range(part_starts[edge], part_starts[edge + 1]):

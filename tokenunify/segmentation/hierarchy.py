@@ -45,7 +45,17 @@ class Tree:
 
     def gather(self, start: int, stop: int) -> Rag:
         """The graph of consecutive parts, contracted if there are others."""
-        found = self._read(start) if stop - start == 1 else self._join(start, stop)
+        if stop - start == 1:
+            found = graph.merge([self.parts[start]])
+            if self.keep_highest:
+                found = graph.highest_alone(found)
+        else:
+            middle = (start + stop) // 2
+            found = graph.merge([self.gather(start, middle), self.gather(middle, stop)])
+            if self.keep_highest:
+                astride = (self.first < middle) & (self.last >= middle)  # so they were frozen in both halves
+                shared = np.all(astride[np.searchsorted(self.nodes, found.edges)], axis=1)
+                found = graph.highest_alone(found, shared)
         self.most_edges = max(self.most_edges, len(found.edges))
         if stop - start == len(self.parts):
             return found
@@ -62,16 +72,3 @@ class Tree:
         while not np.array_equal(roots := parents[parents], parents):
             parents = roots
         return Lut(self.nodes, self.nodes[roots])
-
-    def _read(self, part: int) -> Rag:
-        found = graph.merge([self.parts[part]])
-        return graph.highest_alone(found) if self.keep_highest else found
-
-    def _join(self, start: int, stop: int) -> Rag:
-        middle = (start + stop) // 2
-        joined = graph.merge([self.gather(start, middle), self.gather(middle, stop)])
-        if not self.keep_highest:
-            return joined
-        astride = (self.first < middle) & (self.last >= middle)  # so they were frozen in both halves
-        shared = np.all(astride[np.searchsorted(self.nodes, joined.edges)], axis=1)
-        return graph.highest_alone(joined, shared)

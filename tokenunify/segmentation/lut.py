@@ -46,12 +46,12 @@ def from_groups(fragments: np.ndarray, groups: np.ndarray) -> Lut:
 
 def write(path: Path, lut: Lut) -> None:
     """Write the table in one step, as the rows of an array."""
-    manifest.replace(path, lambda temporary: _save(temporary, np.stack(lut)))
 
+    def save(temporary: Path) -> None:
+        with open(temporary, "wb") as file:  # given a name, numpy adds its own suffix
+            np.save(file, np.stack(lut), allow_pickle=False)
 
-def _save(path: Path, rows: np.ndarray) -> None:
-    with open(path, "wb") as file:
-        np.save(file, rows, allow_pickle=False)
+    manifest.replace(path, save)
 
 
 def read(agglomerated: Path) -> Lut:

@@ -58,6 +58,16 @@ def energy(rag: Rag, table: lut.Lut, beta: float = 0.5, lifted: Rag | None = Non
     return near if lifted is None else near + energy(lifted, table, beta)
 
 
+SOLVERS = {
+    "kernighan-lin": bic.graph.multicut.KernighanLinMulticut,
+    "greedy-additive": bic.graph.multicut.GreedyAdditiveMulticut,
+}
+LIFTED_SOLVERS = {
+    "kernighan-lin": lmc.LiftedKernighanLinMulticut,
+    "greedy-additive": lmc.LiftedGreedyAdditiveMulticut,
+}
+
+
 def solve(
     num_nodes: int,
     edges: np.ndarray,
@@ -68,54 +78,45 @@ def solve(
     """Group (n,) of each node of a graph with unique, sorted edges (m, 2), u < v, between node indices.
 
     `lifted` are other pairs (k, 2) and what it costs to have their nodes in different groups (k,); `decomposed` has no
-    form for them.
+    form for them. `fusion-moves` starts from Kernighan-Lin's solution and fuses it with proposals: those of the greedy
+    solver on noisy costs, from fixed seeds. These know the graph's own edges only, the fusion knows the lifted ones.
     """
     if solver == "decomposed":
         assert lifted is None, "the configuration refuses it"
         return _decomposed(num_nodes, edges, costs)
     graph = bic.graph.UndirectedGraph.from_unique_edges(num_nodes, edges)
-    if lifted is not None:
-        far = {"lifted_uvs": lifted[0], "lifted_costs": lifted[1]}
-        return LIFTED_SOLVERS[solver]().optimize(lmc.LiftedMulticutObjective(graph, costs, **far))
-    return SOLVERS[solver]().optimize(bic.graph.multicut.MulticutObjective(graph, costs))
-
-
-def _fusion_moves() -> bic.graph.multicut.MulticutSolver:
-    """Proposals by the greedy solver on noisy costs, from fixed seeds, fused with the best partition so far."""
-    proposals = bic.graph.multicut.GreedyAdditiveProposalGenerator(seed=0)
-    moves = bic.graph.multicut.FusionMoveMulticut(proposal_generator=proposals)
-    return bic.graph.multicut.ChainedMulticutSolvers([bic.graph.multicut.KernighanLinMulticut(), moves])
-
-
-SOLVERS = {
-    "kernighan-lin": bic.graph.multicut.KernighanLinMulticut,
-    "greedy-additive": bic.graph.multicut.GreedyAdditiveMulticut,
-    "fusion-moves": _fusion_moves,
-}
-
-
-def _lifted_fusion_moves() -> lmc.LiftedMulticutSolver:
-    """As `_fusion_moves`; the proposals know the graph's own edges only, the fusion knows all."""
-    proposals = lmc.GreedyAdditiveProposalGenerator(seed=0)
-    moves = lmc.FusionMoveLiftedMulticut(proposal_generator=proposals, sub_solver=lmc.LiftedKernighanLinMulticut())
-    return lmc.LiftedChainedSolvers([lmc.LiftedKernighanLinMulticut(), moves])
-
-
-LIFTED_SOLVERS = {
-    "kernighan-lin": lmc.LiftedKernighanLinMulticut,
-    "greedy-additive": lmc.LiftedGreedyAdditiveMulticut,
-    "fusion-moves": _lifted_fusion_moves,
-}
+    if lifted is None:
+        near = bic.graph.multicut.MulticutObjective(graph, costs)
+        if solver in SOLVERS:
+            return SOLVERS[solver]().optimize(near)
+        noisy = bic.graph.multicut.GreedyAdditiveProposalGenerator(seed=0)
+        fusion = bic.graph.multicut.FusionMoveMulticut(proposal_generator=noisy)
+        return bic.graph.multicut.ChainedMulticutSolvers([SOLVERS["kernighan-lin"](), fusion]).optimize(near)
+    far = lmc.LiftedMulticutObjective(graph, costs, lifted_uvs=lifted[0], lifted_costs=lifted[1])
+    if solver in LIFTED_SOLVERS:
+        return LIFTED_SOLVERS[solver]().optimize(far)
+    kernighan_lin = LIFTED_SOLVERS["kernighan-lin"]
+    noisy = lmc.GreedyAdditiveProposalGenerator(seed=0)
+    fusion = lmc.FusionMoveLiftedMulticut(proposal_generator=noisy, sub_solver=kernighan_lin())
+    return lmc.LiftedChainedSolvers([kernighan_lin(), fusion]).optimize(far)
 
 
 def _decomposed(num_nodes: int, edges: np.ndarray, costs: np.ndarray) -> np.ndarray:
     """Merge what both the greedy solution and those of the volume's slabs join, and solve the far smaller rest.
 
     Slabs instead of blocks (Pape et al. 2017), fused with the greedy proposal (Beier et al. 2015), which mends their
-    faces.
+    faces. Nodes are sorted by their first voxel, so that consecutive ones are a slab.
     """
-    proposals = _in_slabs(num_nodes, edges, costs), solve(num_nodes, edges, costs, "greedy-additive")
-    _, groups = np.unique(np.stack(proposals, axis=1), axis=0, return_inverse=True)
+    slabs = np.arange(num_nodes) // NODES_OF_SLAB
+    inside = np.flatnonzero(slabs[edges[:, 0]] == slabs[edges[:, 1]])
+    limits = np.searchsorted(slabs[edges[inside, 0]], np.arange(slabs[-1] + 2))  # edges are sorted by their first node
+    in_slabs = np.empty(num_nodes, np.int64)
+    for slab, (start, end) in enumerate(pairwise(limits)):
+        first, last = slab * NODES_OF_SLAB, min(num_nodes, (slab + 1) * NODES_OF_SLAB)
+        own = inside[start:end]
+        in_slabs[first:last] = first + _solved(last - first, edges[own] - np.uint64(first), costs[own])
+    greedy = solve(num_nodes, edges, costs, "greedy-additive")
+    _, groups = np.unique(np.stack([in_slabs, greedy], axis=1), axis=0, return_inverse=True)
     ends = np.sort(groups[edges], axis=1)
     between = ends[:, 0] != ends[:, 1]
     merged, order, starts = ids.group_pairs(ends[between].astype(np.uint64))
@@ -123,18 +124,6 @@ def _decomposed(num_nodes: int, edges: np.ndarray, costs: np.ndarray) -> np.ndar
     return _solved(groups.max() + 1, merged, sums)[groups]
 
 
-def _in_slabs(num_nodes: int, edges: np.ndarray, costs: np.ndarray) -> np.ndarray:
-    """Groups of slabs that are solved each by itself; nodes are sorted by first voxel: consecutive ones are a slab."""
-    slabs = np.arange(num_nodes) // NODES_OF_SLAB
-    inside = np.flatnonzero(slabs[edges[:, 0]] == slabs[edges[:, 1]])
-    limits = np.searchsorted(slabs[edges[inside, 0]], np.arange(slabs[-1] + 2))  # edges are sorted by their first node
-    groups = np.empty(num_nodes, np.int64)
-    for slab, (start, end) in enumerate(pairwise(limits)):
-        first, last = slab * NODES_OF_SLAB, min(num_nodes, (slab + 1) * NODES_OF_SLAB)
-        own = inside[start:end]
-        groups[first:last] = first + _solved(last - first, edges[own] - np.uint64(first), costs[own])
-    return groups
-
-
 def _solved(num_nodes: int, edges: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Groups by Kernighan-Lin, which takes no graph without edges."""
     return solve(num_nodes, edges, costs, "kernighan-lin") if len(edges) else np.arange(num_nodes)

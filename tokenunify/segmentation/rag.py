@@ -18,7 +18,7 @@ from tokenunify.geometry import Blocks, Coordinate, Roi, check_shapes
 from tokenunify.kernels import ids, pair_table
 from tokenunify.kernels.compiled import loop
 from tokenunify.segmentation import lifted
-from tokenunify.segmentation.graph import Rag, Stored, merge
+from tokenunify.segmentation.graph import Rag, Stored, from_pairs, merge
 from tokenunify.stages.sections import Rag as Section
 from tokenunify.store import arrays, blockwise, forms, manifest
 
@@ -74,8 +74,8 @@ def of_block(affinities: Any, fragments: Any, roi: Roi, *, histograms: bool = Tr
     slabs = Blocks(roi.shape, (ceil(z / threads), y, x))
 
     def collected(index: int) -> Rag:
-        inner = slabs.roi(index).moved(roi.offset).within(outer)
-        return _owned(grey, names, inner, histograms=histograms)
+        box = tuple((axis.start, axis.stop) for axis in slabs.roi(index).moved(roi.offset).within(outer))
+        return from_pairs(*_collect(grey, names, box, histograms))
 
     if len(slabs) == 1:
         return collected(0)
@@ -83,39 +83,11 @@ def of_block(affinities: Any, fragments: Any, roi: Roi, *, histograms: bool = Tr
         return merge(list(pool.map(collected, range(len(slabs)))))
 
 
-def _owned(affinities: np.ndarray, fragments: np.ndarray, inner: tuple[slice, ...], *, histograms: bool) -> Rag:
-    """Graph of the voxels in `inner` and their lower neighbours (the arrays hold those outside, too)."""
-    box = tuple((axis.start, axis.stop) for axis in inner)
-    keys, values, entries, amounts = _collect(affinities, fragments, box, histograms)
-    order = np.lexsort((keys[:, 1], keys[:, 0]))
-    alone = keys[order, 0] == keys[order, 1]
-    nodes, edges = order[alone], order[~alone]
-    place = np.empty(len(keys), np.int64)
-    place[edges] = np.arange(edges.size)
-    levels = (place[entries[:, 0].astype(np.int64)] << 8) | entries[:, 1].astype(np.int64)
-    entry_order = np.argsort(levels)
-    names = np.union1d(keys[nodes, 0], keys[edges])
-    sizes = np.zeros(names.size, np.uint64)
-    sizes[np.searchsorted(names, keys[nodes, 0])] = values[nodes, 0]
-    return Rag(
-        nodes=names,
-        sizes=sizes,
-        edges=keys[edges],
-        counts=values[edges, 0],
-        sums=values[edges, 1],
-        highest=values[edges, 2].astype(np.uint8),
-        starts=np.searchsorted(levels[entry_order] >> 8, np.arange(edges.size + 1)),
-        bins=(levels[entry_order] & 255).astype(np.uint8),
-        amounts=amounts[entry_order, 0],
-    )
-
-
 @loop
 def _collect(affinities, fragments, box, histograms):
-    """Count the pairs of neighbouring fragments, and the voxels of each as its pair with itself; in any order.
+    """Count the pairs of the voxels in a box with their lower neighbours, which the arrays hold outside it, too.
 
-    Returns the pairs' ids (n, 2) and count, sum and highest level (n, 3), and of the histograms' entries the row of
-    the pair and the level (k, 2) and the count (k, 1).
+    The voxels of a fragment are counted as its pair with itself. Returns what `from_pairs` takes.
     """
     (z0, z1), (y0, y1), (x0, x1) = box
     found, entries = pair_table.table(3), pair_table.table(1)
@@ -124,12 +96,13 @@ def _collect(affinities, fragments, box, histograms):
         for y in range(y0, y1):
             found, entries = pair_table.with_room(found, 4 * (x1 - x0)), pair_table.with_room(entries, 3 * (x1 - x0))
             _collect_row(affinities, fragments, (z, y), (x0, x1), histograms, found, entries, last)
-    return (*pair_table.used(found), *pair_table.used(entries))
+    rows, amounts = pair_table.used(entries)
+    return (*pair_table.used(found), rows, amounts[:, 0])
 
 
 @loop
 def _collect_row(affinities, fragments, place, columns, histograms, found, entries, last):
-    """Count what is in a row; apart, so that the tables are passed on once per row: threads would wait for it."""
+    """Count the pairs of a row; apart, so that the tables are passed on once per row: threads would wait for it."""
     z, y = place
     row = fragments[z, y]
     below = fragments[z - 1, y] if z else np.zeros_like(row)
@@ -216,17 +189,12 @@ def run(
             arrays.write_npz(_block(folder / LIFTED, index), **vars(linked))
 
     run = blockwise.run_part(folder, blocks, process, part=part[0], num_parts=part[1])
-    for kind in ("", LIFTED) if section.lifted else ("",):
-        _merge_part(folder / kind, blocks.part(*part), part)
+    for place in (folder, folder / LIFTED) if section.lifted else (folder,):
+        try:  # an earlier attempt may have written it
+            arrays.read_npz(_merged(place, *part), "it is made again")
+        except InputError:
+            remake = f"delete {place} and the rag's manifests and run snakemake again"
+            graphs = [Stored(_block(place, index), remake) for index in blocks.part(*part)]
+            arrays.write_npz(_merged(place, *part), **vars(merge(graphs)))
     content = {"store": folder.name, "blocks": len(blocks), "inputs": inputs}
     manifest.write(output, content, {**run, "num_parts": part[1]})
-
-
-def _merge_part(folder: Path, indices: range, part: tuple[int, int]) -> None:
-    """Write the graph of a part's blocks, unless an earlier attempt did."""
-    path = _merged(folder, *part)
-    try:
-        arrays.read_npz(path, "it is made again")
-    except InputError:
-        remake = f"delete {folder} and the rag's manifests and run snakemake again"
-        arrays.write_npz(path, **vars(merge([Stored(_block(folder, index), remake) for index in indices])))

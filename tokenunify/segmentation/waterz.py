@@ -80,46 +80,36 @@ def _start(rag: Rag, score: Score, frozen: np.ndarray) -> State:
     index = np.dtype(np.int32 if max(num_nodes, 2 * num_edges, rag.bins.size) < 2**31 else np.int64)
     halves = np.empty(2 * num_edges, [("node", index), ("after", index)])
     halves["node"] = np.searchsorted(rag.nodes, rag.edges.ravel())
+    numbers = [("count", np.int64), ("entry", index), ("behind", index)]
+    edge = np.dtype([*numbers, ("score", np.float32), ("dead", bool), ("stale", bool)], align=True)
+    entry = np.dtype([("amount", np.int64), ("following", index), ("bin", np.uint8)], align=True)
     state = State(
         halves=halves,
         first=np.full(num_nodes, -1, index),
         degrees=np.zeros(num_nodes, index),
         labels=np.arange(num_nodes, dtype=index),
         frozen=frozen,
-        edges=np.zeros(num_edges, _edge(index)),
+        edges=np.zeros(num_edges, edge),
         slots=np.empty(pair_table.capacity(2 * num_edges), index),
         taken=np.zeros(1, np.int64),
         quantile=0 if score == "mean" else int(score[-2:]),
         sums=rag.sums / 255 if score == "mean" else np.zeros(0),
-        entries=np.empty(0 if score == "mean" else rag.bins.size, _entry(index)),
+        entries=np.empty(0 if score == "mean" else rag.bins.size, entry),
         heads=np.full(NUM_BINS, -1, index),
         tails=np.full(NUM_BINS, -1, index),
         lowest=np.zeros(1, np.int64),
     )
     if score == "mean":
         state.edges["count"] = rag.counts
-    else:
-        _fill_histograms(state, rag)
-    return state
-
-
-def _edge(index: np.dtype) -> np.dtype:
-    numbers = [("count", np.int64), ("entry", index), ("behind", index)]
-    return np.dtype([*numbers, ("score", np.float32), ("dead", bool), ("stale", bool)], align=True)
-
-
-def _entry(index: np.dtype) -> np.dtype:
-    return np.dtype([("amount", np.int64), ("following", index), ("bin", np.uint8)], align=True)
-
-
-def _fill_histograms(state: State, rag: Rag) -> None:
-    if rag.starts[-1] == 0 < len(rag.edges):
+        return state
+    if rag.starts[-1] == 0 < num_edges:
         raise InputError("this graph was made without histograms, which the score needs: run rag again")
     state.entries["amount"], state.entries["bin"] = rag.amounts, rag.bins
     state.entries["following"] = np.arange(1, rag.bins.size + 1)
     state.entries["following"][rag.starts[1:] - 1] = -1
     state.edges["entry"] = rag.starts[:-1]
     state.edges["count"] = np.add.reduceat(state.entries["amount"], rag.starts[:-1])
+    return state
 
 
 @loop
@@ -199,57 +189,49 @@ def _place(state, e, slot):
 
 @inner
 def _contract(state, e):
-    """Merge the nodes of an edge: the one with more ends takes those of the other, whichever keeps its label."""
+    """Merge the nodes of an edge: the one with more ends takes those of the other, whichever keeps its label.
+
+    Of two edges to one neighbour, the one with the lower score absorbs the other; on a tie, it is the edge of the node
+    with the larger label.
+    """
     a, b = _ends(state, e)
     if state.degrees[a] < state.degrees[b]:
         a, b = b, a
     state.edges[e].dead = True
     if 2 * (state.taken[0] + state.degrees[b]) > len(state.slots):
         _fill_slots(state)
-    half = state.first[b]
-    while half >= 0:
-        later = state.halves[half].after
-        if not state.edges[half // 2].dead:
-            _attach(state, half, a, state.labels[a] < state.labels[b])
-        half = later
+    later = state.first[b]
+    while later >= 0:
+        half, later = later, state.halves[later].after
+        moved = half // 2
+        if state.edges[moved].dead:
+            continue
+        slot = _find(state, a, state.halves[half ^ 1].node)
+        other = state.slots[slot]
+        if other != pair_table.FREE:
+            mine, theirs = state.edges[moved].score, state.edges[other].score
+            if mine > theirs or (mine == theirs and state.labels[a] > state.labels[b]):
+                _absorb(state, other, moved)
+                continue
+            _absorb(state, moved, other)
+        _link(state, half, a)
+        _place(state, moved, slot)
     state.labels[a] = min(state.labels[a], state.labels[b])
 
 
 @inner
-def _attach(state, half, a, larger):
-    """Move an end of an edge to node a; of two edges to one neighbour, that of the lower score absorbs the other.
-
-    On a tie it is the edge of the node with the larger label: `larger` tells whether that is the one moved.
-    """
-    e = half // 2
-    slot = _find(state, a, state.halves[half ^ 1].node)
-    if state.slots[slot] != pair_table.FREE:
-        other = state.slots[slot]
-        mine, theirs = state.edges[e].score, state.edges[other].score
-        if mine > theirs or (mine == theirs and not larger):
-            _absorb(state, other, e)
-            return
-        _absorb(state, e, other)
-    _link(state, half, a)
-    _place(state, e, slot)
-
-
-@inner
 def _absorb(state, kept, gone):
-    """Give an edge what another has."""
+    """Give an edge the affinities of another, which is dead from then on."""
     edge, source = state.edges[kept], state.edges[gone]
     source.dead, edge.stale = True, True
     edge.count += source.count
-    if state.quantile:
-        edge.entry = _pool(state.entries, edge.entry, source.entry)
-    else:
+    if not state.quantile:
         state.sums[kept] += state.sums[gone]
-
-
-@inner
-def _pool(entries, one, two):
-    """Merge two rising chains of entries into one, whose first entry is returned."""
-    head = last = -1
+        return
+    # The histograms, two chains of entries that rise in bin, become one.
+    entries, one, two = state.entries, edge.entry, source.entry
+    edge.entry = two if entries[two].bin < entries[one].bin else one
+    last = -1
     while one >= 0:
         if two >= 0 and entries[two].bin < entries[one].bin:
             one, two = two, one
@@ -259,30 +241,12 @@ def _pool(entries, one, two):
         else:
             if last >= 0:
                 entries[last].following = entry
-            else:
-                head = entry
             last = entry
             if two < 0:
-                return head  # what follows is in order
+                return  # what follows is in order
         if one < 0:
             one, two = two, -1
     entries[last].following = -1
-    return head
-
-
-@inner
-def _score(state, e):
-    """1 - affinity of an edge, in single precision."""
-    edge = state.edges[e]
-    if not state.quantile:
-        return np.float32(1) - np.float32(state.sums[e] / edge.count)
-    pivot = state.quantile * edge.count // 100 + 1
-    entry = state.entries[edge.entry]
-    seen = entry.amount
-    while seen < pivot:
-        entry = state.entries[entry.following]
-        seen += entry.amount
-    return np.float32(1 - (entry.bin + 0.5) / NUM_BINS)
 
 
 @inner
@@ -292,9 +256,19 @@ def _bin(score):
 
 @inner
 def _push(state, e):
-    """Score an edge and put it at the end of its bin."""
+    """Score an edge (1 - affinity, in single precision) and put it at the end of its bin."""
     edge = state.edges[e]
-    edge.score, edge.stale, edge.behind = _score(state, e), False, -1
+    if state.quantile:
+        pivot = state.quantile * edge.count // 100 + 1
+        entry = state.entries[edge.entry]
+        seen = entry.amount
+        while seen < pivot:
+            entry = state.entries[entry.following]
+            seen += entry.amount
+        edge.score = np.float32(1 - (entry.bin + 0.5) / NUM_BINS)
+    else:
+        edge.score = np.float32(1) - np.float32(state.sums[e] / edge.count)
+    edge.stale, edge.behind = False, -1
     place = _bin(edge.score)
     if state.heads[place] < 0:
         state.heads[place] = e
