@@ -62,7 +62,7 @@ def of_attributes(attributes: dict, *, backwards: bool = False) -> list[Stated]:
     for key, as_in_zarr in ATTRIBUTES.items():
         if key not in attributes:
             continue
-        value = attributes[key]
+        value, names = attributes[key], None
         try:
             if key == "axistags":
                 tags = json.loads(value) if isinstance(value, (str, bytes)) else value
