@@ -35,7 +35,7 @@ STATING = (*STATED, "units", "voxel_size", *ATTRIBUTES)
 
 
 def open_hdf5(path: str, dataset: str | None, opening: Opening) -> SourceArray:
-    """A data set, with all that it is made of in the folder of the file; one that was unpacked has no such folder."""
+    """A data set; other files that it is made of lie in the file's folder, and a file that was unpacked has none."""
     return open_dataset(path, hdf5_references.opened(path), dataset, _folder(path, opening.scratch))
 
 
@@ -44,7 +44,7 @@ def _folder(path: str, scratch: Path) -> str | None:
 
 
 def open_dataset(path: str, file: h5py.File, dataset: str | None, folder: str | None = None) -> SourceArray:
-    """The dataset of an open HDF5 file; `path` is how messages name the file, `folder` what it may refer to."""
+    """The data set of an open HDF5 file; `path` is how messages name the file, `folder` has all it may refer to."""
     followed = hdf5_references.follow(path, file, dataset, folder) if dataset else None
     if followed is None:
         names: list[str] = []
@@ -153,7 +153,7 @@ class _Neuroproof:
 
 
 def open_neuroproof(path: str, dataset: str | None, opening: Opening) -> SourceArray:
-    """Labels as neuroproof writes them."""
+    """The labels of a file as neuroproof writes it: supervoxels, and a table of the bodies that they belong to."""
     file = hdf5_references.opened(path)
     found = [
         hdf5_references.follow(path, file, name, _folder(path, opening.scratch)) for name in ("stack", "transforms")

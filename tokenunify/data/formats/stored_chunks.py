@@ -1,4 +1,4 @@
-"""Which chunks of n5, zarr, precomputed and wkw exist: how their files are named, and those that lie in shards."""
+"""Which chunks of n5, zarr, precomputed and wkw are stored, by the names of their files or by the index of a shard."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -77,7 +77,7 @@ class Sharded(NamedTuple):
 
 
 def in_folder(address: str, name: Callable[[Index], str], index: Callable[[str], Index]) -> Named:
-    """Chunks that are files of the folder at the address."""
+    """Chunks that are files of the folder at the address; `name` and `index` are each other's inverse."""
     local = tensorstore_access.local(address)
 
     def listed() -> Iterable[bytes]:
