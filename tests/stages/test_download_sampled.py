@@ -14,7 +14,7 @@ from tokenunify import config
 from tokenunify.data import retry
 from tokenunify.data.download import download, remote_box, sampled_region
 from tokenunify.data.formats import tensorstore_access
-from tokenunify.data.formats.tensorstore import PACKED
+from tokenunify.data.formats.precomputed import PACKED
 from tokenunify.data.ingest import ingest
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from tests.hdf5_files import SHAPE, external, external_link, numbered, unlimited, virtual
-from tokenunify.data.formats import hdf5_references
+from tokenunify.data.formats import hdf5_links, hdf5_references
 from tokenunify.data.formats.readers import open_array
 from tokenunify.data.read_errors import DAMAGED, FORBIDDEN, MACHINE, NO_CODEC, advice
 from tokenunify.errors import InputError
@@ -121,7 +121,7 @@ def test_the_folder_that_this_process_runs_in_does_not_count(folder, volume, mon
     np.testing.assert_array_equal(open_array(path, "hdf5", dataset)[:], volume)
 
 
-@pytest.mark.parametrize("variable", hdf5_references.ELSEWHERE)
+@pytest.mark.parametrize("variable", hdf5_links.ELSEWHERE)
 def test_a_variable_that_leads_elsewhere_is_refused(folder, volume, monkeypatch, variable):
     monkeypatch.setenv(variable, "/tmp")
     with pytest.raises(InputError, match=f"{variable} would make HDF5 look"):
@@ -232,16 +232,14 @@ def test_neuroproof_of_two_files(folder, volume):
 def test_more_sources_than_may_be_open(folder, volume, monkeypatch):
     path, _ = virtual(folder, volume)
     used = len(os.listdir("/dev/fd"))
-    monkeypatch.setattr(
-        resource, "getrlimit", lambda _: (used + hdf5_references.SPARE_FILES, used + hdf5_references.SPARE_FILES)
-    )
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (used + hdf5_links.SPARE_FILES, used + hdf5_links.SPARE_FILES))
     with pytest.raises(InputError, match=rf"from {len(volume)} files, .*ulimit -Hn"):
         open_array(path, "hdf5", "raw")
     raised = []
     monkeypatch.setattr(resource, "getrlimit", lambda _: (used, resource.RLIM_INFINITY))
     monkeypatch.setattr(resource, "setrlimit", lambda _, limits: raised.append(limits[0]))
     np.testing.assert_array_equal(open_array(path, "hdf5", "raw")[:], volume)
-    assert raised[0] > used + len(volume) + hdf5_references.SPARE_FILES
+    assert raised[0] > used + len(volume) + hdf5_links.SPARE_FILES
 
 
 def test_no_file_stays_open(folder, volume):

@@ -1,7 +1,7 @@
 """Voxels that a volume does not store: its format reads them as its fill value, mostly 0, and so would a bad copy."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from math import prod
@@ -36,10 +36,10 @@ class Absence(Protocol):
         """How much of a box is absent."""
 
     def absent_of_block(self, values: np.ndarray, block: Roi, box: Roi) -> int:
-        """As `absent`, of what the box has in one of its blocks, of which `values` were read: blocks add up to it."""
+        """How much one block of the box adds to what is absent of the box, given the `values` read of the block."""
 
     def size(self, box: Roi) -> Count:
-        """A box of which nothing is absent."""
+        """The count of a box of which nothing is absent."""
 
 
 class Stored(Protocol):
@@ -49,7 +49,7 @@ class Stored(Protocol):
         """Whether a chunk is there."""
 
     def within(self, low: Index, high: Index) -> Iterable[Index]:
-        """Those from `low` to before `high`; the folder is listed, which only a local one allows."""
+        """The chunks from `low` to before `high`; the folder is listed, which only a local one allows."""
 
 
 class Chunks(NamedTuple):
@@ -71,34 +71,30 @@ class Chunks(NamedTuple):
         return Count(total - sum(1 for _ in stored), total)
 
     def absent_of_block(self, values: np.ndarray, block: Roi, box: Roi) -> int:
-        """Count the chunks whose first voxel in the box lies in the block.
+        """Count the absent chunks whose first voxel in the box lies in the block: each is counted with one block.
 
-        Only those of one value are asked for: reading has told of the others.
+        Only chunks of a single value are asked for: one that has several values is there.
         """
-        alone = [
-            self._in_file(index, 0)
-            for index, part, first in self._of(block, box)
-            if first == part.offset and _is_one_value(values[part.within(block)])
-        ]
+        asked = []
+        for z, y, x in product(*map(range, *self._range(block))):
+            start = [i * n - s for i, n, s in zip((z, y, x), self.shape, self.start, strict=True)]
+            chunk = Roi((start[0], start[1], start[2]), self.shape)
+            part, inside = chunk.overlap(block), chunk.overlap(box)
+            assert part is not None and inside is not None
+            if inside.offset == part.offset:
+                voxels = values[part.within(block)]
+                first = voxels.flat[0]
+                if (voxels == first).all() or (first != first and np.isnan(voxels).all()):
+                    asked.append(self._in_file((z, y, x), 0))
         with ThreadPoolExecutor(ASKED_AT_ONCE) as pool:
-            return sum(not found for found in pool.map(self.stored.has, alone))
+            return sum(not found for found in pool.map(self.stored.has, asked))
 
     def size(self, box: Roi) -> Count:
         """The chunks that touch the box."""
         return Count(0, prod(h - n for n, h in zip(*self._range(box), strict=True)))
 
-    def _of(self, block: Roi, box: Roi) -> Iterator[tuple[Coordinate, Roi, Coordinate]]:
-        """Index of each chunk that touches the block, what it has of the block, and its first voxel in the box."""
-        for z, y, x in product(*map(range, *self._range(block))):
-            index = (z, y, x)
-            start = [i * n - s for i, n, s in zip(index, self.shape, self.start, strict=True)]
-            chunk = Roi((start[0], start[1], start[2]), self.shape)
-            part, inside = chunk.overlap(block), chunk.overlap(box)
-            assert part is not None and inside is not None
-            yield index, part, inside.offset
-
     def _range(self, box: Roi) -> tuple[Coordinate, Coordinate]:
-        """Index of the box's first chunk, and behind that of its last."""
+        """Index of the box's first chunk, and one past that of its last."""
         moved = box.moved(self.start)
         z, y, x = (o // n for o, n in zip(moved.offset, self.shape, strict=True))
         beyond = [-(-e // n) for e, n in zip(moved.end, self.shape, strict=True)]
@@ -111,10 +107,10 @@ class Chunks(NamedTuple):
 
 
 class Unwritten(NamedTuple):
-    """Voxels that HDF5 has by an array's shape, but that nobody has written."""
+    """Voxels that an HDF5 array has by its shape, but that nobody has written."""
 
     count: Callable[[Roi], int]
-    """Those of a box."""
+    """How many of a box were never written."""
 
     def absent(self, box: Roi) -> Count:
         """Count the voxels of the box."""
@@ -130,7 +126,7 @@ class Unwritten(NamedTuple):
 
 
 class Copied(NamedTuple):
-    """A box that was fetched alone: what its source lacks was counted then."""
+    """A box that was fetched alone: what its source lacks was counted while it was fetched."""
 
     counted: Count
 
@@ -147,13 +143,8 @@ class Copied(NamedTuple):
         return self.counted._replace(absent=0)
 
 
-def _is_one_value(values: np.ndarray) -> bool:
-    first = values.flat[0]
-    return bool((values == first).all()) or (first != first and bool(np.isnan(values).all()))
-
-
 def check(path: str, counted: Count, allowed: float) -> None:
-    """Tell of what is absent; InputError where its share is above `allowed`."""
+    """Log what is absent; InputError where its share is above `allowed`."""
     number, total, unit = counted
     if number == 0:
         return

@@ -1,10 +1,10 @@
 """Arrays whose axes are stored in another order than z, y, x, or beside axes of size 1: read as z, y, x.
 
-What states the order: the formats' own fields, given by the readers, and the attributes of ATTRIBUTES.
+The order is stated by the formats' own fields, which the readers pass on, and by the attributes in ATTRIBUTES.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,7 +16,7 @@ SPACE = {"depth": "z", "plane": "z", "section": "z", "slice": "z", "height": "y"
 SPACE |= {"column": "x", "col": "x", "z": "z", "y": "y", "x": "x"}
 OTHERS = {"time": "t", "channel": "c", "channels": "c", "t": "t", "c": "c"}
 KNOWN = SPACE | OTHERS
-"""Names in use, in lower case, and what they are here."""
+"""Names in use, in lower case, and the names that this module has for them."""
 
 
 class Stated(NamedTuple):
@@ -27,7 +27,7 @@ class Stated(NamedTuple):
 
 
 def _listed(value: Any) -> list | None:
-    """Names in a list, in a text of one letter each, or in OME's or N5's objects."""
+    """The names in a list, in a text with a letter for each axis, or in the objects of OME and N5."""
     value = _name(value)
     if isinstance(value, str):
         return list(value.replace(",", ""))
@@ -44,78 +44,75 @@ def _name(item: Any) -> Any:
     return item.get("name", item.get("label")) if isinstance(item, dict) else item
 
 
-def _vigra(value: Any) -> list | None:
-    tags = json.loads(value) if isinstance(value, (str, bytes)) else value
-    return [axis["key"] for axis in tags["axes"]]
-
-
-def _transform(value: Any) -> list | None:
-    """COSEM's: of z, y, x as numpy has them, unless its `order` is F."""
-    names = _listed(value.get("axes")) if isinstance(value, dict) else None
-    return names[::-1] if names and value.get("order") == "F" else names
-
-
-ATTRIBUTES: dict[str, tuple[Callable[[Any], list | None], bool]] = {
-    "_ARRAY_DIMENSIONS": (_listed, True),  # xarray
-    "axis_names": (_listed, False),  # funlib.persistence
-    "axes": (_listed, False),  # n5 of neuroglancer and tensorstore, BigStitcher
-    "axistags": (_vigra, True),  # vigra, ilastik
-    "transform": (_transform, True),  # COSEM, CellMap
-    "dimension_names": (_listed, False),  # as zarr 3, among the attributes
-    "DIMENSION_LABELS": (_listed, False),  # HDF5
+ATTRIBUTES = {
+    "_ARRAY_DIMENSIONS": True,  # xarray
+    "axis_names": False,  # funlib.persistence
+    "axes": False,  # n5 of neuroglancer and tensorstore, BigStitcher
+    "axistags": True,  # vigra, ilastik
+    "transform": True,  # COSEM, CellMap
+    "dimension_names": False,  # as zarr 3, among the attributes
+    "DIMENSION_LABELS": False,  # HDF5
 }
-"""Attributes that name the axes, how to read each, and whether in n5, whose axes run backwards, it is as in zarr."""
+"""Attributes that name the axes, and whether n5, whose axes run backwards, has the names in the order of zarr."""
 
 
 def of_attributes(attributes: dict, *, backwards: bool = False) -> list[Stated]:
-    """What the attributes of an array, or of n5 (`backwards`), say of its axes, in the order of its shape."""
+    """The names that the attributes of an array, or of n5 (`backwards`), give its axes, in the order of its shape."""
     found = []
-    for key, (read, as_in_zarr) in ATTRIBUTES.items():
+    for key, as_in_zarr in ATTRIBUTES.items():
+        if key not in attributes:
+            continue
+        value, names = attributes[key], None
         try:
-            names = read(attributes[key]) if key in attributes else None
+            if key == "axistags":
+                tags = json.loads(value) if isinstance(value, (str, bytes)) else value
+                names = [axis["key"] for axis in tags["axes"]]
+            elif key == "transform":  # names z, y, x as numpy has them, unless its `order` is F
+                names = _listed(value.get("axes")) if isinstance(value, dict) else None
+                names = names[::-1] if names and value.get("order") == "F" else names
+            else:
+                names = _listed(value)
         except (IndexError, KeyError, TypeError, ValueError):
-            continue  # of something else than axes
+            continue  # the attribute is about something else than axes
         if names:
             found.append(Stated(key, names[::-1] if backwards and as_in_zarr else names))
     return found
 
 
 def agreed(path: str, stated: Iterable[Stated], num_axes: int) -> list[str] | None:
-    """The names that are stated, z, y and x as such; None where z, y, x is to be assumed, as none is known.
+    """The names of the axes, by which z, y and x are known; None where no statement names any of them.
 
-    Raises InputError where two statements differ, or one is of another number of axes.
+    Where names are unknown, they are taken for the missing ones of z, y, x, if the axes are then in this order or only
+    one was missing. Raises InputError where two statements differ, or one has another number of axes than the array.
     """
-    known = [(by, names, _plain(names)) for by, names in stated if set(map(_plain_name, names)) & set("zyx")]
-    for by, names, plain in known:
+    agreed_on: tuple[str, list[str], list[str]] | None = None
+    for by, names in stated:
+        plain = [_plain_name(name) for name in names]
+        if not set(plain) & set("zyx"):
+            continue
         if len(names) != num_axes:
             raise InputError(f"{path}: {by} names {len(names)} axes, {names}, of an array of {num_axes}; correct it")
-        first_by, first_names, first = known[0]
+        missing = [axis for axis in "zyx" if axis not in plain]
+        unknown = [number for number, name in enumerate(plain) if name not in KNOWN.values()]
+        if len(missing) == len(unknown):
+            guesses = dict(zip(unknown, missing, strict=True))
+            guessed = [guesses.get(number, name) for number, name in enumerate(plain)]
+            in_order = [name for name in guessed if name in "zyx"] == ["z", "y", "x"]
+            plain = guessed if in_order or len(missing) == 1 else plain
+        agreed_on = agreed_on or (by, names, plain)
+        first_by, first_names, first = agreed_on
         if [name if name in "zyx" else "" for name in plain] != [name if name in "zyx" else "" for name in first]:
             raise InputError(
                 f"{path}: {first_by} says that the axes are {first_names}, {by} that they are {names}; correct the one "
                 "that is wrong, or remove it"
             )
-    return known[0][2] if known else None
+    return agreed_on[2] if agreed_on else None
 
 
 def _plain_name(name: Any) -> str:
-    """A name as it is here; funlib.persistence marks axes that are not of space by ^."""
+    """The name that this module has for an axis; funlib.persistence marks axes that are not of space by ^."""
     lower = str(name).strip(" ^").lower()
     return KNOWN.get(lower, lower)
-
-
-def _plain(names: Sequence[Any]) -> list[str]:
-    """Names as they are here; those unknown are z, y, x in this order where that leaves all of them in it, or one."""
-    plain = [_plain_name(name) for name in names]
-    missing = [axis for axis in "zyx" if axis not in plain]
-    unknown = [number for number, name in enumerate(plain) if name not in KNOWN.values()]
-    if not missing or len(missing) != len(unknown):
-        return plain
-    filled = list(plain)
-    for number, axis in zip(unknown, missing, strict=True):
-        filled[number] = axis
-    in_order = [name for name in filled if name in "zyx"] == ["z", "y", "x"]
-    return filled if in_order or len(missing) == 1 else plain
 
 
 def order(path: str, names: Sequence[str], shape: Sequence[int]) -> tuple[int, int, int]:
@@ -132,7 +129,7 @@ def order(path: str, names: Sequence[str], shape: Sequence[int]) -> tuple[int, i
 
 
 class Ordered:
-    """The axes at the positions `order` of an array, as z, y, x; of the others the first entry. Nothing is copied."""
+    """A view of an array whose axes at the positions `order` are z, y, x; along the others it has the first entry."""
 
     def __init__(self, array: ArrayLike, order: tuple[int, int, int]):
         self.array, self.order, self.ndim = array, order, len(array.shape)
@@ -148,14 +145,14 @@ class Ordered:
         return box.transpose([sorted(left).index(axis) for axis in left])
 
     def unwritten(self, box: Sequence[slice]) -> int:
-        """Voxels of a box that the file does not have, where the array tells."""
+        """Number of voxels of a box that the file does not have; 0 where the array does not tell."""
         count = getattr(self.array, "unwritten", None)
         wanted = dict(zip(self.order, box, strict=True))
         return count([wanted.get(axis, slice(0, 1)) for axis in range(self.ndim)]) if count else 0
 
 
 def ordered(path: str, array: ArrayLike, names: Sequence[str]) -> tuple[ArrayLike, tuple[int, int, int]]:
-    """The array as z, y, x, and where these axes are in the file, for its other facts of each axis."""
+    """The array as z, y, x, and the positions of these axes in the file."""
     if len(names) != len(array.shape):
         raise InputError(f"{path} has {len(array.shape)} axes, shape {list(array.shape)}, but names {list(names)}")
     places = order(path, names, array.shape)

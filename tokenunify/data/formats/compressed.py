@@ -1,4 +1,4 @@
-"""Unpack what one gzip or zlib stream holds into a file, no more of it than is allowed."""
+"""Unpack a gzip or zlib stream into a file, up to the number of bytes that is allowed."""
 
 import gzip
 import os
@@ -15,7 +15,7 @@ PIECE_BYTES = 2**20
 
 
 def is_gzip(path: str) -> bool:
-    """By content: an address need not end like the file behind it."""
+    """Whether a file is gzip, by its content: an address need not end like the file behind it."""
     if not os.path.isfile(path):
         return False
     with open(path, "rb") as file:
@@ -50,7 +50,7 @@ def stream_of(path: Path, start: int, num_bytes: int, opening: Opening) -> Path:
 
 
 def _written(path: Path, target: Path, pieces: Callable[[IO[bytes]], Iterator[bytes]], max_bytes: float) -> Path:
-    """Write a file, which appears when it is whole; what an error leaves of it is removed."""
+    """Write the pieces to a file that appears when it is whole; after an error nothing is left of it."""
     if target.exists():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Data sets of HDF5 files, and neuroproof's labels in them."""
+"""Data sets of HDF5 files, and the labels that neuroproof writes in them."""
 
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
@@ -35,7 +35,7 @@ STATING = (*STATED, "units", "voxel_size", *ATTRIBUTES)
 
 
 def open_hdf5(path: str, dataset: str | None, opening: Opening) -> SourceArray:
-    """A data set, with all that it is made of in the folder of the file; one that was unpacked has no such folder."""
+    """A data set; other files that it is made of lie in the file's folder, and a file that was unpacked has none."""
     return open_dataset(path, hdf5_references.opened(path), dataset, _folder(path, opening.scratch))
 
 
@@ -44,15 +44,25 @@ def _folder(path: str, scratch: Path) -> str | None:
 
 
 def open_dataset(path: str, file: h5py.File, dataset: str | None, folder: str | None = None) -> SourceArray:
-    """The dataset of an open HDF5 file; `path` is how messages name the file, `folder` what it may refer to."""
+    """The data set of an open HDF5 file; `path` is how messages name the file, `folder` has all it may refer to."""
     followed = hdf5_references.follow(path, file, dataset, folder) if dataset else None
     if followed is None:
         names: list[str] = []
         file.visititems(lambda name, found: names.append(name) if isinstance(found, h5py.Dataset) else None)
         raise InputError(f"{path} has no dataset {dataset!r}; it has {names}; correct dataset in the configuration")
-    item = followed.dataset
-    found, attributes = Voxels(path, followed), _attributes(item)
-    axes = agreed(path, [*_axistags(path, item), *_hdf5_axes(item), *of_attributes(attributes)], len(item.shape))
+    found, item = Voxels(path, followed), followed.dataset
+    attributes, tags = _attributes(item), _attribute(item, "axistags")
+    vigra = of_attributes({"axistags": tags})  # unlike the others, it has no other meaning
+    if not vigra and "axistags" in item.attrs and not isinstance(tags, h5py.Empty):
+        raise InputError(
+            f"{path}: expected vigra's description of axes in the attribute axistags of {item.name}, found {tags!r}; "
+            "correct or remove the attribute"
+        )
+    labels = Stated("its dimension labels", [dimension.label for dimension in item.dims])
+    attached = [dict(enumerate(dimension.values())) for dimension in item.dims]
+    scales = [PurePosixPath(scale[0].name or "").name if scale else "" for scale in attached]
+    stated = [*vigra, labels, Stated("its dimension scales", scales), *of_attributes(attributes)]
+    axes = agreed(path, stated, len(item.shape))
     in_order: Sequence[str] = axes or "zyx"
     size = stated_voxel_size(attributes, in_order) or stated_voxel_size(_attributes(file), in_order)
     data: Voxels | Ordered = Ordered(found, order(path, axes, found.shape)) if axes else found
@@ -64,11 +74,22 @@ def _unwritten(data: "Voxels | Ordered") -> Unwritten:
 
 
 class Voxels:
-    """A data set read when indexed. InputError tells of types that are no numbers, and of filters that are missing."""
+    """A data set read when indexed; InputError for a type that is no number, and for filters that are missing."""
 
     def __init__(self, path: str, followed: Followed):
         self.path, self.followed, self.dataset = path, followed, followed.dataset
-        self.dtype = _dtype(path, self.dataset)
+        try:
+            self.dtype = self.dataset.dtype  # booleans are an enumeration in HDF5; other enumerations are integers
+            found = f"a compound of {list(self.dtype.names)}" if self.dtype.names else str(self.dtype)
+            found = "text or references" if self.dtype.kind == "O" else found
+            is_number = self.dtype.kind in NUMBERS
+        except TypeError as error:
+            found, is_number = str(error), False
+        if not is_number:
+            raise InputError(
+                f"{path}: expected integers or floats in {self.dataset.name}, of a size that numpy has, found {found}; "
+                "give another dataset, or store the numbers alone as one"
+            )
         if self.dataset.shape is None:
             raise InputError(f"{path}: {self.dataset.name} is a data set without voxels; give another as dataset")
         self.shape, self.chunks = self.dataset.shape, self.dataset.chunks
@@ -77,52 +98,30 @@ class Voxels:
         try:
             values = self.dataset[index]
         except OSError as error:
-            if self.followed.filters:
-                raise InputError(_no_filter(self.path, self.dataset.name, self.followed.filters)) from error
-            raise
+            missing = self.followed.filters
+            if not missing:
+                raise
+            known = ", ".join(f"{code} ({FILTERS.get(code) or told or 'not named'})" for code, told in missing.items())
+            advice = (
+                "install the package hdf5plugin, which has it, and set HDF5_PLUGIN_PATH to its folder (pip install "
+                'hdf5plugin; export HDF5_PLUGIN_PATH=$(python -c "import hdf5plugin; print(hdf5plugin.PLUGIN_PATH)"))'
+                if missing.keys() <= FILTERS.keys()
+                else "set HDF5_PLUGIN_PATH to the folder with its plugin"
+            )
+            raise InputError(
+                f"{self.path}: {self.dataset.name} is packed by the HDF5 filter {known}, which is not installed; "
+                f"{advice}, or run `h5repack -f GZIP=1` on the file where it can be read"
+            ) from error
         hdf5_references.check_there(self.path, self.followed)
         return values
 
     def unwritten(self, box: hdf5_unwritten.Box) -> int:
-        """Voxels of a box that nobody has written, where the file has its fill value."""
+        """Number of voxels of a box that nobody has written: HDF5 reads the fill value there."""
         return hdf5_unwritten.voxels(self.dataset, self.followed.parts, box)
 
 
-def _dtype(path: str, dataset: h5py.Dataset) -> np.dtype:
-    """The type, if it is integers, floats or booleans (enumerations in HDF5; other enumerations are integers)."""
-    try:
-        dtype = dataset.dtype
-    except TypeError as error:
-        raise InputError(_no_number(path, dataset.name, str(error))) from None
-    if dtype.kind in NUMBERS:
-        return dtype
-    fields = f"a compound of {list(dtype.names)}" if dtype.names else str(dtype)
-    raise InputError(_no_number(path, dataset.name, "text or references" if dtype.kind == "O" else fields))
-
-
-def _no_number(path: str, name: str, found: str) -> str:
-    return (
-        f"{path}: expected integers or floats in {name}, of a size that numpy has, found {found}; give "
-        "another dataset, or store the numbers alone as one"
-    )
-
-
-def _no_filter(path: str, name: str, filters: dict[int, str]) -> str:
-    known = ", ".join(f"{code} ({FILTERS.get(code) or told or 'not named'})" for code, told in filters.items())
-    advice = (
-        "install the package hdf5plugin, which has it, and set HDF5_PLUGIN_PATH to its folder (pip install hdf5plugin; "
-        'export HDF5_PLUGIN_PATH=$(python -c "import hdf5plugin; print(hdf5plugin.PLUGIN_PATH)"))'
-        if filters.keys() <= FILTERS.keys()
-        else "set HDF5_PLUGIN_PATH to the folder with its plugin"
-    )
-    return (
-        f"{path}: {name} is packed by the HDF5 filter {known}, which is not installed; {advice}, or run `h5repack -f "
-        "GZIP=1` on the file where it can be read"
-    )
-
-
 def _attributes(item: Any) -> dict:
-    """Those that state axes or a voxel size; one that h5py cannot read states nothing, nor does an empty one."""
+    """The attributes that state axes or a voxel size, without those that are empty or that h5py cannot read."""
     found = ((key, _attribute(item, key)) for key in STATING)
     return {key: value for key, value in found if value is not None and not isinstance(value, h5py.Empty)}
 
@@ -132,29 +131,6 @@ def _attribute(item: Any, key: str) -> Any:
         return item.attrs.get(key)
     except (OSError, TypeError, ValueError, RuntimeError):
         return None
-
-
-def _hdf5_axes(item: h5py.Dataset) -> list[Stated]:
-    """By HDF5's dimension labels, and by the names of dimension scales."""
-    labels = [dimension.label for dimension in item.dims]
-    scales = [
-        PurePosixPath(scale[0].name or "").name if (scale := dict(enumerate(dimension.values()))) else ""
-        for dimension in item.dims
-    ]
-    return [Stated("its dimension labels", labels), Stated("its dimension scales", scales)]
-
-
-def _axistags(path: str, item: h5py.Dataset) -> list[Stated]:
-    """By vigra's or ilastik's `axistags`, which is that and nothing else."""
-    tags = _attribute(item, "axistags")
-    if "axistags" not in item.attrs or isinstance(tags, h5py.Empty):
-        return []
-    if not (found := of_attributes({"axistags": tags})):
-        raise InputError(
-            f"{path}: expected vigra's description of axes in the attribute axistags of {item.name}, found {tags!r}; "
-            "correct or remove the attribute"
-        )
-    return found
 
 
 class _Neuroproof:
@@ -177,7 +153,7 @@ class _Neuroproof:
 
 
 def open_neuroproof(path: str, dataset: str | None, opening: Opening) -> SourceArray:
-    """Labels as neuroproof writes them."""
+    """The labels of a file as neuroproof writes it: supervoxels, and a table of the bodies that they belong to."""
     file = hdf5_references.opened(path)
     found = [
         hdf5_references.follow(path, file, name, _folder(path, opening.scratch)) for name in ("stack", "transforms")

@@ -22,7 +22,7 @@ def filled(text: str, block: int) -> str:
 
 
 def numbers(text: str, names: Iterable[str]) -> list[int]:
-    """The blocks whose names, by the name with %b, are among those given; rising."""
+    """The rising numbers of the blocks whose names, by the name `text` with %b in it, are among `names`."""
     words = [re.escape(filled(word, 0)) for word in re.split("(?<!%)%b", text)]
     first = r"(0|[1-9]\d*)".join(words[:2])
     pattern = re.compile(first + "".join(rf"\1{word}" for word in words[2:]))
@@ -30,43 +30,32 @@ def numbers(text: str, names: Iterable[str]) -> list[int]:
 
 
 def fits(shape: tuple[int, ...], taken: Any, target: Any) -> bool:
-    """Whether a source of that shape has the voxels that are taken of it, for the selection `target`.
+    """Whether a source of that shape has the voxels `taken` of it, for the selection `target` of the virtual data set.
 
     Of a source that is taken whole nothing else is known; it may have grown along its first axis.
     """
-    if taken.get_select_type() == h5s.SEL_ALL:
-        return prod(shape) == _points(target) or _is_longer(shape, target)
-    needed = _needed(taken)
-    return len(shape) == len(needed) and all(n <= m for n, m in zip(needed, shape, strict=True))
-
-
-def _is_longer(shape: tuple[int, ...], target: Any) -> bool:
+    if taken.get_select_type() != h5s.SEL_ALL:
+        try:
+            needed = tuple(int(last) + 1 for last in taken.get_select_bounds()[1])
+        except RuntimeError:  # it is unlimited along some axes, where the source may be of any length
+            axes = zip(*taken.get_regular_hyperslab(), strict=True)
+            needed = tuple(
+                0 if h5s.UNLIMITED in (count, block) else start + (count - 1) * stride + block
+                for start, stride, count, block in axes
+            )
+        return len(shape) == len(needed) and all(n <= m for n, m in zip(needed, shape, strict=True))
+    try:
+        num_voxels = target.get_select_npoints()
+    except RuntimeError:  # it repeats blocks without an end: the source has one of them
+        _, _, counts, blocks = target.get_regular_hyperslab()
+        num_voxels = prod(blocks) * prod(count for count in counts if count != h5s.UNLIMITED)
+    if prod(shape) == num_voxels:
+        return True
     if target.get_select_type() == h5s.SEL_ALL:
         counts, blocks = (1,), target.get_simple_extent_dims()
     elif target.is_regular_hyperslab():
         _, _, counts, blocks = target.get_regular_hyperslab()
     else:
         return False
-    (length, *sides), (needed, *block) = ([n for n in of if n > 1] or [1] for of in (shape, blocks))
-    return set(counts) <= {1, h5s.UNLIMITED} and sides == block and length >= needed
-
-
-def _points(target: Any) -> int:
-    """Voxels of a selection; of one that repeats blocks without an end, of a block."""
-    try:
-        return target.get_select_npoints()
-    except RuntimeError:
-        _, _, counts, blocks = target.get_regular_hyperslab()
-        return prod(blocks) * prod(count for count in counts if count != h5s.UNLIMITED)
-
-
-def _needed(space: Any) -> tuple[int, ...]:
-    """Shape that a selection reaches to; 0 along axes where it is unlimited."""
-    try:
-        return tuple(int(last) + 1 for last in space.get_select_bounds()[1])
-    except RuntimeError:
-        axes = zip(*space.get_regular_hyperslab(), strict=True)
-        return tuple(
-            0 if h5s.UNLIMITED in (count, block) else start + (count - 1) * stride + block
-            for start, stride, count, block in axes
-        )
+    (length, *sides), (first, *others) = ([n for n in lengths if n > 1] or [1] for lengths in (shape, blocks))
+    return set(counts) <= {1, h5s.UNLIMITED} and sides == others and length >= first

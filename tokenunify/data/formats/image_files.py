@@ -1,4 +1,4 @@
-"""Images that are the sections of one volume: which a folder or pattern names, in which order, and what is left out."""
+"""Images that are the sections of one volume: those that a folder or pattern names, their order, and gaps in it."""
 
 import glob
 import os
@@ -24,9 +24,16 @@ def image_files(path: str | Path) -> list[Path]:
     `**` matches any number of folders. A name that exists is meant as it stands, brackets too. Raises InputError where
     there are none, and for two that are one section: s1.png beside s01.png or s1.tif.
     """
-    found = Path(path).iterdir() if os.path.isdir(path) else map(Path, _expanded(str(path)))
+    if os.path.isdir(path):
+        found = list(Path(path).iterdir())
+    else:
+        parts = Path(path).parts
+        number = sum(1 for _ in takewhile(os.path.lexists, accumulate(parts, os.path.join)))
+        fixed, rest = os.path.join(".", *parts[:number]), parts[number:]
+        paths = _matching(fixed, rest) or _matching(fixed, tuple(part.replace("[", "[[]") for part in rest))
+        found = [Path(place) for place in paths]
     named = [file for file in found if file.suffix.lower() in IMAGE_SUFFIXES and file.name[0] != "."]
-    files = sorted((file for file in named if not _is_folder(file)), key=natural)
+    files = sorted((file for file in named if file_kind.is_file(file) or not file.is_dir()), key=natural)
     if not files:
         raise InputError(
             f"{path} has no images ({', '.join(IMAGE_SUFFIXES)}); give a folder or a pattern such as a/*.png or "
@@ -42,7 +49,7 @@ def image_files(path: str | Path) -> list[Path]:
 
 
 def nested(folder: Path) -> str:
-    """What names all images of a folder that may have folders in it: the folder, or a pattern."""
+    """The name of all images of a folder and of the folders in it: the folder itself, or a pattern."""
     return f"{folder}/**/*" if any(place.is_dir() for place in folder.iterdir()) else str(folder)
 
 
@@ -57,20 +64,13 @@ def _words(text: str) -> list:
     return [int(word) if index % 2 else word for index, word in enumerate(DIGITS.split(text))]
 
 
-def _is_folder(path: Path) -> bool:
-    return not file_kind.is_file(path) and path.is_dir()
-
-
-# ------------------------------------------------------------------------------------------------ patterns
-
-
 def is_glob(text: str) -> bool:
     """Whether the text is a pattern for many files."""
     return any(sign in text for sign in "*?[")
 
 
 def meant(names: Iterable[str], pattern: str) -> str:
-    """The pattern, with its brackets as those of a name where a file or folder is named so."""
+    """The pattern; where a file or folder has it as its name, its brackets are escaped."""
     escaped = pattern.replace("[", "[[]")
     is_name = any(matches(name, form) for name in names for form in (escaped, f"{escaped}/*"))
     return escaped if is_name else pattern
@@ -84,20 +84,15 @@ def matches(name: str, pattern: str) -> bool:
 
 
 def fixed_folder(pattern: str) -> PurePosixPath:
-    """The folder that all files which match the pattern have in common by its words."""
+    """The folder of all files that match the pattern, by its first parts, which are no pattern."""
     return PurePosixPath(*takewhile(lambda part: not is_glob(part), PurePosixPath(pattern).parent.parts))
 
 
-def _expanded(pattern: str) -> set[str]:
-    """Paths that match; what exists under the pattern's first parts as they stand is meant so."""
-    parts = Path(pattern).parts
-    number = sum(1 for _ in takewhile(os.path.lexists, accumulate(parts, os.path.join)))
-    fixed, rest = os.path.join(".", *parts[:number]), parts[number:]
-    return _matching(fixed, rest) or _matching(fixed, tuple(part.replace("[", "[[]") for part in rest))
-
-
 def _matching(folder: str, parts: tuple[str, ...]) -> set[str]:
-    """Paths in a folder; `glob` itself goes round in links that lead back."""
+    """The paths in a folder that match the parts of a pattern.
+
+    `glob` alone never ends where a link leads back to a folder above it: `**` is handled here.
+    """
     head = tuple(takewhile(lambda part: part != "**", parts))
     found = glob.glob(os.path.join(glob.escape(folder), *head))
     if len(head) == len(parts):
@@ -117,33 +112,25 @@ def _folders(folder: str, passed: tuple[str, ...]) -> Iterator[str]:
             yield from _folders(entry.path, (*passed, real))
 
 
-# ------------------------------------------------------------------------------------------------ gaps
-
-
 def gaps(files: list[Path]) -> list[str]:
-    """Numbers that the names leave out, as `s{4, 7-9}`."""
+    """Numbers that the names leave out, as `s{4, 7-9}`: of names that differ in one number alone, number by number."""
     root = os.path.commonpath([file.parent for file in files])
     groups: dict[tuple[str, ...], list[list[str]]] = defaultdict(list)
     for file in files:
         words = DIGITS.split(file.relative_to(root).with_suffix("").as_posix())
         groups[tuple(words[::2])].append(words)
-    return [gap for group in groups.values() for gap in _gaps(group)]
-
-
-def _gaps(names: list[list[str]]) -> Iterator[str]:
-    """Gaps in names that differ in their numbers alone, number by number."""
-    for place in range(1, len(names[0]), 2):
-        counted: dict[tuple, list[list[str]]] = defaultdict(list)
-        for words in names:
-            counted[tuple(map(int, words[1:place:2]))].append(words)
-        for alike in counted.values():
-            numbers = sorted({int(words[place]) for words in alike})
-            if left_out := _left_out(numbers):
-                before, after = "".join(alike[0][:place]), "".join(alike[0][place + 1 :][:1])
-                yield f"{before}{{{left_out}}}{after}"
-
-
-def _left_out(numbers: list[int]) -> str:
-    runs = [(one + 1, two - 1) for one, two in pairwise(numbers) if two - one > 1]
-    shown = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs[:FEW])
-    return shown + (", ..." if len(runs) > FEW else "")
+    found = []
+    for names in groups.values():
+        for place in range(1, len(names[0]), 2):
+            alike: dict[tuple, list[list[str]]] = defaultdict(list)
+            for words in names:
+                alike[tuple(map(int, words[1:place:2]))].append(words)
+            for same in alike.values():
+                numbers = sorted({int(words[place]) for words in same})
+                runs = [(one + 1, two - 1) for one, two in pairwise(numbers) if two - one > 1]
+                if runs:
+                    shown = [str(first) if first == last else f"{first}-{last}" for first, last in runs[:FEW]]
+                    left_out = ", ".join(shown) + (", ..." if len(runs) > FEW else "")
+                    before, after = "".join(same[0][:place]), "".join(same[0][place + 1 :][:1])
+                    found.append(f"{before}{{{left_out}}}{after}")
+    return found

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import tifffile
-from PIL import Image, ImageFile
+from PIL import Image
 
 from tokenunify.data.formats import tiff_values
 from tokenunify.data.formats.image_files import FEW, gaps, image_files
@@ -20,7 +20,7 @@ from tokenunify.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-Image.MAX_IMAGE_PIXELS = None  # sections of EM exceed what Pillow takes for an attack; see `_check_size`
+Image.MAX_IMAGE_PIXELS = None  # sections of EM exceed what Pillow takes for an attack; `_kind` has the limits
 TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 MODES = {
     "1": "bool",
@@ -34,7 +34,7 @@ MODES = {
     "I;16B": "uint16",
     "F": "float32",
 }
-"""What Pillow calls them."""
+"""Pillow's names of the kinds of pixels, and their type and samples."""
 MOST_EXPANSION = 1032
 """Deflate cannot make more of a byte."""
 ORIENTATION = 274
@@ -54,7 +54,14 @@ class Kind(NamedTuple):
 def open_images(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """Images of a folder or pattern, in their order; InputError names those that differ from most."""
     files = image_files(path)
-    _check_alike(path, [_kind(file, opening) for file in files], files)
+    kinds = [_kind(file, opening) for file in files]
+    (common, number), *_ = Counter(kinds).most_common()
+    if odd := [f"{file} ({kind})" for file, kind in zip(files, kinds, strict=True) if kind != common]:
+        more = f" and {len(odd) - FEW} more" if len(odd) > FEW else ""
+        raise InputError(
+            f"{path}: sections differ: {number} of {len(files)} images are {common}, but {', '.join(odd[:FEW])}{more}; "
+            "make them equal"
+        )
     if _is_tiff(files[0]):
         with tifffile.TiffFile(files[0]) as tiff:  # all have the same
             tiff_values.tell(path, tiff.pages.first)
@@ -64,67 +71,45 @@ def open_images(path: str, dataset: str | None, opening: Opening) -> SourceArray
     return SourceArray(path, Sections(path, lambda z: read_image(files[z], opening.is_grey), len(files)))
 
 
-def _check_alike(path: str, kinds: list[Kind], files: list[Path]) -> None:
-    (common, number), *_ = Counter(kinds).most_common()
-    odd = [f"{file} ({kind})" for file, kind in zip(files, kinds, strict=True) if kind != common]
-    if odd:
-        more = f" and {len(odd) - FEW} more" if len(odd) > FEW else ""
-        raise InputError(
-            f"{path}: sections differ: {number} of {len(files)} images are {common}, but {', '.join(odd[:FEW])}{more}; "
-            "make them equal"
-        )
-
-
 def _is_tiff(file: Path) -> bool:
     with open(file, "rb") as opened:
         return opened.read(4) in TIFF
 
 
 def _kind(file: Path, opening: Opening) -> Kind:
-    """By the header alone; nothing is decoded."""
+    """The kind of an image by its header alone; InputError where it is no single section or fills the memory.
+
+    Whether colours are grey is seen when they are decoded.
+    """
     with naming(str(file)):
         if _is_tiff(file):
             with bad_tags(), tifffile.TiffFile(file) as tiff:
-                page = _only_page(file, tiff)
-                check_page(str(file), page, opening)
-                return Kind((page.imagelength, page.imagewidth), tiff_values.described(page))
+                pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and not page.is_reduced]
+                if len(pages) > 1:
+                    raise InputError(
+                        f"{file} has {len(pages)} images in it: expected one section; give a file of each, or this one "
+                        "alone with format tiff"
+                    )
+                first = tiff.pages.first
+                check_page(str(file), first, opening)
+                return Kind((first.imagelength, first.imagewidth), tiff_values.described(first))
         with Image.open(file) as image:
-            _check_size(file, image, opening)
-            _check_one_grey(file, image)
+            num_bytes = prod(image.size) * len(image.getbands())
+            opening.check(str(file), num_bytes)
+            if image.format == "PNG" and num_bytes > 8 * MOST_EXPANSION * os.path.getsize(file):
+                raise InputError(f"{file}: its header tells of {num_bytes} bytes, which it cannot hold; get it again")
+            if (number := getattr(image, "n_frames", 1)) > 1:
+                raise InputError(f"{file} has {number} images in it: expected one section; give a file of each")
+            has_exif = "exif" in image.info  # without, PNG would be decoded to look for them
+            turned = image.getexif().get(ORIENTATION, 1) if has_exif else 1
+            if turned > 1:
+                raise InputError(
+                    f"{file} is to be turned when shown (orientation {turned}): turn its pixels (ImageMagick: mogrify "
+                    "-auto-orient) or remove this mark from all images"
+                )
+            if image.mode not in MODES or (";16" in str(image.tile) and len(image.getbands()) > 1):
+                raise InputError(f"{file}: expected a grey image, found mode {image.mode}; save it as grey")
             return Kind(image.size[::-1], MODES[image.mode])
-
-
-def _check_one_grey(file: Path, image: ImageFile.ImageFile) -> None:
-    """Refuse what is no single section as it is stored; whether colours are grey is seen when they are decoded."""
-    if (number := getattr(image, "n_frames", 1)) > 1:
-        raise InputError(f"{file} has {number} images in it: expected one section; give a file of each")
-    has_exif = "exif" in image.info  # without, PNG would be decoded to look for them
-    turned = image.getexif().get(ORIENTATION, 1) if has_exif else 1
-    if turned > 1:
-        raise InputError(
-            f"{file} is to be turned when shown (orientation {turned}): turn its pixels (ImageMagick: mogrify "
-            "-auto-orient) or remove this mark from all images"
-        )
-    if image.mode not in MODES or (";16" in str(image.tile) and len(image.getbands()) > 1):
-        raise InputError(f"{file}: expected a grey image, found mode {image.mode}; save it as grey")
-
-
-def _only_page(file: Path, tiff: tifffile.TiffFile) -> tifffile.TiffPage:
-    pages = [page for page in tiff.pages if isinstance(page, tifffile.TiffPage) and not page.is_reduced]
-    if len(pages) > 1:
-        raise InputError(
-            f"{file} has {len(pages)} images in it: expected one section; give a file of each, or this one alone with "
-            "format tiff"
-        )
-    return tiff.pages.first
-
-
-def _check_size(file: Path, image: Image.Image, opening: Opening) -> None:
-    """Refuse an image that would fill the memory, or that says more than can be in the file."""
-    num_bytes = prod(image.size) * len(image.getbands())
-    opening.check(str(file), num_bytes)
-    if image.format == "PNG" and num_bytes > 8 * MOST_EXPANSION * os.path.getsize(file):
-        raise InputError(f"{file}: its header tells of {num_bytes} bytes, which it cannot hold; get it again")
 
 
 def read_image(file: Path, is_grey: bool) -> np.ndarray:

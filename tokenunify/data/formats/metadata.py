@@ -1,4 +1,4 @@
-"""The JSON files that describe chunked volumes: read, and checked before anything believes what they declare."""
+"""Read the JSON files that describe chunked volumes, and check what they declare before anything relies on it."""
 
 import contextlib
 import json
@@ -21,7 +21,7 @@ BAD_METADATA = (ValueError, TypeError, KeyError, IndexError, AttributeError, Ari
 
 
 def address_of(path: str, inside: str = "") -> str:
-    """A folder's address, which ends with /; `path` may be a local one, `inside` a path in it."""
+    """The address, ending in /, of the folder `inside` of a volume; `path` is the volume's own, local or an address."""
     root = path if "://" in path else Path(os.path.abspath(path)).as_uri()
     return joined(root.rstrip("/"), inside).rstrip("/") + "/"
 
@@ -32,7 +32,7 @@ def joined(parent: str, name: str) -> str:
 
 
 def read(path: str, key: str) -> dict:
-    """The object in a JSON file of the folder; empty where the file is not there. InputError where it is none."""
+    """The object in a JSON file of the folder, empty where the file is not there; InputError for anything else."""
     text = tensorstore_access.read(address_of(path), key)
     if text is None:
         return {}
@@ -46,31 +46,31 @@ def read(path: str, key: str) -> dict:
 
 
 def check_folder(path: str) -> None:
-    """Refuse a local file in a folder's place."""
+    """Raise InputError for a local file where a folder is expected."""
     if os.path.isfile(path):
         raise InputError(f"{path} cannot be read as a chunked volume: it is a file, expected a folder; correct format")
 
 
 def damaged(path: str, what: str) -> InputError:
-    """What to do about metadata that cannot be used."""
+    """The error to raise for metadata that cannot be used, which says what to do."""
     return InputError(f"{path}: its metadata cannot be used: {what}; get the volume again, or mend them")
 
 
 def lengths(path: str, key: str, value: Any, least: int = 0) -> tuple[int, ...]:
-    """A list of whole numbers, one for each axis."""
+    """The value as whole numbers, one for each axis; InputError where it is no list of these, or one is too small."""
     if isinstance(value, list) and value and all(type(n) is int and least <= n < 2**62 for n in value):
         return tuple(value)
     raise damaged(path, f"{key} must be whole numbers of at least {least}, one for each axis, found {_short(value)}")
 
 
 def check_grid(path: str, shape: tuple[int, ...], chunk: tuple[int, ...]) -> None:
-    """Refuse chunks that have not the array's number of axes."""
+    """Raise InputError for chunks with another number of axes than the array."""
     if len(shape) != len(chunk):
         raise damaged(path, f"its shape {list(shape)} and its chunks {list(chunk)} must have one number of axes")
 
 
 def check_chunk(path: str, chunk: tuple[int, ...], num_bytes: int) -> None:
-    """Refuse chunks that no memory holds; `num_bytes` are those of a voxel."""
+    """Raise InputError for chunks that no memory holds, where a voxel takes `num_bytes`."""
     most = MOST_OF_MEMORY * psutil.virtual_memory().total
     if prod(chunk) * num_bytes > most:
         raise InputError(

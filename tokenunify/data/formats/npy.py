@@ -1,4 +1,4 @@
-"""Arrays that lie uncompressed in a file: npy, and what the headers of other formats lead to."""
+"""Arrays that lie uncompressed in a file: npy, and the voxels behind the headers of other formats."""
 
 import os
 from math import prod
@@ -13,31 +13,23 @@ from tokenunify.errors import InputError
 
 
 class Flat:
-    """An array of a file, mapped only while a box is copied out of it: mapped pages count as memory of the process."""
+    """An array of a file, mapped only while a box is copied out of it: mapped pages count as memory of the process.
+
+    Raises ValueError where the file does not hold what its header says.
+    """
 
     def __init__(self, path: str | Path, dtype: Any, shape: tuple[int, ...], offset: int = 0, order: str = "C"):
-        self.path, self.dtype, self.shape, self.offset, self.order = (
-            path,
-            np.dtype(dtype),
-            tuple(map(int, shape)),
-            offset,
-            order,
-        )
-        self._check()
-
-    def _check(self) -> None:
-        """Raise ValueError where the file does not hold what its header says."""
-        end, size = self.offset + prod(self.shape) * self.dtype.itemsize, os.path.getsize(self.path)
-        if self.offset < 0 or any(n < 0 for n in self.shape):
-            raise ValueError(f"its header tells of voxels of shape {list(self.shape)} from byte {self.offset}")
+        self.path, self.offset, self.order = path, offset, order
+        self.dtype, self.shape = np.dtype(dtype), tuple(map(int, shape))
+        end, size = offset + prod(self.shape) * self.dtype.itemsize, os.path.getsize(path)
+        if offset < 0 or any(n < 0 for n in self.shape):
+            raise ValueError(f"its header tells of voxels of shape {list(self.shape)} from byte {offset}")
         if end > size:
             raise ValueError(f"its header tells of voxels up to byte {end}, it has {size}")
 
-    def _map(self) -> np.ndarray:
-        return np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)  # type: ignore[call-overload]
-
     def __getitem__(self, index: Any) -> np.ndarray:
-        return np.array(self._map()[index])
+        mapped = np.memmap(self.path, self.dtype, "r", self.offset, self.shape, self.order)  # type: ignore[call-overload]
+        return np.array(mapped[index])
 
 
 def open_npy(path: str, dataset: str | None, opening: Opening) -> SourceArray:

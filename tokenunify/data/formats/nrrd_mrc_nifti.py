@@ -2,10 +2,10 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from math import prod
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Any, Literal
 
 import mrcfile
 import nibabel
@@ -41,94 +41,63 @@ def open_nrrd(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """A NRRD file with its data, raw or packed with gzip; axes are x, y, z unless `labels` or directions differ."""
     with open(path, "rb") as file, _bad_headers():
         header = nrrd.read_header(file)
-        _skip_lines(file, int(header.get("line skip", header.get("lineskip", 0))))
+        if (to_skip := int(header.get("line skip", header.get("lineskip", 0)))) < 0:
+            raise ValueError(f"its header tells to skip {to_skip} lines")
+        for line in range(to_skip):
+            if not file.readline():
+                raise ValueError(f"its header tells to skip {to_skip} lines, it has {line}")
         start = file.tell()
     if "data file" in header or "datafile" in header:
         raise InputError(f"{path}: the voxels are in another file; save both as one .nrrd file")
-    dtype = _nrrd_dtype(path, header)
-    shape = tuple(map(int, header["sizes"]))
-    place, offset = _nrrd_voxels(path, header, start, opening, prod(shape) * dtype.itemsize)
-    names = _nrrd_names(path, header, len(shape))
-    data, places = ordered(path, Flat(place, dtype, shape, offset, "F"), names)
-    return SourceArray(
-        path, data, product(*([factor[axis] for axis in places] for factor in _nrrd_sizes(header, names)))
-    )
-
-
-def _skip_lines(file: IO[bytes], number: int) -> None:
-    if number < 0:
-        raise ValueError(f"its header tells to skip {number} lines")
-    for line in range(number):
-        if not file.readline():
-            raise ValueError(f"its header tells to skip {number} lines, it has {line}")
-
-
-def _nrrd_dtype(path: str, header: dict) -> np.dtype:
-    found = next((code for code, names in NRRD_TYPES.items() if header["type"] in names), None)
-    if found is None:
+    code = next((code for code, names in NRRD_TYPES.items() if header["type"] in names), None)
+    if code is None:
         raise InputError(f"{path}: expected NRRD voxels of a number type, found {header['type']!r}; convert the file")
-    if found[1] > "1" and "endian" not in header:
+    if code[1] > "1" and "endian" not in header:
         raise InputError(f"{path}: its header does not tell the order of bytes; add endian: little or big")
-    return np.dtype((">" if header.get("endian") == "big" else "<") + found)
-
-
-def _nrrd_voxels(path: str, header: dict, start: int, opening: Opening, num_bytes: int) -> tuple[Path, int]:
-    """A file with the voxels as they are in memory, and where in it they begin."""
+    dtype = np.dtype((">" if header.get("endian") == "big" else "<") + code)
+    shape = tuple(map(int, header["sizes"]))
+    num_bytes = prod(shape) * dtype.itemsize
     skip, encoding = int(header.get("byte skip", header.get("byteskip", 0))), header["encoding"]
     if skip < -1 or (skip == -1 and encoding != "raw"):
         raise ValueError(f"its header tells to skip {skip} bytes of encoding {encoding}")
     if encoding == "raw":
-        return Path(path), os.path.getsize(path) - num_bytes if skip == -1 else start + skip
-    if encoding not in ("gzip", "gz"):
+        place, offset = Path(path), os.path.getsize(path) - num_bytes if skip == -1 else start + skip
+    elif encoding in ("gzip", "gz"):
+        place, offset = compressed.stream_of(Path(path), start, skip + num_bytes, opening), skip
+    else:
         raise InputError(
             f"{path}: expected NRRD encoding raw or gzip, found {encoding!r}; save it again as one of them"
         )
-    return compressed.stream_of(Path(path), start, skip + num_bytes, opening), skip
+    names, lengths, units_nm = _nrrd_axes(path, header, len(shape))
+    data, places = ordered(path, Flat(place, dtype, shape, offset, "F"), names)
+    return SourceArray(path, data, product([lengths[axis] for axis in places], [units_nm[axis] for axis in places]))
 
 
-def _nrrd_names(path: str, header: dict, num_axes: int) -> list[str]:
-    """Names of the axes as the header has them, fastest first."""
-    labels = [str(label).lower() for label in header.get("labels", [])]
-    if {"x", "y", "z"}.issubset(labels):
-        return labels
-    if "space directions" in header:
-        directions = _directions(header, num_axes)
-        spatial = np.isfinite(directions).all(axis=1)
-        if directions[spatial].shape == (3, 3):
-            return _directed(path, directions, spatial)
-    kinds = [str(kind).lower() in SPATIAL for kind in header.get("kinds", ["domain"] * num_axes)]
-    spatial = iter("xyz" + "t" * num_axes)
-    return [next(spatial) if kind else "c" for kind in kinds]
-
-
-def _directions(header: dict, num_axes: int) -> np.ndarray:
-    """For each axis of the file a row of its steps in space; NaN where it has none."""
-    return np.asarray(header["space directions"], float).reshape(num_axes, -1)
-
-
-def _directed(path: str, directions: np.ndarray, spatial: np.ndarray) -> list[str]:
-    """Each spatial axis is named by the axis of space that it goes along."""
-    along = np.abs(directions[spatial]).argmax(axis=1)
-    if sorted(along) != [0, 1, 2]:
-        raise InputError(
-            f"{path}: expected NRRD axes along x, y and z, found space directions {directions.tolist()}; give the axes "
-            "`labels`, or save the volume with axes along those of space"
-        )
-    names = iter(along)
-    return ["xyz"[next(names)] if is_spatial else "c" for is_spatial in spatial]
-
-
-def _nrrd_sizes(header: dict, names: Sequence[str]) -> tuple[list, list]:
-    """Length along each axis of the file, and what its unit is in nm; None where it is not stated."""
+def _nrrd_axes(path: str, header: dict, num_axes: int) -> tuple[list[str], list, list]:
+    """The names of the axes, fastest first; a voxel's length along each, and its unit in nm, None where not stated."""
+    directions, lengths = None, list(header.get("spacings", [None] * num_axes))
+    if "space directions" in header:  # for each axis its steps in space; NaN where it has none
+        directions = np.asarray(header["space directions"], float).reshape(num_axes, -1)
+        lengths = [float(np.linalg.norm(row)) for row in directions]
+    names = [str(label).lower() for label in header.get("labels", [])]
+    if not {"x", "y", "z"}.issubset(names):
+        kinds = header.get("kinds", ["domain"] * num_axes)
+        spatial, letters = [str(kind).lower() in SPATIAL for kind in kinds], "xyz" + "t" * num_axes
+        if directions is not None and directions[moves := np.isfinite(directions).all(axis=1)].shape == (3, 3):
+            along = np.abs(directions[moves]).argmax(axis=1)  # the axis of space that each goes along names it
+            if sorted(along) != [0, 1, 2]:
+                raise InputError(
+                    f"{path}: expected NRRD axes along x, y and z, found space directions {directions.tolist()}; give "
+                    "the axes `labels`, or save the volume with axes along those of space"
+                )
+            spatial, letters = moves.tolist(), "".join("xyz"[axis] for axis in along)
+        unused = iter(letters)
+        names = [next(unused) if is_spatial else "c" for is_spatial in spatial]
     units = list(header.get("units", [None] * len(names)))
     if "space units" in header:
         given = iter(header["space units"])
         units = [next(given, None) if name in "xyz" else None for name in names]
-    if "space directions" in header:
-        lengths = [float(np.linalg.norm(row)) for row in _directions(header, len(names))]
-    else:
-        lengths = list(header.get("spacings", [None] * len(names)))
-    return lengths, [NM.get(str(unit)) for unit in units]
+    return names, lengths, [NM.get(str(unit)) for unit in units]
 
 
 def open_mrc(path: str, dataset: str | None, opening: Opening) -> SourceArray:
@@ -136,8 +105,11 @@ def open_mrc(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     with mrcfile.open(path, header_only=True) as file:
         header, size = file.header, file.voxel_size
     dtype = mrcfile.utils.data_dtype_from_header(header)
-    if dtype == np.int8 and _unsigned(header):
-        dtype = np.dtype(np.uint8)
+    if dtype == np.int8:  # IMOD's flags, in bytes 153 to 160 of the header, are even for unsigned bytes
+        stamp, flags = (header.extra2.tobytes()[start : start + 4] for start in (40, 44))
+        order: Literal["little", "big"] = "big" if stamp == IMOD_STAMP[::-1] else "little"
+        if stamp in (IMOD_STAMP, IMOD_STAMP[::-1]) and not int.from_bytes(flags, order) & 1:
+            dtype = np.dtype(np.uint8)
     shape = mrcfile.utils.data_shape_from_header(header)
     if (extended := int(header.nsymbt)) < 0:
         raise ValueError(f"its header tells of an extended header of {extended} bytes")
@@ -146,13 +118,6 @@ def open_mrc(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     names = [*["c"] * (len(shape) - 3), *names][-len(shape) :]
     data, _ = ordered(path, Flat(path, dtype, shape, MRC_HEADER_BYTES + extended), names)
     return SourceArray(path, data, product([NM["angstrom"]] * 3, [size[axis] for axis in "zyx"]))
-
-
-def _unsigned(header: Any) -> bool:
-    """Whether IMOD's flags, in bytes 153 to 160 of the header, say so: their first bit means signed."""
-    stamp, flags = (header.extra2.tobytes()[start : start + 4] for start in (40, 44))
-    order: Literal["little", "big"] = "big" if stamp == IMOD_STAMP[::-1] else "little"
-    return stamp in (IMOD_STAMP, IMOD_STAMP[::-1]) and not int.from_bytes(flags, order) & 1
 
 
 def open_nifti(path: str, dataset: str | None, opening: Opening) -> SourceArray:
@@ -186,7 +151,7 @@ class _Scaled:
 
 @contextlib.contextmanager
 def _bad_headers() -> Iterator[None]:
-    """What the libraries raise on a bad header, as ValueError."""
+    """Turn what the libraries raise on a bad header into ValueError."""
     try:
         yield
     except (nrrd.NRRDError, nibabel.spatialimages.HeaderDataError) as error:

@@ -1,4 +1,4 @@
-"""What every reader gives: an array (z, y, x) read in boxes, its stated voxel size, and errors that name the file."""
+"""What every reader returns: an array (z, y, x) read in boxes, with the voxel size that its file states."""
 
 import contextlib
 import os
@@ -22,7 +22,7 @@ NM |= {"\u03bcm": 1e3, "\\u00B5m": 1e3, "microns": 1e3, "mm": 1e6, "millimeter":
 NUMBERS = "biuf"
 """Kinds of numpy's types that voxels may have."""
 KEPT_BYTES = 2**28
-"""Decoded sections that are kept may take so much memory."""
+"""Decoded sections that are kept may take so many bytes of memory; more are kept in files."""
 STATED = {"voxel_size_nm": 1.0, "voxel_size_nm_zyx": 1.0, "resolution": 1.0, "element_size_um": 1e3}
 """Attributes in use for the voxel size (`resolution`: CREMI; `element_size_um`: ilastik) and their unit in nm."""
 Stated = tuple[float | None, float, float]
@@ -63,7 +63,7 @@ class ArrayLike(Protocol):
 class SourceArray:
     """A 3D array (z, y, x) in a file, read when indexed; reading errors name the file.
 
-    `voxel_size_nm` is what the file states, or None; `sections` is there where whole sections are read at a time. Of a
+    `voxel_size_nm` is what the file states, or None. `sections` is set where whole sections are read at a time. For a
     box that was fetched alone, `box` is its place in the source, and `whole` the source's shape. `absence` tells what
     the file does not store, where its format allows that.
     """
@@ -111,7 +111,7 @@ class SourceArray:
     def keeping(self, num_sections: int, scratch: Path) -> Iterator[None]:
         """Keep that many decoded sections meanwhile: boxes of the same sections, read in turn, decode each once.
 
-        Those that are too large for memory are kept in files of the folder `scratch`.
+        Sections that are too large for memory are kept in files of the folder `scratch`.
         """
         if self.sections is None:
             yield
@@ -124,7 +124,7 @@ class SourceArray:
 
 
 class Sections:
-    """A stack of equal 2D images, decoded one by one."""
+    """A stack of equal 2D images, decoded one by one; those asked for last may be kept. Several threads may ask."""
 
     def __init__(self, name: str, read: Callable[[int], np.ndarray], num_sections: int):
         first = read(0)
@@ -132,25 +132,39 @@ class Sections:
             raise InputError(f"{name}: expected grey images of 2 axes y, x, found shape {list(first.shape)}")
         self.name, self.read = name, read
         self.shape, self.dtype = (num_sections, *first.shape), first.dtype
+        self.turn = threading.Lock()
         self.keep(0)
 
     def keep(self, num_sections: int, scratch: Path | None = None) -> None:
-        """Keep that many of the sections decoded from now on; let go of earlier ones."""
+        """Keep that many of the sections decoded from now on, in memory or as files; let go of earlier ones."""
         size = num_sections * prod(self.shape[1:]) * self.dtype.itemsize
-        self.section = _Kept(self._decode, num_sections, scratch if size > KEPT_BYTES else None)
-
-    def _decode(self, z: int) -> np.ndarray:
-        image = self.read(z)
-        if (image.shape, image.dtype) != (self.shape[1:], self.dtype):
-            raise InputError(
-                f"{self.name}: sections differ: the first is {self.dtype} {list(self.shape[1:])}, another is "
-                f"{image.dtype} {list(image.shape)}; make them equal"
-            )
-        return image
+        self.num_kept, self.folder = num_sections, scratch if size > KEPT_BYTES else None
+        self.kept: dict[int, np.ndarray | Path] = {}  # in the order in which they leave
 
     def _cut(self, z: int, rest: tuple) -> np.ndarray:
-        image = self.section(z)
-        return np.array(np.load(image, mmap_mode="r")[rest]) if isinstance(image, Path) else image[rest]
+        """A part of a section: of the one that is kept, or else of one that is decoded, and kept, now."""
+        with self.turn:
+            found = self.kept.pop(z, None)
+            if found is not None:
+                self.kept[z] = found  # to the end of those that leave
+        if found is None:
+            found = image = self.read(z)
+            if (image.shape, image.dtype) != (self.shape[1:], self.dtype):
+                raise InputError(
+                    f"{self.name}: sections differ: the first is {self.dtype} {list(self.shape[1:])}, another is "
+                    f"{image.dtype} {list(image.shape)}; make them equal"
+                )
+            if self.folder is not None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                found = self.folder / f"{z}.npy"
+                np.save(found, image)
+            with self.turn:
+                self.kept[z] = found
+                while len(self.kept) > self.num_kept:
+                    left = self.kept.pop(next(iter(self.kept)))
+                    if isinstance(left, Path):
+                        left.unlink()
+        return np.array(np.load(found, mmap_mode="r")[rest]) if isinstance(found, Path) else found[rest]
 
     def __getitem__(self, index: Any) -> np.ndarray:
         z, *rest = index if isinstance(index, tuple) else (index,)
@@ -160,52 +174,27 @@ class Sections:
         return np.stack(sections) if sections else np.empty((0, *self.shape[1:]), self.dtype)
 
 
-class _Kept:
-    """The sections that were asked for last, in memory or as files of a folder; several threads may ask."""
-
-    def __init__(self, decode: Callable[[int], np.ndarray], num_sections: int, folder: Path | None):
-        self.decode, self.num_sections, self.folder = decode, num_sections, folder
-        self.kept: dict[int, np.ndarray | Path] = {}
-        self.turn = threading.Lock()
-
-    def __call__(self, z: int) -> np.ndarray | Path:
-        with self.turn:
-            if z in self.kept:
-                self.kept[z] = self.kept.pop(z)  # to the end of those that leave
-                return self.kept[z]
-        image = self.decode(z)
-        found = image if self.folder is None else self._written(z, image)
-        with self.turn:
-            self.kept[z] = found
-            while len(self.kept) > self.num_sections:
-                left = self.kept.pop(next(iter(self.kept)))
-                if isinstance(left, Path):
-                    left.unlink()
-        return found
-
-    def _written(self, z: int, image: np.ndarray) -> Path:
-        assert self.folder is not None
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{z}.npy"
-        np.save(path, image)
-        return path
-
-
 def stated_voxel_size(attributes: dict, names: Sequence[str] = "zyx") -> VoxelSize | None:
     """Voxel size in nm (z, y, x) that the attributes of a file or an array state.
 
-    It stands in the order of the axes, whose `names` are given: of all of them, or of z, y and x alone.
+    It stands in the order of the axes, whose `names` are given: a number for each of them, or for z, y and x alone.
     """
     for key, nm in STATED.items():
         in_order = "zyx" if key.endswith("_zyx") else names
         if size := product([nm] * 3, turned(attributes.get(key), in_order)):
             return size
     units = _in_nm(attributes.get("units"))
-    return product(turned(units, names), turned(attributes.get("voxel_size"), names)) or _transform_size(attributes)
+    if size := product(turned(units, names), turned(attributes.get("voxel_size"), names)):
+        return size
+    transform = attributes.get("transform")  # COSEM's, which names the axes of its scale and their units
+    if not isinstance(transform, dict) or not isinstance(transform.get("axes"), list):
+        return None
+    its_names = [str(name).lower() for name in transform["axes"]]
+    return product(turned(_in_nm(transform.get("units")), its_names), turned(transform.get("scale"), its_names))
 
 
 def turned(values: Any, names: Sequence[str]) -> list | None:
-    """What is stated of each of the named axes, or of those of space alone, as z, y, x; None where it is not."""
+    """The values stated for the named axes, or for those of space alone, in the order z, y, x; None without them."""
     space = [name for name in names if name in ("z", "y", "x")]
     named = names if values is not None and np.size(values) == len(names) else space
     try:
@@ -215,23 +204,14 @@ def turned(values: Any, names: Sequence[str]) -> list | None:
         return None
 
 
-def _transform_size(attributes: dict) -> VoxelSize | None:
-    """By COSEM's `transform`, which names the axes of its scale and their units."""
-    stated = attributes.get("transform")
-    if not isinstance(stated, dict) or not isinstance(stated.get("axes"), list):
-        return None
-    names = [str(name).lower() for name in stated["axes"]]
-    return product(turned(_in_nm(stated.get("units")), names), turned(stated.get("scale"), names))
-
-
 def _in_nm(units: Any) -> list[float | None] | None:
-    """Units of length, of which one may stand for all."""
+    """The units of length as numbers of nm; one may stand for all axes."""
     units = [units] * 3 if isinstance(units, str) else units
     return [NM.get(str(unit)) for unit in units] if isinstance(units, list) else None
 
 
 def product(*factors: Any) -> VoxelSize | None:
-    """Product per axis; None where that is not three positive numbers: such a voxel size is not stated."""
+    """The product of the factors for each axis; None where it is not three positive numbers: no size is stated then."""
     try:
         z, y, x = (prod(map(float, values)) for values in zip(*map(np.ravel, factors), strict=True))
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""Which chunks of n5, zarr, precomputed and wkw exist: how their files are named, and those that lie in shards."""
+"""Which chunks of n5, zarr, precomputed and wkw are stored, by the names of their files or by the index of a shard."""
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,10 +18,10 @@ class Named(NamedTuple):
     listed: Callable[[], Iterable[bytes]]
     name: Callable[[Index], bytes]
     parse: Callable[[bytes], Index]
-    """The inverse of `name`; of what is no chunk's name anything, or ValueError."""
+    """The inverse of `name`; for what is no chunk's name it returns anything, or raises ValueError."""
 
     def has(self, index: Index) -> bool:
-        """Whether the chunk is there: nothing of it is read where the server can tell without."""
+        """Whether the chunk is there; it is not read where the server can tell without."""
         store, name = self.store(), self.name(index)
         try:
             return store.read(name, byte_range=slice(0, 0)).result().state == "value"
@@ -66,21 +66,18 @@ class Sharded(NamedTuple):
             )
 
     def _of(self, shard: Index) -> Named:
+        """The chunks of a shard, which tensorstore names by their index as 32-bit numbers."""
         store = self.inside(shard)
-        return Named(lambda: store, lambda: store.list().result(), _packed, _unpacked)
-
-
-def _packed(index: Index) -> bytes:
-    """How tensorstore names a chunk in a shard: its index as 32-bit numbers."""
-    return b"".join(i.to_bytes(4, "big") for i in index)
-
-
-def _unpacked(name: bytes) -> Index:
-    return tuple(int.from_bytes(name[start : start + 4], "big") for start in range(0, len(name), 4))
+        return Named(
+            lambda: store,
+            lambda: store.list().result(),
+            lambda index: b"".join(i.to_bytes(4, "big") for i in index),
+            lambda name: tuple(int.from_bytes(name[start : start + 4], "big") for start in range(0, len(name), 4)),
+        )
 
 
 def in_folder(address: str, name: Callable[[Index], str], index: Callable[[str], Index]) -> Named:
-    """Chunks that are files of the folder at the address."""
+    """Chunks that are files of the folder at the address; `name` and `index` are each other's inverse."""
     local = tensorstore_access.local(address)
 
     def listed() -> Iterable[bytes]:

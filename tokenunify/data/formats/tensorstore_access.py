@@ -1,12 +1,14 @@
-"""How tensorstore reaches a folder at an address: retries, limits, and the environment's endpoint and credentials."""
+"""How tensorstore reads at an address: retries, limits, and the environment's endpoint and credentials."""
 
 import os
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 from urllib.request import url2pathname
 
+import numpy as np
 import requests
 import tensorstore as ts
 
@@ -19,11 +21,10 @@ REQUESTS = 16
 """Chunks fetched at a time."""
 FORBIDDEN = re.compile(r"PERMISSION_DENIED.*(?:HTTP code |http_response_code=')(\d+)", re.DOTALL)
 """What tensorstore says of the answers 401 and 403."""
-
 CODE = re.compile(r"([A-Z_]+): ")
 """How tensorstore's errors begin."""
 REFUSED = ("INVALID_ARGUMENT", "FAILED_PRECONDITION", "UNIMPLEMENTED", "OUT_OF_RANGE")
-"""Those about what a file says; others are about files and servers."""
+"""The codes of errors about what a file says; others are about files and servers."""
 
 
 @cache
@@ -47,6 +48,23 @@ def folder(address: str) -> dict:
     return place
 
 
+class Tensor:
+    """A tensorstore array read when indexed; its first voxel is number 0, wherever the file puts it."""
+
+    def __init__(self, store: ts.TensorStore):
+        self.store = store[ts.d[:].translate_to[0]]
+        self.shape, self.dtype = tuple(self.store.shape), np.dtype(self.store.dtype.numpy_dtype)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        return np.asarray(self.store[index].read().result())
+
+
+def array(driver: str, address: str, **options: Any) -> Tensor:
+    """The array in the folder at the address, read by a driver of tensorstore with its options."""
+    spec = {"driver": driver, "kvstore": folder(address), **options}
+    return Tensor(ts.open(spec, read=True, open=True, context=context()).result())
+
+
 def store(address: str) -> ts.KvStore:
     """The folder's files by their names."""
     return ts.KvStore.open(folder(address), context=context()).result()
@@ -58,12 +76,12 @@ def local(address: str) -> Path | None:
 
 
 def read(address: str, name: str) -> bytes | None:
-    """The content of a file of the folder; None where it is not there, or forbidden, as some stores say of the same."""
+    """The content of a file of the folder; None where it is not there, which some stores call forbidden."""
     return _ask(address, name)[0]
 
 
 def refusal(address: str, name: str) -> str | None:
-    """The answer, 401 or 403, of a server that forbids to read the file."""
+    """The answer, 401 or 403, of a server that forbids to read the file; None where it allows to."""
     return _ask(address, name)[1]
 
 
@@ -85,7 +103,7 @@ def is_fault(error: str) -> bool:
 
 
 def moved(address: str, names: tuple[str, ...]) -> str:
-    """Where the server redirects the folder of files of these names to: tensorstore follows no redirects."""
+    """The address to which the server redirects the folder that has files of these names; tensorstore cannot follow."""
     strange = None
     for name in names if address.startswith("http") else ():
         try:

@@ -42,11 +42,38 @@ def open_tiff(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     elif len(first.shape) == 3 and _is_stack(first) and not first.keyframe.is_tiled:
         data = _sections(path, [(first, z) for z in range(first.shape[0])], opening.is_grey)
     else:
-        data = zarr.open_array(first.aszarr(level=0), mode="r")
-        names = _names(path, first.axes, data.shape)
+        data, axes = zarr.open_array(first.aszarr(level=0), mode="r"), first.axes
+        if axes in ("CYX", "SYX") and data.shape[0] <= MOST_CHANNELS:
+            raise InputError(
+                f"{path} has axes {axes}, that is several channels: store one channel; if they are sections, save them "
+                "as z (ImageJ: Image > Hyperstacks > Re-order Hyperstack)"
+            )
+        if len(data.shape) < 3:
+            raise InputError(
+                f"{path}: expected an array of 3 axes z, y, x, found axes {axes}; give a stack, or format images for a "
+                "folder with one file per section"
+            )
+        if len(data.shape) == 3 and axes.endswith("YX"):
+            axes = f"Z{axes[1:]}"  # the first axis of a stack is z, also where it is named I, Q (unknown) or T
         shown = tiff_values.shown(path, first.keyframe) if opening.is_grey else None
-        data, _ = ordered(path, _Shown(data, shown) if shown else data, names)
-    return SourceArray(path, data, _ome_size(file) or _imagej_size(file) or _tagged_size(file))
+        data, _ = ordered(path, _Shown(data, shown) if shown else data, axes)
+    return SourceArray(path, data, _voxel_size(file))
+
+
+def _joined(path: str, images: list[tifffile.TiffPageSeries], is_grey: bool) -> Sections:
+    """Equal images as one volume: programs that write a file piece by piece make an image of each piece."""
+    kinds = {(series.shape[-2:], series.dtype) for series in images}
+    if len(kinds) > 1 or not all(len(series.shape) <= 3 and _is_stack(series) for series in images):
+        found = sorted({f"{series.axes} {list(series.shape)} {series.dtype}" for series in images})
+        raise InputError(
+            f"{path} has {len(images)} images, no sections of one volume: {', '.join(found)}; save the volume "
+            "alone in a file"
+        )
+    logger.warning("%s: its %d images of one size are read one after another as one volume", path, len(images))
+    pages = [(series, key) for series in images for key in range(len(series.pages))]
+    if images[0].kind == "generic":  # which sorts pages by how they are packed
+        pages.sort(key=lambda page: page[0][page[1]].index)  # type: ignore[union-attr]
+    return _sections(path, pages, is_grey)
 
 
 class _Shown:
@@ -67,23 +94,8 @@ def _is_stack(series: tifffile.TiffPageSeries) -> bool:
     return series.axes.endswith("YX") and not channels and len(series.pages) == prod(series.shape[:-2])
 
 
-def _joined(path: str, images: list[tifffile.TiffPageSeries], is_grey: bool) -> Sections:
-    """Equal images as one volume: programs that write a file piece by piece make an image of each piece."""
-    kinds = {(series.shape[-2:], series.dtype) for series in images}
-    if len(kinds) > 1 or not all(len(series.shape) <= 3 and _is_stack(series) for series in images):
-        found = sorted({f"{series.axes} {list(series.shape)} {series.dtype}" for series in images})
-        raise InputError(
-            f"{path} has {len(images)} images, no sections of one volume: {', '.join(found)}; save the volume "
-            "alone in a file"
-        )
-    logger.warning("%s: its %d images of one size are read one after another as one volume", path, len(images))
-    pages = [(series, key) for series in images for key in range(len(series.pages))]
-    if images[0].kind == "generic":  # which sorts pages by how they are packed
-        pages.sort(key=lambda page: page[0][page[1]].index)  # type: ignore[union-attr]
-    return _sections(path, pages, is_grey)
-
-
 def _sections(path: str, pages: list[tuple[tifffile.TiffPageSeries, int]], is_grey: bool) -> Sections:
+    """The pages, each a number in its series, as the sections of a volume, read one at a time."""
     turn = threading.Lock()
     shown = {id(series): tiff_values.shown(path, series.keyframe) if is_grey else None for series, _ in pages}
 
@@ -97,53 +109,21 @@ def _sections(path: str, pages: list[tuple[tifffile.TiffPageSeries, int]], is_gr
     return Sections(path, read, len(pages))
 
 
-def _names(path: str, axes: str, shape: tuple[int, ...]) -> str:
-    """The letters of the axes; a stack whose first axis is named otherwise (I, Q: unknown, T) is one of z."""
-    if axes in ("CYX", "SYX") and shape[0] <= MOST_CHANNELS:
-        raise InputError(
-            f"{path} has axes {axes}, that is several channels: store one channel; if they are sections, save them as "
-            "z (ImageJ: Image > Hyperstacks > Re-order Hyperstack)"
-        )
-    if len(shape) != 3:
-        return axes if len(shape) > 3 else _refuse(path, axes)
-    return f"Z{axes[1:]}" if axes.endswith("YX") else axes
-
-
-def _refuse(path: str, axes: str) -> str:
-    raise InputError(
-        f"{path}: expected an array of 3 axes z, y, x, found axes {axes}; give a stack, or format images for a folder "
-        "with one file per section"
-    )
-
-
-def _ome_size(file: tifffile.TiffFile) -> Stated | None:
-    """PhysicalSize of an OME-TIFF; its unit is micrometre unless given."""
-    if not file.is_ome or not file.ome_metadata:
+def _voxel_size(file: tifffile.TiffFile) -> Stated | None:
+    """By OME's PhysicalSize, by ImageJ's spacing and unit, or by the tags of the first page, which say only y and x."""
+    if file.is_ome and file.ome_metadata:
+        pixels = ElementTree.fromstring(file.ome_metadata).find(".//{*}Pixels")
+        if pixels is not None:
+            units = [NM.get(pixels.get(f"PhysicalSize{axis}Unit", "um")) for axis in "ZYX"]
+            if size := product(units, [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"]):
+                return size
+    imagej, tags = file.imagej_metadata, file.pages.first.tags
+    if file.is_imagej and not imagej:
         return None
-    pixels = ElementTree.fromstring(file.ome_metadata).find(".//{*}Pixels")
-    if pixels is None:
-        return None
-    units = [NM.get(pixels.get(f"PhysicalSize{axis}Unit", "um")) for axis in "ZYX"]
-    return product(units, [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"])
-
-
-def _imagej_size(file: tifffile.TiffFile) -> Stated | None:
-    """ImageJ's spacing and unit, and the page's resolution."""
-    metadata = file.imagej_metadata
-    if not metadata:
-        return None
-    return product([NM.get(str(metadata.get("unit")))] * 3, [metadata.get("spacing"), *_pixel(file)])
-
-
-def _tagged_size(file: tifffile.TiffFile) -> Stated | None:
-    """The voxel size along y and x alone, by the tags of the first page."""
-    if file.is_imagej:
-        return None
-    unit = RESOLUTION_UNITS.get(int(file.pages.first.tags.valueof("ResolutionUnit", 1)), 0)
-    y, x = (size * unit for size in _pixel(file))
+    ratios = [tags.valueof(f"{axis}Resolution", (0, 1)) for axis in "YX"]
+    lengths = [units / pixels if pixels else 0 for pixels, units in ratios]
+    if imagej:
+        return product([NM.get(str(imagej.get("unit")))] * 3, [imagej.get("spacing"), *lengths])
+    unit = RESOLUTION_UNITS.get(int(tags.valueof("ResolutionUnit", 1)), 0)
+    y, x = (length * unit for length in lengths)
     return (None, y, x) if 0 < max(y, x) < FINE else None
-
-
-def _pixel(file: tifffile.TiffFile) -> list[float]:
-    ratios = [file.pages.first.tags.valueof(f"{axis}Resolution", (0, 1)) for axis in "YX"]
-    return [units / pixels if pixels else 0 for pixels, units in ratios]

@@ -1,4 +1,4 @@
-"""What a TIFF says of itself must be there: its pages, and of these the tiles and strips."""
+"""All that a TIFF says it has must be there: its pages, and their tiles and strips."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ AGAIN = "get the file again, or write it again with all of its pages"
 
 @contextlib.contextmanager
 def bad_tags() -> Iterator[None]:
-    """What tifffile raises on tags of impossible values, as its own error."""
+    """Turn what tifffile raises on tags of impossible values into its own error."""
     try:
         yield
     except (ArithmeticError, AssertionError, AttributeError, MemoryError, TypeError) as error:
@@ -25,40 +25,30 @@ def bad_tags() -> Iterator[None]:
 
 
 def check_whole(path: str, file: TiffFile) -> None:
-    """Raise InputError where the pages end before what the file says of them."""
+    """Raise InputError where the file has fewer pages or values than it says."""
     number = len(file.pages)
     file.filehandle.seek(file.pages.next_page_offset or 0)
     following = int.from_bytes(file.filehandle.read(file.tiff.offsetsize), "little" if file.byteorder == "<" else "big")
     if following and not file.is_ndpi:
         raise InputError(f"{path}: after page {number - 1} it refers to another one, which cannot be read; {AGAIN}")
-    declared, first = _declared(file), file.pages.first
-    found = number * prod(first.shape)
-    if declared > found and not _follows(first, declared):
-        raise InputError(
-            f"{path}: its description tells of {declared} values, its {number} pages hold {found}; {AGAIN}"
-        )
-
-
-def _declared(file: TiffFile) -> int:
-    """Values of the first image, by what ImageJ or tifffile wrote about it; 0 where nothing is."""
-    first = file.pages.first
+    declared, first = 0, file.pages.first  # values of the first image, as ImageJ or tifffile wrote about it
     if file.is_imagej and (told := file.imagej_metadata):
         counted = [int(told[key]) for key in ("channels", "slices", "frames") if key in told]
-        return prod(counted or [int(told.get("images", 1))]) * prod(first.shape[:2])
-    if file.is_shaped and first.shaped_description:
-        return prod(shaped_description_metadata(first.shaped_description)["shape"])
-    return 0
-
-
-def _follows(page: TiffPage, declared: int) -> bool:
-    """Whether that many values lie behind the page's header, which is then the only one needed."""
-    assert page.dtype is not None
-    end = page.dataoffsets[0] + declared * page.dtype.itemsize
-    return page.is_contiguous and end <= page.parent.filehandle.size
+        declared = prod(counted or [int(told.get("images", 1))]) * prod(first.shape[:2])
+    elif file.is_shaped and first.shaped_description:
+        declared = prod(shaped_description_metadata(first.shaped_description)["shape"])
+    found = number * prod(first.shape)
+    if declared > found:
+        assert first.dtype is not None
+        end = first.dataoffsets[0] + declared * first.dtype.itemsize
+        if not first.is_contiguous or end > file.filehandle.size:  # else they follow the only page with a header
+            raise InputError(
+                f"{path}: its description tells of {declared} values, its {number} pages hold {found}; {AGAIN}"
+            )
 
 
 def check_series(path: str, series: TiffPageSeries, opening: Opening) -> None:
-    """Raise InputError that names a page with a part that is not in its file, or that is too large."""
+    """Raise InputError that names a page which is too large, or of which a part is not in its file."""
     if not series.keyframe.is_tiled:
         opening.check(f"{path}: a page", series.keyframe.nbytes)
     if series.dataoffset is not None:  # all pages one after another, of which only the first may have a header

@@ -1,5 +1,6 @@
-"""Files that belong together: an OME-TIFF, or a file of Micro-Manager, tells which others have pages of its image."""
+"""Files that belong together: OME-TIFFs and files of Micro-Manager name others that have pages of the same image."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,8 +19,8 @@ INDEX = "NDTiff.index"
 def referred(path: str | Path) -> dict[str, str]:
     """SHA-256 of the other files that are read with a TIFF, by their names below its folder.
 
-    Raises InputError for one that is missing or lies outside the folder. A file that cannot be opened is told of where
-    it is read.
+    Raises InputError for one that is missing or lies outside the folder. A file that cannot be opened has none here;
+    the reader tells of it.
     """
     try:
         with bad_tags(), TiffFile(path) as file:
@@ -37,21 +38,17 @@ def check(path: str | Path) -> None:
 
 
 def _names(file: TiffFile) -> Iterator[str]:
-    named = [*_of_ome(file.ome_metadata)] if file.is_ome and file.ome_metadata else []
+    """The names of the other files of a set, in their order: by OME's metadata, or by Micro-Manager's index."""
+    named: list[str] = []
+    if file.is_ome and file.ome_metadata:
+        with contextlib.suppress(ElementTree.ParseError):  # tifffile then takes the pages as they are
+            root = ElementTree.fromstring(file.ome_metadata)
+            others = [uuid for uuid in root.iterfind(".//{*}TiffData/{*}UUID") if uuid.text != root.get("UUID")]
+            named = [name for uuid in others if (name := uuid.get("FileName"))]
     index = Path(file.filehandle.path).with_name(INDEX)
     if file.is_ndtiff and index.exists():
         named += [INDEX, *(entry[1] for entry in read_ndtiff_index(index))]
     return (name for name in dict.fromkeys(named) if name.lower() != file.filename.lower())
-
-
-def _of_ome(text: str) -> Iterator[str]:
-    try:
-        root = ElementTree.fromstring(text)
-    except ElementTree.ParseError:
-        return  # tifffile then takes the pages as they are
-    for uuid in root.iterfind(".//{*}TiffData/{*}UUID"):
-        if uuid.text != root.get("UUID") and (name := uuid.get("FileName")):
-            yield name
 
 
 def _inside(path: str | Path, name: str) -> Path:

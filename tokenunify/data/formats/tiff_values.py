@@ -1,4 +1,4 @@
-"""The grey values that the tags of a TIFF page say: white where it stores zero, or by a table of colours."""
+"""Grey values by the tags of a TIFF page, which may say that zero is white, or give a table of colours."""
 
 import logging
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def described(page: TiffPage) -> str:
 
 
 def tell(path: str, page: TiffPage) -> None:
-    """Log what the tags say that nothing else tells."""
+    """Log what the tags say and the values do not show."""
     if (turned := page.tags.valueof(ORIENTATION, 1)) > 1:
         logger.warning("%s: its tag says that it is to be turned when shown (orientation %d): it is not", path, turned)
     if (value := page.tags.valueof(NODATA)) is not None:
@@ -44,23 +44,17 @@ def shown(path: str, page: TiffPage) -> Callable[[np.ndarray], np.ndarray] | Non
     Raises InputError where the tags give no grey value.
     """
     if page.photometric == WHITE_IS_ZERO:
-        return _inverted(path, page)
-    return _looked_up(path, page) if page.photometric == COLOUR_TABLE else None
-
-
-def _inverted(path: str, page: TiffPage) -> Callable[[np.ndarray], np.ndarray]:
-    if page.dtype == np.bool_:
-        return np.logical_not
-    if page.dtype is None or page.dtype.kind != "u":
-        raise InputError(
-            f"{path}: its tag says that white is zero, which has no meaning for values of {page.dtype}; save it with "
-            "photometric interpretation black is zero"
-        )
-    most = page.dtype.type((1 << page.bitspersample) - 1)
-    return lambda values: most - values
-
-
-def _looked_up(path: str, page: TiffPage) -> Callable[[np.ndarray], np.ndarray] | None:
+        if page.dtype == np.bool_:
+            return np.logical_not
+        if page.dtype is None or page.dtype.kind != "u":
+            raise InputError(
+                f"{path}: its tag says that white is zero, which has no meaning for values of {page.dtype}; save it "
+                "with photometric interpretation black is zero"
+            )
+        most = page.dtype.type((1 << page.bitspersample) - 1)
+        return lambda values: most - values
+    if page.photometric != COLOUR_TABLE:
+        return None
     table = np.asarray(page.colormap)
     if (table != table[:1]).any():
         raise InputError(
@@ -68,6 +62,5 @@ def _looked_up(path: str, page: TiffPage) -> Callable[[np.ndarray], np.ndarray] 
             "Grays)"
         )
     grey = table[0] if table.max() < 256 else table[0] >> 8  # some programs write values of 8 bits
-    if np.array_equal(grey, np.arange(len(grey))):
-        return None
-    return lambda values: grey.astype(np.uint8)[values]
+    is_same = np.array_equal(grey, np.arange(len(grey)))
+    return None if is_same else lambda values: grey.astype(np.uint8)[values]

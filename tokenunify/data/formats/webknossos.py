@@ -22,55 +22,36 @@ MOST_VOXELS = 2**32
 def open_wkw(path: str, dataset: str | None, opening: Opening) -> SourceArray:
     """Magnification `layer/mag` (color/1, color/2-2-1) of a dataset's folder, within the layer's bounding box."""
     with metadata.using(path, f"{PROPERTIES} or the header of {dataset} is not as wkw has it"):
-        return _opened(path, dataset)
-
-
-def _opened(path: str, dataset: str | None) -> SourceArray:
-    layer, _, mag = (dataset or "").partition("/")
-    properties = _properties(path)
-    known = {found["name"]: found for found in properties["dataLayers"]}
-    folder = Path(path, layer, mag)
-    if layer not in known or not (folder / "header.wkw").exists():
-        raise InputError(
-            f"{path} has no wkw data {dataset!r}; it has the layers {sorted(known)}: give layer/mag "
-            f"as dataset, such as {min(known)}/1"
-        )
-    box = known[layer]["boundingBox"]
-    factors = _factors(mag)
-    first = metadata.lengths(path, "topLeft", box["topLeft"])
-    sides = metadata.lengths(path, "width, height, depth", [box[side] for side in ("width", "height", "depth")])
-    if any(o + n > MOST_VOXELS for o, n in zip(first, sides, strict=True)):
-        raise metadata.damaged(
-            path, f"the box of {layer} ends beyond voxel {MOST_VOXELS}, the last that wkw has: {box}"
-        )
-    start = [o // f for o, f in zip(first, factors, strict=True)]
-    shape = [-(-n // f) for n, f in zip(sides, factors, strict=True)]
-    scale, unit = properties["scale"], "nanometer"
-    if isinstance(scale, dict):
-        scale, unit = scale["factor"], scale["unit"]
-    size = product([NM.get(unit)] * 3, scale[::-1], factors[::-1])
-    data = _Wkw(folder, start, shape)
-    return SourceArray(path, Ordered(data, (2, 1, 0)), size, _files(folder, data))
-
-
-def _files(folder: Path, data: "_Wkw") -> Chunks:
-    """The files of a magnification; where one is absent, wkw reads zeros."""
-    x, y, z = data.start
-    side = data.files.header.block_len * data.files.header.file_len
-    stored = of_wkw(metadata.address_of(str(folder)))
-    return Chunks((side, side, side), stored, (2, 1, 0), start=(z, y, x))
-
-
-def _properties(path: str) -> dict:
-    if found := metadata.read(path, PROPERTIES):
-        return found
-    raise InputError(f"{path} has no {PROPERTIES}; give the dataset's folder, which has it")
-
-
-def _factors(mag: str) -> list[int]:
-    """Factors along x, y, z of a magnification such as 2 or 2-2-1."""
-    values = [int(word) for word in mag.split("-")]
-    return values * 3 if len(values) == 1 else values
+        layer, _, mag = (dataset or "").partition("/")
+        if not (properties := metadata.read(path, PROPERTIES)):
+            raise InputError(f"{path} has no {PROPERTIES}; give the dataset's folder, which has it")
+        known = {found["name"]: found for found in properties["dataLayers"]}
+        folder = Path(path, layer, mag)
+        if layer not in known or not (folder / "header.wkw").exists():
+            raise InputError(
+                f"{path} has no wkw data {dataset!r}; it has the layers {sorted(known)}: give layer/mag "
+                f"as dataset, such as {min(known)}/1"
+            )
+        box = known[layer]["boundingBox"]
+        factors = [int(word) for word in mag.split("-")]
+        factors = factors * 3 if len(factors) == 1 else factors
+        first = metadata.lengths(path, "topLeft", box["topLeft"])
+        sides = metadata.lengths(path, "width, height, depth", [box[side] for side in ("width", "height", "depth")])
+        if any(o + n > MOST_VOXELS for o, n in zip(first, sides, strict=True)):
+            raise metadata.damaged(
+                path, f"the box of {layer} ends beyond voxel {MOST_VOXELS}, the last that wkw has: {box}"
+            )
+        start = [o // f for o, f in zip(first, factors, strict=True)]
+        shape = [-(-n // f) for n, f in zip(sides, factors, strict=True)]
+        scale, unit = properties["scale"], "nanometer"
+        if isinstance(scale, dict):
+            scale, unit = scale["factor"], scale["unit"]
+        size = product([NM.get(unit)] * 3, scale[::-1], factors[::-1])
+        data, (x, y, z) = _Wkw(folder, start, shape), start
+        side = data.files.header.block_len * data.files.header.file_len  # of a file; where one is absent, wkw has zeros
+        stored = of_wkw(metadata.address_of(str(folder)))
+        files = Chunks((side, side, side), stored, (2, 1, 0), start=(z, y, x))
+        return SourceArray(path, Ordered(data, (2, 1, 0)), size, files)
 
 
 class _Wkw:
