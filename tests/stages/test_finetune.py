@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from tokenunify import config as c
 from tokenunify.errors import InputError
-from tokenunify.learning import checkpoint, finetune, loop, networks
+from tokenunify.learning import checkpoint, finetune, loop, networks, optimisation
 from tokenunify.learning.training_log import Log
 from tokenunify.stages import sections
 from tokenunify.store import arrays, manifest
@@ -352,7 +352,7 @@ def test_validation_chooses_the_best_weights(volumes, tmp_path):
 
 def test_learning_rate_warms_up_and_falls():
     config = c.Finetune(steps=12, warmup_steps=4, learning_rate=1.0, final_learning_rate=0.1)
-    rates = [loop.learning_rate(step, config) for step in range(12)]
+    rates = [optimisation.learning_rate(step, config) for step in range(12)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0 and rates[8] == pytest.approx(0.55)
     assert all(a > b for a, b in pairwise(rates[4:]))
