@@ -22,7 +22,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(weights, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure: object = None) -> None:  # type: ignore[override]  # no loss is computed anew
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # torch lets a caller pass a closure; none does
         """Move every weight."""
         for group in self.param_groups:
             for weights in group["params"]:
