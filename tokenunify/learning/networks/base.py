@@ -48,7 +48,8 @@ class Network(nn.Module):
 
     def logits(self, raw: Tensor) -> Tensor:
         """The affinities' log-odds, or predicted intensities; smaller than the crop where convolutions are valid."""
-        return self.head(self.features(raw), output_extent(self.config, extent_of(raw)))
+        extent = output_extent(self.config, extent_of(raw))  # first, for it refuses a crop that does not suit
+        return self.head(self.features(raw), extent)
 
     def train(self, mode: bool = True) -> Self:
         """As for every module, but frozen batch normalisation keeps to its running statistics, and keeps them."""
