@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from tokenunify import config as c
 from tokenunify.errors import InputError
-from tokenunify.learning import checkpoint, finetune, loop, networks
+from tokenunify.learning import checkpoint, finetune, loop, networks, objectives, optimisation
 from tokenunify.learning.training_log import Log
 from tokenunify.stages import sections
 from tokenunify.store import arrays, manifest
@@ -352,7 +352,7 @@ def test_validation_chooses_the_best_weights(volumes, tmp_path):
 
 def test_learning_rate_warms_up_and_falls():
     config = c.Finetune(steps=12, warmup_steps=4, learning_rate=1.0, final_learning_rate=0.1)
-    rates = [loop.learning_rate(step, config) for step in range(12)]
+    rates = [optimisation.learning_rate(step, config) for step in range(12)]
     assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
     assert rates[4] == 1.0 and rates[8] == pytest.approx(0.55)
     assert all(a > b for a, b in pairwise(rates[4:]))
@@ -426,8 +426,19 @@ def test_a_gradient_that_is_not_finite_stops_with_advice(volumes, tmp_path, monk
         train(volumes, tmp_path / "weights.json")
 
 
+def validation_losses(monkeypatch, value):
+    """Let every validation crop have this loss; training's losses stay."""
+    forward = objectives.AffinityTask.forward
+
+    def changed(self, batch):
+        losses = forward(self, batch)
+        return losses if self.training else {"affinities": torch.tensor(value)}
+
+    monkeypatch.setattr(objectives.AffinityTask, "forward", changed)
+
+
 def test_a_validation_loss_that_is_not_finite_stops_with_advice(volumes, tmp_path, monkeypatch):
-    monkeypatch.setattr(loop.Training, "_loss", lambda *_: float("inf"))
+    validation_losses(monkeypatch, float("inf"))
     with pytest.raises(InputError, match=r"the validation loss became inf at step 4: lower finetune\.learning_rate"):
         train(volumes, tmp_path / "weights.json")
 
@@ -448,7 +459,7 @@ def test_weights_that_are_not_finite_are_not_handed_on(volumes, tmp_path, monkey
 
 
 def test_losses_that_part_are_told_in_log_and_manifest(volumes, tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(loop.Training, "_loss", lambda *_: 536.0)
+    validation_losses(monkeypatch, 536.0)
     output = train(volumes, tmp_path / "weights.json")
     assert manifest.read(output)["run"]["losses_part_at_steps"] == [4, 8, 11]
     assert "step 8: validation loss 536 and training loss" in caplog.text

@@ -3,7 +3,7 @@
 import torch
 
 from tokenunify import config as c
-from tokenunify.learning import loop, muon, networks
+from tokenunify.learning import muon, networks, optimisation
 from tokenunify.learning.objectives import AffinityTask
 
 NETWORK = {"name": "superhuman", "filters": [3, 4]}
@@ -31,8 +31,8 @@ def test_a_step_has_the_size_of_the_rate_whatever_the_gradient():
 def test_hidden_weights_are_neither_the_first_layer_nor_the_head():
     task = AffinityTask(networks.build(NETWORK), c.Finetune(optimizer="muon"))
     names = {id(p): name for name, p in task.named_parameters()}
-    hidden = {names[id(p)] for p in loop.hidden_weights(task)}
+    hidden = {names[id(p)] for p in optimisation.hidden_weights(task)}
     assert "network.center.block2.0.weight" in hidden and "network.up0.1.weight" in hidden
     assert not any(name.startswith(("network.out_put", "network.embed_in")) for name in hidden)
-    held = [id(p) for o in loop.make_optimizers(task, task.config) for g in o.param_groups for p in g["params"]]
+    held = [id(p) for o in optimisation.make_optimizers(task, task.config) for g in o.param_groups for p in g["params"]]
     assert sorted(held) == sorted(names)

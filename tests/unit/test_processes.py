@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenunify import config as c
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
-from tokenunify.learning import loop, networks, objectives, pretrain
+from tokenunify.learning import loop, networks, objectives, pretrain, processes
 from tokenunify.learning.tokens import corpus, patches, token_prediction
 
 CROP, PATCH, STEPS = (2, 8, 12), (1, 4, 4), 10
@@ -74,7 +74,7 @@ def train(name, folder):
     """Ten steps in float64, as every process does them; of some tasks two processes recompute the network's stages."""
     torch.manual_seed(0)
     task, samples, config, all_used = TASKS[name]()
-    fabric = loop.make_fabric("cpu", "64-true", batch_size=config.batch_size, threads=1, all_used=all_used)
+    fabric = processes.make_fabric("cpu", "64-true", batch_size=config.batch_size, threads=1, all_used=all_used)
     fabric.launch()
     folder.mkdir(exist_ok=True)
     config = config.model_copy(update={"checkpoint_activations": fabric.world_size > 1 and "relevance" in name})
@@ -131,18 +131,18 @@ def test_a_batch_that_tasks_cannot_share_is_explained(monkeypatch):
     for key, value in slurm(0, 3).items():
         monkeypatch.setenv(key, value)
     with pytest.raises(InputError, match=r"batch_size must be a multiple of the 3 tasks .* got 4"):
-        loop.make_fabric("cpu", "32-true", batch_size=4, threads=1)
+        processes.make_fabric("cpu", "32-true", batch_size=4, threads=1)
 
 
 def test_tasks_are_counted_by_node(monkeypatch):
     made = {}
-    monkeypatch.setattr(loop, "Fabric", lambda **given: made.update(given) or SimpleNamespace())
+    monkeypatch.setattr(processes, "Fabric", lambda **given: made.update(given) or SimpleNamespace())
     for key, value in (slurm(0, 6) | {"SLURM_NNODES": "3", "SLURM_NTASKS_PER_NODE": "2"}).items():
         monkeypatch.setenv(key, value)
-    loop.make_fabric("cpu", "32-true", batch_size=12, threads=1)
+    processes.make_fabric("cpu", "32-true", batch_size=12, threads=1)
     assert (made["num_nodes"], made["devices"]) == (3, 2)
     monkeypatch.delenv("SLURM_STEP_NUM_TASKS")  # as in a job's script
-    loop.make_fabric("cpu", "32-true", batch_size=12, threads=1)
+    processes.make_fabric("cpu", "32-true", batch_size=12, threads=1)
     assert (made["num_nodes"], made["devices"], made["strategy"]) == (1, 1, "auto")
 
 

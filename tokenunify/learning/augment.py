@@ -30,16 +30,16 @@ def interchangeable(a: float, b: float) -> bool:
 
 def choose_axes(rng: np.random.Generator, config: RawAugment, voxel_size_nm: VoxelSize) -> tuple[Axes, Axes]:
     """A permutation of the axes that the voxel size allows, and the axes' steps: 1, or -1 for a flip."""
-    allowed = [p for p in permutations(range(3)) if all(map(interchangeable, voxel_size_nm, _sizes(voxel_size_nm, p)))]
-    others = [p for p in allowed if p != (0, 1, 2)]
+    as_it_is = (0, 1, 2)
+    others = [
+        (a, b, c)
+        for a, b, c in permutations(as_it_is)
+        if (a, b, c) != as_it_is and all(map(interchangeable, voxel_size_nm, [voxel_size_nm[i] for i in (a, b, c)]))
+    ]
     turned = rng.random() < config.rotate and others
-    order = others[rng.integers(len(others))] if turned else (0, 1, 2)
+    order = others[rng.integers(len(others))] if turned else as_it_is
     z, y, x = np.where(rng.random(3) < config.flip, -1, 1).tolist()
     return order, (z, y, x)
-
-
-def _sizes(voxel_size_nm: VoxelSize, order: tuple[int, ...]) -> list[float]:
-    return [voxel_size_nm[axis] for axis in order]
 
 
 def shape_before(shape: Coordinate, order: Axes) -> Coordinate:
@@ -61,7 +61,8 @@ def deform(
         flat = not interchangeable(voxel_size_nm[0], voxel_size_nm[1])
         coordinates = elastic_coordinates(rng, raw.shape, flat)
         raw = map_coordinates(raw, coordinates, order=1, mode="mirror")
-        labels = _nearest(labels, coordinates)
+        nearest = (mirrored(np.rint(c).astype(np.intp), n) for c, n in zip(coordinates, labels.shape, strict=True))
+        labels = labels[tuple(nearest)]
     if rng.random() < config.misalign:
         first, shift = int(rng.integers(1, max(2, len(raw)))), tuple(rng.integers(-SHIFT, SHIFT + 1, 2).tolist())
         raw, labels = shift_behind(raw, first, shift), shift_behind(labels, first, shift)
@@ -79,11 +80,6 @@ def elastic_coordinates(rng: np.random.Generator, shape: tuple[int, ...], flat: 
         )
         positions[axis] += smooth
     return positions
-
-
-def _nearest(labels: np.ndarray, coordinates: np.ndarray) -> np.ndarray:
-    index = [mirrored(np.rint(c).astype(np.intp), n) for c, n in zip(coordinates, labels.shape, strict=True)]
-    return labels[tuple(index)]
 
 
 def mirrored(index: np.ndarray, length: int) -> np.ndarray:

@@ -4,8 +4,9 @@ import hashlib
 import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BufferedRandom, BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from tokenunify.errors import InputError
 from tokenunify.learning import networks, published_weights
+from tokenunify.learning.networks.base import Network
 from tokenunify.store import forms, manifest
 
 WEIGHTS = "weights.safetensors"
@@ -32,20 +34,20 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     The file begins with the SHA-256 of its folder's name, which is the training's, and of all that follows, what
     torch.save writes.
     """
-    manifest.replace(path, lambda temporary: _write_state(temporary, state))
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "w+b") as file:
+            file.write(bytes(DIGEST))
+            torch.save(state, file)
+            file.seek(DIGEST)
+            found = _digest(path, file)
+            file.seek(0)
+            file.write(found)
+
+    manifest.replace(path, write)
 
 
-def _write_state(path: Path, state: dict[str, Any]) -> None:
-    with open(path, "w+b") as file:
-        file.write(bytes(DIGEST))
-        torch.save(state, file)
-        file.seek(DIGEST)
-        found = _digest(path, file)
-        file.seek(0)
-        file.write(found)
-
-
-def _digest(path: Path, rest: BinaryIO) -> bytes:
+def _digest(path: Path, rest: BufferedReader | BufferedRandom) -> bytes:
     return hashlib.file_digest(rest, lambda: hashlib.sha256(path.parent.name.encode())).digest()
 
 
@@ -85,7 +87,7 @@ def read_weights(weights: Path, form: type[forms.Form] = forms.Weights) -> tuple
     return load_file(path), content
 
 
-def rebuild(weights: Path) -> tuple[nn.Module, dict]:
+def rebuild(weights: Path) -> tuple[Network, dict]:
     """The trained network that a `weights.json` describes, in evaluation mode, and the manifest's content."""
     tensors, content = read_weights(weights, forms.Finetuned)
     network = networks.build(content["network"], content["finetune"]["offsets"])

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import Literal
 
 import numpy as np
 
@@ -31,7 +32,7 @@ class Labelled:
     shape: Coordinate
     """Extent of the part that is used."""
     voxel_size_nm: tuple[float, float, float]
-    zero: str
+    zero: Literal["background", "unlabelled"]
 
 
 def open_labelled(volume: arrays.Volume, sections: tuple[int, int] | None = None) -> Labelled:
@@ -48,9 +49,8 @@ def open_labelled(volume: arrays.Volume, sections: tuple[int, int] | None = None
             f"got {list(sections or ())}; correct datasets.*.train"
         )
     shape = (min(last, depth) - first, height, width)
-    return Labelled(
-        volume.name, volume.raw, volume.labels, volume.mask, first, shape, volume.voxel_size_nm, volume.zero
-    )
+    zero: Literal["background", "unlabelled"] = "background" if volume.zero == "background" else "unlabelled"
+    return Labelled(volume.name, volume.raw, volume.labels, volume.mask, first, shape, volume.voxel_size_nm, zero)
 
 
 def cached(volumes: Sequence[Labelled]) -> list[Labelled]:
@@ -102,26 +102,22 @@ class Crops:
         """Sample number `index`."""
         rng = np.random.default_rng((self.seed, index))
         sizes = np.array([prod(v.shape) for v in self.volumes], float)
-        volume = self.volumes[rng.choice(len(sizes), p=sizes / sizes.sum())]
+        v = self.volumes[int(rng.choice(len(sizes), p=sizes / sizes.sum()))]
         for _ in range(ATTEMPTS):
-            sample = self._draw(rng, volume)
-            if sample["mask"].any():
+            order, steps = augment.choose_axes(rng, self.augment or NO_AUGMENTATION, v.voxel_size_nm)
+            extent = augment.shape_before(self.crop, order)
+            if any(e > n for e, n in zip(extent, v.shape, strict=True)):
+                order, extent = (0, 1, 2), self.crop
+            start = [int(rng.integers(max(0, n - e) + 1)) for n, e in zip(v.shape, extent, strict=True)]
+            raw, labels = (augment.reorient(a, order, steps) for a in read(v, start, extent))
+            raw = raw.astype(np.float32) / np.float32(np.iinfo(raw.dtype).max)
+            if self.augment:
+                raw, labels = augment.deform(rng, self.augment, raw, labels, v.voxel_size_nm)
+                raw = augment.degrade(rng, self.augment, raw, v.voxel_size_nm)
+            targets, mask = affinities.targets(labels, self.offsets, v.zero, erode=self.erode)
+            middle = (slice(None), *centre(self.crop, self.output or self.crop))
+            if mask[middle].any():
                 break
-        return sample
-
-    def _draw(self, rng: np.random.Generator, v: Labelled) -> Sample:
-        order, steps = augment.choose_axes(rng, self.augment or NO_AUGMENTATION, v.voxel_size_nm)
-        extent = augment.shape_before(self.crop, order)
-        if any(e > n for e, n in zip(extent, v.shape, strict=True)):
-            order, extent = (0, 1, 2), self.crop
-        start = [int(rng.integers(max(0, n - e) + 1)) for n, e in zip(v.shape, extent, strict=True)]
-        raw, labels = (augment.reorient(a, order, steps) for a in read(v, start, extent))
-        raw = raw.astype(np.float32) / np.float32(np.iinfo(raw.dtype).max)
-        if self.augment:
-            raw, labels = augment.deform(rng, self.augment, raw, labels, v.voxel_size_nm)
-            raw = augment.degrade(rng, self.augment, raw, v.voxel_size_nm)
-        targets, mask = affinities.targets(labels, self.offsets, v.zero, erode=self.erode)
-        middle = (slice(None), *centre(self.crop, self.output or self.crop))
         return {"raw": np.ascontiguousarray(raw, np.float32)[None], "targets": targets[middle], "mask": mask[middle]}
 
 

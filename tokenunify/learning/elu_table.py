@@ -52,6 +52,6 @@ def _codes(values: Tensor) -> np.ndarray:
 
 
 @loop
-def _look_up(codes, table):
+def _look_up(codes: np.ndarray, table: np.ndarray) -> None:
     for i in range(len(codes)):
         codes[i] = table[codes[i]]

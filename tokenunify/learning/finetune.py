@@ -17,6 +17,7 @@ from tokenunify.learning import (
     negative_pairs,
     networks,
     objectives,
+    processes,
     trainable,
 )
 from tokenunify.learning.networks.base import Network, output_extent
@@ -60,7 +61,7 @@ def run(
     negative = negative_pairs.check(samples)
     if fixed:
         negative_pairs.check_validation(fixed)
-    fabric = loop.make_fabric(device, section.precision, batch_size=section.batch_size, threads=threads)
+    fabric = processes.make_fabric(device, section.precision, batch_size=section.batch_size, threads=threads)
     fabric.launch()
     inputs = {path.stem: manifest.content_hash(path) for path in [*train, *validation]}
     for path in [*pretrained, *published]:

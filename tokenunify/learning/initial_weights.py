@@ -54,13 +54,29 @@ def load(network: Network, tensors: Mapping[str, Tensor], *, source: Path, with_
     one that does not load keeps what the seed gave it.
     """
     wanted = tensors if with_head else {name: t for name, t in tensors.items() if not _in_head(network, name)}
-    report = checkpoint.load_released(network, wanted)
-    rows = _rows(network, tensors, set(report.loaded))
+    loaded = set(checkpoint.load_released(network, wanted).loaded)
+    own, given = network.state_dict(), published_weights.own_names(tensors)
+    rows = []
+    for name, tensor in own.items():
+        found = given.get(name)
+        if name in loaded:
+            status, reason = "loaded", "same name and shape"
+        elif _in_head(network, name):
+            status, reason = "new", "a head of its own"
+        elif found is None:
+            status, reason = "skipped", "the source has no such tensor"
+        else:
+            status, reason = "skipped", f"the source has shape {_shape(found[1])}"
+        rows.append(_row(name, tensor, status, reason, *(found or ())))
+    for name, (source_name, tensor) in given.items():
+        if name not in own:
+            rows.append(_row("", None, "unused", "the network has no such tensor", source_name, tensor))
     misfits = [row for row in rows if row["status"] in ("skipped", "unused")]
     if misfits and mode == "strict":
+        name = network.config.model_dump()["name"]
         lines = [f"  {r['name'] or r['source_name']} {r['shape'] or r['source_shape']}: {r['reason']}" for r in misfits]
         raise InputError(
-            f"{source} does not fit network {network.config.name}, {len(misfits)} tensors are left over:\n"
+            f"{source} does not fit network {name}, {len(misfits)} tensors are left over:\n"
             + "\n".join(lines)
             + "\ngive the network that these weights are of, or set models.*.transfer: partial to do without them"
         )
@@ -79,27 +95,6 @@ def table(rows: list[Row]) -> str:
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
-
-
-def _rows(network: Network, tensors: Mapping[str, Tensor], loaded: set[str]) -> list[Row]:
-    own = network.state_dict()
-    given = published_weights.own_names(tensors)
-    rows = []
-    for name, tensor in own.items():
-        source = given.get(name)
-        if name in loaded:
-            status, reason = "loaded", "same name and shape"
-        elif _in_head(network, name):
-            status, reason = "new", "a head of its own"
-        elif source is None:
-            status, reason = "skipped", "the source has no such tensor"
-        else:
-            status, reason = "skipped", f"the source has shape {_shape(source[1])}"
-        rows.append(_row(name, tensor, status, reason, *(source or ())))
-    for name, (source_name, tensor) in given.items():
-        if name not in own:
-            rows.append(_row("", None, "unused", "the network has no such tensor", source_name, tensor))
-    return rows
 
 
 def _row(

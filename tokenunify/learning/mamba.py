@@ -52,21 +52,31 @@ class Mamba(nn.Module):
         for direction in ("", "_b", "_s"):
             self.add_module(f"conv1d{direction}", nn.Conv1d(inner, inner, kernel, groups=inner, padding=kernel - 1))
             self.add_module(f"x_proj{direction}", nn.Linear(inner, self.rank + 2 * num_states, bias=False))
-            self.add_module(f"dt_proj{direction}", nn.Linear(self.rank, inner))
+            self.add_module(f"dt_proj{direction}", steps := nn.Linear(self.rank, inner))
             rates = torch.arange(1.0, num_states + 1).log().repeat(inner, 1)  # S4D-real: A = -1, -2, ..., -n
             self.register_parameter(f"A{direction}_log", nn.Parameter(rates))
             self.register_parameter(f"D{direction}", nn.Parameter(torch.ones(inner)))
             if direction == "" or equal_initialisation:
-                initialise_steps(self.get_submodule(f"dt_proj{direction}"))
+                initialise_steps(steps)
         self.out_proj = nn.Linear(inner, channels, bias=False)
 
     def forward(self, tokens: Tensor, extent: Coordinate | None = None) -> Tensor:
         """Tokens (b, l, c) of a map of this extent (z, y, x), which "sections" alone need; the result is (b, l, c)."""
-        num = self._num_slices(tokens.shape[1], extent)
+        length = tokens.shape[1]
+        if self.slices == "sections":
+            if extent is None or math.prod(extent) != length:
+                raise InputError(f"Mamba: the extent of the map of {length} tokens was {extent}; pass its z, y, x")
+            num = extent[0]
+        elif length % self.slices:
+            raise InputError(
+                f"Mamba: {length} tokens cannot be cut into {self.slices} chunks of equal length; change the crop"
+            )
+        else:
+            num = self.slices
         x, gate = self.in_proj(tokens).transpose(1, 2).chunk(2, dim=1)  # (b, d, l) each
         y = self._scan(x, "")
         y = y + self._scan(x.flip(-1), "_b").flip(-1)
-        y = y + interleave(self._scan(interleave(x, num), "_s"), x.shape[2] // num)
+        y = y + interleave(self._scan(interleave(x, num), "_s"), length // num)
         return self.out_proj((y * F.silu(gate)).transpose(1, 2))
 
     def _scan(self, x: Tensor, direction: str) -> Tensor:
@@ -76,18 +86,9 @@ class Mamba(nn.Module):
         x = F.silu(conv(x)[..., : x.shape[2]])
         dt, B, C = x_proj(x.transpose(1, 2)).split((self.rank, self.num_states, self.num_states), dim=2)
         delta = dt_proj(dt).transpose(1, 2)
-        return selective_scan(x, delta, A, B.transpose(1, 2), C.transpose(1, 2), D, delta_softplus=True)
-
-    def _num_slices(self, num_tokens: int, extent: Coordinate | None) -> int:
-        if self.slices == "sections":
-            if extent is None or math.prod(extent) != num_tokens:
-                raise InputError(f"Mamba: the extent of the map of {num_tokens} tokens was {extent}; pass its z, y, x")
-            return extent[0]
-        if num_tokens % self.slices:
-            raise InputError(
-                f"Mamba: {num_tokens} tokens cannot be cut into {self.slices} chunks of equal length; change the crop"
-            )
-        return self.slices
+        y = selective_scan(x, delta, A, B.transpose(1, 2), C.transpose(1, 2), D, delta_softplus=True)
+        assert isinstance(y, Tensor)  # the last states were not asked for
+        return y
 
 
 def interleave(x: Tensor, num: int) -> Tensor:

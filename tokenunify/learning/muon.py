@@ -22,19 +22,18 @@ class Muon(torch.optim.Optimizer):
         super().__init__(weights, {"lr": lr, "weight_decay": weight_decay})
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: object = None) -> None:  # type: ignore[override]  # torch lets a caller pass a closure; none does
         """Move every weight."""
         for group in self.param_groups:
             for weights in group["params"]:
-                if weights.grad is not None:
-                    self._move(weights, group["lr"], group["weight_decay"])
-
-    def _move(self, weights: Tensor, rate: float, decay: float) -> None:
-        momentum = self.state[weights].setdefault("momentum", torch.zeros_like(weights))
-        momentum.lerp_(weights.grad, 1 - MOMENTUM)
-        ahead = weights.grad.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov
-        size = ROOT_MEAN_SQUARE * max(ahead.shape) ** 0.5
-        weights.mul_(1 - rate * decay).sub_(orthogonal(ahead).view_as(weights), alpha=rate * size)
+                if weights.grad is None:
+                    continue
+                momentum = self.state[weights].setdefault("momentum", torch.zeros_like(weights))
+                momentum.lerp_(weights.grad, 1 - MOMENTUM)
+                ahead = weights.grad.lerp(momentum, MOMENTUM).flatten(1)  # Nesterov
+                size = ROOT_MEAN_SQUARE * max(ahead.shape) ** 0.5
+                change = orthogonal(ahead).view_as(weights)
+                weights.mul_(1 - group["lr"] * group["weight_decay"]).sub_(change, alpha=group["lr"] * size)
 
 
 def orthogonal(matrix: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """How many of the pairs of voxels that train a network are negative: one that sees none learns to join everything."""
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
 
@@ -31,7 +31,16 @@ def check(samples: crops.Crops) -> float:
     plain = replace(samples, augment=None, seed=SEED)
     known, negative = total(plain[index] for index in range(CROPS))
     if not negative:
-        known, negative = _searched(plain)
+        logger.info("no negative pair in %d crops: counting those of the whole training volumes", CROPS)
+        known, negative = total(tiles(samples))
+    if not negative:
+        what = "is negative (known not to be in one neuron)" if known else "has ground truth"
+        raise InputError(
+            "no pair of neighbouring voxels in the training volumes "
+            f"{', '.join(dict.fromkeys(v.name for v in samples.volumes))} {what}, and the network would learn to join "
+            "everything: label membrane as 0 and set the volume's zero: background, mark voxels without ground truth "
+            "by label 2^64-1 or 0 in a mask, and give neurons that touch different labels"
+        )
     share = float(negative / known)
     logger.info("%.3g %% of the known pairs of neighbours in the training volumes are negative", 100 * share)
     if share < FEW:
@@ -40,6 +49,17 @@ def check(samples: crops.Crops) -> float:
             "voxels without ground truth as 2^64-1 (or 0 in a mask)"
         )
     return share
+
+
+def tiles(samples: crops.Crops) -> Iterator[crops.Sample]:
+    """Targets and mask of the whole volumes, tile by tile: random crops may miss all of few known voxels."""
+    for v in samples.volumes:
+        sizes = zip(v.shape, samples.crop, strict=True)
+        axes = [crop_starts(n, padding=0, crop=c, stride=max(1, c - OVERLAP)) for n, c in sizes]
+        for start in product(*axes):
+            _, labels = crops.read(v, start, samples.crop)
+            targets, mask = affinities.targets(labels, NEAREST, v.zero, erode=samples.erode)
+            yield {"targets": targets, "mask": mask}
 
 
 def check_validation(samples: Sequence[Mapping[str, np.ndarray]]) -> None:
@@ -58,37 +78,6 @@ def total(samples: Iterable[Mapping[str, np.ndarray]]) -> np.ndarray:
     """Numbers of known and of negative pairs of nearest neighbours in samples, int64."""
     counts = np.zeros(2, np.int64)
     for sample in samples:
-        counts += _count(sample["targets"], sample["mask"])
+        targets, mask = (sample[name][: len(NEAREST)] for name in ("targets", "mask"))
+        counts += int(mask.sum()), int((mask & (targets == 0)).sum())
     return counts
-
-
-def _count(targets: np.ndarray, mask: np.ndarray) -> tuple[int, int]:
-    nearest = slice(len(NEAREST))
-    return int(mask[nearest].sum()), int((mask[nearest] & (targets[nearest] == 0)).sum())
-
-
-def _searched(samples: crops.Crops) -> np.ndarray:
-    """Counts of the whole volumes, tile by tile: where few voxels are known, random crops may miss them all.
-
-    Raises InputError where they hold no negative pair.
-    """
-    logger.info("no negative pair in %d crops: counting those of the whole training volumes", CROPS)
-    counts = np.zeros(2, np.int64)
-    for v in samples.volumes:
-        sizes = zip(v.shape, samples.crop, strict=True)
-        axes = [crop_starts(n, padding=0, crop=c, stride=max(1, c - OVERLAP)) for n, c in sizes]
-        for start in product(*axes):
-            _, labels = crops.read(v, start, samples.crop)
-            counts += _count(*affinities.targets(labels, NEAREST, v.zero, erode=samples.erode))
-    if not counts[1]:
-        raise _refused(", ".join(dict.fromkeys(v.name for v in samples.volumes)), bool(counts[0]))
-    return counts
-
-
-def _refused(names: str, known: bool) -> InputError:
-    what = "is negative (known not to be in one neuron)" if known else "has ground truth"
-    return InputError(
-        f"no pair of neighbouring voxels in the training volumes {names} {what}, and the network would learn to join "
-        "everything: label membrane as 0 and set the volume's zero: background, mark voxels without ground truth by "
-        "label 2^64-1 or 0 in a mask, and give neurons that touch different labels"
-    )

@@ -31,7 +31,8 @@ def stale(network: Network, step: int) -> list[_BatchNorm]:
 @torch.no_grad()
 def renew(task: nn.Module, layers: Iterable[_BatchNorm], batches: Iterable) -> None:
     """Let the layers' statistics be the plain mean over batches that `task` is called with, all else being as it is."""
-    kept = [(layer, layer.momentum, layer.num_batches_tracked.clone()) for layer in layers]
+    tracked = [(layer, layer.num_batches_tracked) for layer in layers]
+    kept = [(layer, layer.momentum, count, count.clone()) for layer, count in tracked if count is not None]
     task.eval()  # no dropout: predictions have none
     for layer, *_ in kept:
         layer.reset_running_stats()
@@ -39,7 +40,7 @@ def renew(task: nn.Module, layers: Iterable[_BatchNorm], batches: Iterable) -> N
         layer.train()
     for batch in batches:
         task(batch)
-    for layer, momentum, tracked in kept:
+    for layer, momentum, count, before in kept:
         layer.momentum = momentum
-        layer.num_batches_tracked.copy_(tracked)
+        count.copy_(before)
     task.train()

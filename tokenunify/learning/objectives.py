@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenunify.config import Finetune
-from tokenunify.learning.loop import Batch, Task
 from tokenunify.learning.networks.base import Network
+from tokenunify.learning.task import Batch, Task
 
 Array = Tensor | np.ndarray
 LOWEST, HIGHEST = 0.05, 0.99

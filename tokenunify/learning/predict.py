@@ -7,10 +7,10 @@ and a voxel adds up its crops in the order of their numbers (see Schedule). `thr
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from itertools import islice, product
+from itertools import chain, islice, product
 from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
@@ -32,7 +32,8 @@ from tokenunify.learning.waiting_crops import Waiting
 from tokenunify.stages.sections import Predict
 from tokenunify.store import arrays, blockwise
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 SUMS = -1
 """Number, beside those of crops, under which a block's sums wait."""
@@ -53,7 +54,13 @@ def run(
 ) -> None:
     """Write the affinities of one part's blocks, uint8 (c, z, y, x), into the prepared store."""
     network, trained = checkpoint.rebuild(weights)
-    _check_offsets(weights, trained["finetune"]["offsets"], section.offsets)
+    known = trained["finetune"]["offsets"]
+    if [tuple(offset) for offset in known[: len(section.offsets)]] != list(section.offsets):
+        raise InputError(
+            f"{weights}: the network must have been trained with offsets that begin with "
+            f"{list(map(list, section.offsets))}, got {list(map(list, known))}: train it again, or correct "
+            "finetune.offsets"
+        )
     predict = CropPredictor(network, section, choose_device(device), threads)
     volume = arrays.open_volume(raw).raw
     blocks = Blocks(volume.shape, section.block_shape)
@@ -69,16 +76,8 @@ def run(
         counts = {"crops_computed": predict.computed, "crops_unique": crops.unique}
         return {**counts, "forward_seconds": round(predict.seconds, 3), "device": str(predict.device)}
 
-    given = {"part": part, "plain": plain, "inputs": [raw, weights]}
-    blockwise.fill(prepared, output, compute, **given, facts=facts, context=crops.started)
-
-
-def _check_offsets(weights: Path, trained: Sequence[Coordinate], wanted: Sequence[Coordinate]) -> None:
-    if [tuple(offset) for offset in trained[: len(wanted)]] != list(wanted):
-        raise InputError(
-            f"{weights}: the network must have been trained with offsets that begin with {list(map(list, wanted))}, "
-            f"got {list(map(list, trained))}: train it again, or correct finetune.offsets"
-        )
+    inputs = [raw, weights]
+    blockwise.fill(prepared, output, compute, part=part, plain=plain, inputs=inputs, facts=facts, context=crops.started)
 
 
 def choose_device(device: str) -> torch.device:
@@ -104,7 +103,8 @@ class CropPredictor:
         self.crop, self.output = section.crop, output_extent(network.config, section.crop)
         # One by one on the CPU, where a batch saves nothing; on a GPU always one shape, for which kernels are the same.
         self.batch_size = 1 if device.type == "cpu" else section.batch_size
-        self.network = network.to(device, memory_format=network.MEMORY_FORMAT)
+        layout = network.MEMORY_FORMAT
+        self.network = network.to(device, memory_format=layout)  # type: ignore[call-overload]  # torch's types lack it
         if device.type == "cpu" and threads <= MOST_THREADS:
             use_tables(self.network)
         self.computed, self.seconds = 0, 0.0
@@ -136,37 +136,31 @@ class CropPredictor:
 def average_flips(forward: Callable[[Tensor], Tensor], raw: Tensor, offsets: Sequence[Coordinate]) -> Tensor:
     """Mean of the predictions (b, c, z, y, x), one channel per offset, for the eight flips of raw (b, 1, z, y, x).
 
-    Planes of a channel for which some flipped predictions do not exist average the others.
+    From flipped axes the pair (v, v + offset) is found at v + offset: the channel is moved by -offset. If the offset is
+    diagonal and not all its axes are flipped, the channel holds pairs along another diagonal. Planes of a channel for
+    which some flipped predictions do not exist average the others.
     """
-    total = count = None
+    sums: list[Tensor] = []
     for flipped in product((False, True), repeat=3):
         axes = [2 + axis for axis in range(3) if flipped[axis]]
         affinities = forward(raw.flip(axes)).flip(axes)
         known = torch.ones_like(affinities)
         for channel, offset in enumerate(offsets):
-            _move_pairs(affinities[:, channel], known[:, channel], offset, flipped)
-        total = affinities * known if total is None else total + affinities * known
-        count = known if count is None else count + known
+            along = [axis for axis in range(3) if offset[axis]]
+            turned = [axis for axis in along if flipped[axis]]
+            if turned and turned != along:
+                known[:, channel] = 0
+            elif turned:
+                moved, there = affinities[:, channel], known[:, channel]  # (b, z, y, x)
+                moved.copy_(moved.roll([-offset[axis] for axis in along], [1 + axis for axis in along]))
+                for axis in along:
+                    extent = there.shape[1 + axis]
+                    width = min(abs(offset[axis]), extent)
+                    there.narrow(1 + axis, 0 if offset[axis] < 0 else extent - width, width).zero_()
+        new = [affinities * known, known]
+        sums = [a + b for a, b in zip(sums, new, strict=True)] if sums else new
+    total, count = sums
     return total / count
-
-
-def _move_pairs(affinities: Tensor, known: Tensor, offset: Coordinate, flipped: tuple[bool, ...]) -> None:
-    """Put the affinities (b, z, y, x) of a channel, seen from flipped axes, where its pairs are; elsewhere 0 is known.
-
-    Seen from there the pair (v, v + offset) is found at v + offset: it is moved by -offset. If the offset is diagonal
-    and not all its axes are flipped, the channel holds pairs along another diagonal.
-    """
-    along = [axis for axis in range(3) if offset[axis]]
-    if not any(flipped[axis] for axis in along):
-        return
-    if not all(flipped[axis] for axis in along):
-        known.zero_()
-        return
-    affinities.copy_(affinities.roll([-offset[axis] for axis in along], [1 + axis for axis in along]))
-    for axis in along:
-        extent = known.shape[1 + axis]
-        width = min(abs(offset[axis]), extent)
-        known.narrow(1 + axis, 0 if offset[axis] < 0 else extent - width, width).zero_()
 
 
 class Crops:
@@ -178,7 +172,7 @@ class Crops:
 
     def __init__(
         self,
-        raw,
+        raw: arrays.Store,
         tiling: Tiling,
         blocks: Blocks,
         predict: CropPredictor,
@@ -201,8 +195,12 @@ class Crops:
                 rmtree(left, ignore_errors=True)  # its process was killed: else it would hold some of our blocks
         self.schedule = Schedule(self.tiling, self.blocks, todo)
         prefix = f"crops-{self.mine.start}-{self.mine.stop}-"
-        with TemporaryDirectory(prefix=prefix, dir=self.store) as folder, closing(self._predicted(todo)) as predicted:
-            self.waiting, self.predicted = Waiting(Path(folder)), predicted
+        with TemporaryDirectory(prefix=prefix, dir=self.store) as folder, closing(ahead(self._read, todo)) as read:
+            self.waiting = Waiting(Path(folder))
+            crops = chain.from_iterable(read)
+            batches = iter(lambda: list(islice(crops, self.predict.batch_size)), [])
+            raws = (np.stack(batch).astype(np.float32) * self.scale for batch in batches)
+            self.predicted = chain.from_iterable(map(self.predict, raws))  # in the order of their first blocks
             yield
 
     def blend(self, index: int, roi: Roi) -> np.ndarray:
@@ -212,8 +210,17 @@ class Crops:
         if index in self.schedule.above:
             handed = self.waiting.take(index, SUMS)
             sums[:, : handed.shape[1]] = handed
-        for number, affinities in self._of_block(index, roi):
-            self.tiling.add(sums, number, affinities, self.weight, box)
+        for number in self.tiling.touching(roi):  # in the order of their numbers
+            users = self.schedule.users(number)
+            if index not in users:
+                continue  # a block above has added it
+            if index == users[0]:
+                affinities = next(self.predicted)
+                self.unique += 1
+                for user in users:
+                    in_crop, _ = self.tiling.overlap(number, self.schedule.box(user))
+                    self.waiting.put(user, number, affinities[(slice(None), *in_crop)])
+            self.tiling.add(sums, number, self.waiting.take(index, number), self.weight, box)
         if below := self.schedule.below.get(index):
             depth = self.blocks.roi(below).offset[0] - roi.offset[0]
             self.waiting.put(below, SUMS, sums[:, depth:])
@@ -221,47 +228,20 @@ class Crops:
         means /= self.tiling.total_weight(roi, self.weight)
         return means
 
-    def _of_block(self, index: int, roi: Roi) -> Iterator[tuple[int, np.ndarray]]:
-        """(number, affinities in the block's box) of the crops that it adds, in the order of their numbers."""
-        for number in self.tiling.touching(roi):
-            users = self.schedule.users(number)
-            if index not in users:
-                continue  # a block above has added it
-            if index == users[0]:
-                self._compute(number, users)
-            yield number, self.waiting.take(index, number)
-
-    def _compute(self, number: int, users: list[int]) -> None:
-        affinities = next(self.predicted)
-        self.unique += 1
-        for user in users:
-            in_crop, _ = self.tiling.overlap(number, self.schedule.box(user))
-            self.waiting.put(user, number, affinities[(slice(None), *in_crop)])
-
-    def _predicted(self, todo: list[int]) -> Iterator[np.ndarray]:
-        """Affinities of the crops in the order in which the blocks first need them."""
-        crops = (crop for new in ahead(self._read, todo) for crop in new)
-        for batch in iter(lambda: list(islice(crops, self.predict.batch_size)), []):
-            yield from self.predict(np.stack(batch).astype(np.float32) * self.scale)
-
     def _read(self, index: int) -> list[np.ndarray]:
         """Raw (z, y, x) of the crops that this block is the first to need, from one read of the box around them."""
         numbers = [n for n in self.tiling.touching(self.blocks.roi(index)) if self.schedule.users(n)[0] == index]
         if not numbers:
             return []
-        starts = np.array([self._raw_start(number) for number in numbers])
-        low, extent = starts.min(0), np.ptp(starts, 0) + self.predict.crop
-        box = read_mirrored(self.raw, tuple(low), tuple(extent))
-        return [box[Roi(tuple(start - low), self.predict.crop).slices] for start in starts]
-
-    def _raw_start(self, number: int) -> Coordinate:
-        """First voxel of the raw around an output."""
-        start, crop, output = self.tiling.start(number), self.predict.crop, self.predict.output
-        z, y, x = (s - (c - o) // 2 for s, c, o in zip(start, crop, output, strict=True))
-        return z, y, x
+        crop, output = self.predict.crop, self.predict.output
+        before = [(c - o) // 2 for c, o in zip(crop, output, strict=True)]  # raw around an output
+        starts = np.array([self.tiling.start(number) for number in numbers]) - before
+        low = starts.min(0)
+        box = read_mirrored(self.raw, low.tolist(), (np.ptp(starts, 0) + crop).tolist())
+        return [box[tuple(slice(s, s + c) for s, c in zip(start - low, crop, strict=True))] for start in starts]
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+def ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Generator[Result, None, None]:
     """As map, but the next result is made in a thread while the last one is used."""
     with ThreadPoolExecutor(1) as thread:
         waiting: deque[Future] = deque()

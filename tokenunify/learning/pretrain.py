@@ -4,11 +4,14 @@ import logging
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from lightning_fabric import Fabric
 
-from tokenunify.learning import checkpoint, loop, networks
+from tokenunify.learning import checkpoint, loop, networks, processes
+from tokenunify.learning.task import Batch
 from tokenunify.learning.tokens import pictures
 from tokenunify.learning.tokens.corpus import Corpus
 from tokenunify.learning.tokens.patches import PatchGrid
@@ -35,7 +38,7 @@ def run(
     grid = PatchGrid.of(section.network, section.crop, section.patch)
     samples = TokenSamples(corpus, section, grid.number, seed, corpus.statistics())
     together = section.mode == "joint" and len(section.objectives) == len(LOSSES)  # else no loss reads some parameters
-    fabric = loop.make_fabric(
+    fabric = processes.make_fabric(
         device, section.precision, batch_size=section.batch_size, threads=threads, all_used=together
     )
     fabric.launch()
@@ -64,15 +67,19 @@ class TokenSamples:
     statistics: tuple[float, float]
     """Mean and standard deviation of the corpus."""
 
-    def __getitem__(self, index: int) -> dict:
+    def __getitem__(self, index: int) -> dict[str, Any]:
         """Sample number `index`."""
         rng = np.random.default_rng((self.seed, index, 1))  # not the stream that chooses the crop
         epoch = index // self.config.batch_size * self.config.batch_size // self.config.samples_per_epoch
         low, high = self.config.mask_range
         hidden = round(rng.uniform(low, high) * self.patches)
+        noise = np.zeros((1, *self.config.crop), np.float32)
+        if self.config.fill not in ("zero", "learned"):
+            mean, deviation = (0.0, 1.0) if self.config.fill == "noise-released" else self.statistics
+            noise = rng.standard_normal(noise.shape, np.float32) * np.float32(deviation) + np.float32(mean)
         return {
             "raw": self.corpus[index],
-            "noise": self._noise(rng),
+            "noise": noise,
             "permutation": rng.permutation(self.patches),
             "gumbel": rng.gumbel(size=self.patches).astype(np.float32),
             "hidden": np.array([min(max(hidden, 1), self.patches)]),
@@ -80,12 +87,6 @@ class TokenSamples:
             "objective": " ".join(objectives(self.config, epoch)),
             "epoch": str(epoch),
         }
-
-    def _noise(self, rng: np.random.Generator) -> np.ndarray:
-        if self.config.fill in ("zero", "learned"):
-            return np.zeros((1, *self.config.crop), np.float32)
-        mean, deviation = (0.0, 1.0) if self.config.fill == "noise-released" else self.statistics
-        return rng.standard_normal((1, *self.config.crop), np.float32) * np.float32(deviation) + np.float32(mean)
 
 
 def objectives(config: Pretrain, epoch: int) -> tuple[str, ...]:
@@ -100,17 +101,18 @@ class Pictures:
     """Called behind each step: draws a fixed sample every `picture_every` steps and at the end."""
 
     training: loop.Training
-    batch: loop.Batch
+    batch: Batch
 
     def __call__(self) -> None:
-        training, step = self.training, self.training.progress.step
-        due = step % training.config.picture_every == 0 or step == training.config.steps
+        training, step, task = self.training, self.training.progress.step, self.training.current
+        assert isinstance(task, TokenTask)
+        due = step % task.config.picture_every == 0 or step == task.config.steps
         if due and training.fabric.is_global_zero:
             path = training.folder / "pictures" / f"step{step:08d}.png"
-            pictures.write(path, training.current, training.fabric.to_device(self.batch))
+            pictures.write(path, task, training.fabric.to_device(self.batch))
 
 
-def make_training(section: Pretrain, grid: PatchGrid, fabric, folder: Path, seed: int) -> loop.Training:
+def make_training(section: Pretrain, grid: PatchGrid, fabric: Fabric, folder: Path, seed: int) -> loop.Training:
     """The network and what belongs to its task, initialised from the seed or resumed from the folder's state."""
     torch.manual_seed(seed)
     network = networks.build(section.network.model_dump(mode="json"), None)

@@ -17,7 +17,7 @@ KEYS = ("model", "state_dict", "model_state_dict")
 """Where trainers put the state dict beside other things (Lightning: state_dict)."""
 WRAPPERS = ("module.", "_orig_mod.", "model.")
 """What data-parallel training, torch.compile and Lightning put in front of a network's own names."""
-NUMPY = [
+NUMPY: list[Any] = [
     np.dtype,
     np.ndarray,
     *(type(np.dtype(code)) for code in np.typecodes["All"] if code not in "OV"),
@@ -36,7 +36,28 @@ def read(file: Path) -> dict[str, Tensor]:
     torch.save may have written the state dict by itself or under one of `KEYS`, beside numbers, strings and containers
     of them. Raises InputError for any other content.
     """
-    value = _load(file)
+    try:
+        if file.suffix == ".safetensors":
+            value: Any = load_file(file)
+        else:
+            with torch.serialization.safe_globals(NUMPY):
+                value = torch.load(file, "cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # a file that is no pickle, or a damaged one, can fail in any way
+        # torch's own message advises to trust the file.
+        if code := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
+            reason = (
+                f"it holds an object of {code[1]}, which only code of the file could make; where it was written, "
+                'save the tensors alone: torch.save({"model": network.state_dict()}, path)'
+            )
+        else:
+            first = str(error).partition("\n")[0] or type(error).__name__
+            reason = (
+                "expected tensors by name, written by torch.save, or by safetensors under a name that ends in "
+                f".safetensors, found something else or a damaged file ({first}); get it again"
+            )
+        raise InputError(f"{file} cannot be read: {reason}") from None
     found = next((value[key] for key in KEYS if key in value), value) if isinstance(value, dict) else value
     if isinstance(found, dict) and found and all(isinstance(item, Tensor) for item in found.values()):
         return found
@@ -64,29 +85,3 @@ def own_names(tensors: Mapping[str, Tensor]) -> dict[str, tuple[str, Tensor]]:
                 f"published weights have both {other} and {name} for the tensor {own_name(name)}; save one alone"
             )
     return named
-
-
-def _load(file: Path) -> Any:
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        with torch.serialization.safe_globals(NUMPY):
-            return torch.load(file, "cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # a file that is no pickle, or a damaged one, can fail in any way
-        raise InputError(f"{file} cannot be read: {_reason(error)}") from None
-
-
-def _reason(error: Exception) -> str:
-    """What stands in the way and what to do, without torch's advice to trust the file."""
-    if code := re.search(r"GLOBAL (\S+) was not an allowed global", str(error)):
-        return (
-            f"it holds an object of {code[1]}, which only code of the file could make; where it was written, "
-            'save the tensors alone: torch.save({"model": network.state_dict()}, path)'
-        )
-    first = str(error).partition("\n")[0] or type(error).__name__
-    return (
-        f"expected tensors by name, written by torch.save, or by safetensors under a name that ends in .safetensors, "
-        f"found something else or a damaged file ({first}); get it again"
-    )

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tokenunify.errors import InputError
-from tokenunify.learning import scan_cpu
+from tokenunify.learning import scan_cpu, scan_loop
 
 logger = logging.getLogger(__name__)
 
@@ -49,8 +49,7 @@ def selective_scan(
     """
     tensors = {"u": u, "delta": delta, "A": A, "B": B, "C": C, "D": D, "z": z, "delta_bias": delta_bias}
     given = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    _check_real(given)
-    _check_shapes(given)
+    _check(given)
     backend = _choose(backend, os.environ.get(VARIABLE, "auto"), u.device.type)
     if backend == "cuda":
         from mamba_ssm.ops.selective_scan_interface import selective_scan_fn
@@ -59,25 +58,10 @@ def selective_scan(
     dtype = torch.promote_types(u.dtype, torch.float32)
     zeros = u.new_zeros(u.shape[1])
     inputs = (u, delta, A, B, C, zeros if D is None else D, zeros if delta_bias is None else delta_bias)
-    scan = _loop if backend == "loop" else scan_cpu.scan
+    scan = scan_loop.scan if backend == "loop" else scan_cpu.scan
     y, last = scan(*(x.to(dtype) for x in inputs), softplus=delta_softplus)
     y = y if z is None else y * F.silu(z.to(dtype))
     return (y.to(u.dtype), last) if return_last_state else y.to(u.dtype)
-
-
-def _loop(
-    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor, D: Tensor, bias: Tensor, *, softplus: bool
-) -> tuple[Tensor, Tensor]:
-    """The recurrence token by token."""
-    step = delta + bias[:, None]
-    step = F.softplus(step) if softplus else step
-    b = B.transpose(1, 2).unsqueeze(2).unbind(1) if B.dim() == 3 else [B] * u.shape[2]
-    c = C.transpose(1, 2).unsqueeze(2).unbind(1) if C.dim() == 3 else [C] * u.shape[2]
-    h, y = u.new_zeros(len(u), *A.shape), []  # (b, d, n)
-    for step_t, u_t, b_t, c_t in zip(step.unbind(-1), u.unbind(-1), b, c, strict=True):
-        h = torch.exp(step_t[..., None] * A) * h + (step_t * u_t)[..., None] * b_t
-        y.append((h * c_t).sum(-1))
-    return torch.stack(y, dim=-1) + D[:, None] * u, h.detach()
 
 
 @functools.cache
@@ -97,17 +81,13 @@ def _choose(backend: str, variable: str, device: str) -> str:
     return asked
 
 
-def _check_real(tensors: dict[str, Tensor]) -> None:
-    """Refuse complex numbers and integers: computing in floats would drop a part of them."""
+def _check(tensors: dict[str, Tensor]) -> None:
+    """Refuse shapes that do not belong together, and complex numbers and integers, of which floats drop a part."""
     for name, tensor in tensors.items():
         if not tensor.is_floating_point():
             raise InputError(
                 f"selective_scan: {name} must hold real floating-point numbers, got {tensor.dtype}; convert it"
             )
-
-
-def _check_shapes(tensors: dict[str, Tensor]) -> None:
-    """Refuse shapes that do not belong together."""
     u, A = tensors["u"], tensors["A"]
     if u.dim() != 3 or A.dim() != 2:
         raise InputError(
@@ -115,16 +95,10 @@ def _check_shapes(tensors: dict[str, Tensor]) -> None:
             "reshape them"
         )
     (b, d, length), n = u.shape, A.shape[1]
-    legal = {
-        "u": [(b, d, length)],
-        "delta": [(b, d, length)],
-        "A": [(d, n)],
-        "B": [(b, n, length), (d, n)],
-        "C": [(b, n, length), (d, n)],
-        "D": [(d,)],
-        "z": [(b, d, length)],
-        "delta_bias": [(d,)],
-    }
+    maps: list[tuple[int, ...]] = [(b, d, length)]
+    mixing: list[tuple[int, ...]] = [(b, n, length), (d, n)]
+    legal = dict.fromkeys(("u", "delta", "z"), maps) | {"A": [(d, n)], "B": mixing, "C": mixing}
+    legal |= {"D": [(d,)], "delta_bias": [(d,)]}
     for name, tensor in tensors.items():
         if tuple(tensor.shape) not in legal[name]:
             expected = " or ".join(map(str, legal[name]))

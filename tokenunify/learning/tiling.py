@@ -5,14 +5,16 @@ A crop is here what the network puts out, which valid convolutions make smaller 
 Starts may lie before the volume, crops may end behind it: there the raw is mirrored at the volume's faces.
 """
 
+from collections.abc import Sequence
 from itertools import product
 from math import ceil
 
 import numpy as np
 
 from tokenunify.geometry import Blocks, Coordinate, Roi, crop_starts
-from tokenunify.kernels.compiled import inner, loop
+from tokenunify.kernels.compiled import loop
 from tokenunify.learning.augment import mirrored
+from tokenunify.store import arrays
 
 
 def blending_weight(crop: Coordinate, sigma: float) -> np.ndarray:
@@ -22,7 +24,7 @@ def blending_weight(crop: Coordinate, sigma: float) -> np.ndarray:
     return np.float32(1e-6) + np.exp(-squared / np.float32(2 * sigma**2))
 
 
-def read_mirrored(raw, start: Coordinate, shape: Coordinate) -> np.ndarray:
+def read_mirrored(raw: arrays.Store | np.ndarray, start: Sequence[int], shape: Sequence[int]) -> np.ndarray:
     """The box of `raw` (z, y, x) that begins at `start`, mirrored, repeatedly where needed, beyond the faces."""
     index = [mirrored(np.arange(s, s + n), length) for s, n, length in zip(start, shape, raw.shape, strict=True)]
     low = [int(i.min()) for i in index]
@@ -92,22 +94,19 @@ class Tiling:
         """Add to the box's sums (c, z, y, x) what the crop has in the box, (c, ...), both float32, weighted."""
         in_crop, in_roi = self.overlap(number, roi)
         spans = [(c.start, r.start, r.stop - r.start) for c, r in zip(in_crop, in_roi, strict=True)]
-        _add(sums, affinities, weight, np.array(spans).T)
+        _add(sums, affinities, weight, np.array(spans, np.uint64).T)
 
 
 @loop
-def _add(sums, affinities, weight, spans):
-    """Add the voxels that a crop and a box share: `spans` are its first in the crop and in the box, and its shape."""
+def _add(sums: np.ndarray, affinities: np.ndarray, weight: np.ndarray, spans: np.ndarray) -> None:
+    """Add the voxels that a crop and a box share: `spans` are its first in the crop and in the box, and its shape.
+
+    They are unsigned, so that no index has to be looked at for being counted from the end.
+    """
     (z, y, x), (z_to, y_to, x_to), (depth, rows, columns) = spans
     for k in range(depth):
         for j in range(rows):
-            weights = weight[z + k, y + j, x : x + columns]
             for channel in range(len(sums)):
-                target = sums[channel, z_to + k, y_to + j, x_to : x_to + columns]
-                _add_row(target, affinities[channel, k, j], weights)
-
-
-@inner
-def _add_row(target, values, weights):
-    for i in range(len(target)):
-        target[i] += weights[i] * values[i]
+                for i in range(columns):
+                    value = weight[z + k, y + j, x + i] * affinities[channel, k, j, i]
+                    sums[channel, z_to + k, y_to + j, x_to + i] += value

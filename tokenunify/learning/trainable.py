@@ -1,6 +1,7 @@
 """Which part of a network fine-tuning changes; the rest is frozen, and the head is always trained."""
 
 import copy
+from typing import Any
 
 from torch import nn
 
@@ -34,7 +35,8 @@ def adapt(network: Network, lora: Lora) -> None:
     from peft.functional import inject_adapter_in_model
 
     trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    settings = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=adaptable(network))
+    alpha: Any = lora.alpha  # peft divides it by the rank; only its annotation says that it is an integer
+    settings = LoraConfig(r=lora.rank, lora_alpha=alpha, target_modules=adaptable(network))
     inject_adapter_in_model(settings, network, ADAPTER)
     for parameter in trained:
         parameter.requires_grad_(True)  # the head, which peft has frozen
@@ -42,20 +44,16 @@ def adapt(network: Network, lora: Lora) -> None:
 
 def adaptable(network: Network) -> list[str]:
     """Names of the layers that adapters go to."""
-    return [
-        name
-        for name, module in network.named_modules()
-        if (_is_projection(name, module) or _is_pointwise(module)) and not f"{name}.".startswith(network.HEAD)
-    ]
-
-
-def _is_projection(name: str, module: nn.Module) -> bool:
-    own = name.rpartition(".")[2].removesuffix("_b").removesuffix("_s")
-    return isinstance(module, nn.Linear) and own in PROJECTIONS
-
-
-def _is_pointwise(module: nn.Module) -> bool:
-    return isinstance(module, nn.Conv3d) and module.kernel_size == module.stride == (1, 1, 1) and module.groups == 1
+    names = []
+    for name, module in network.named_modules():
+        own = name.rpartition(".")[2].removesuffix("_b").removesuffix("_s")
+        if isinstance(module, nn.Conv3d):
+            adapted = module.kernel_size == module.stride == (1, 1, 1) and module.groups == 1
+        else:
+            adapted = isinstance(module, nn.Linear) and own in PROJECTIONS
+        if adapted and not f"{name}.".startswith(network.HEAD):
+            names.append(name)
+    return names
 
 
 def merged(network: Network) -> Network:
@@ -65,7 +63,7 @@ def merged(network: Network) -> Network:
         return network
     network = copy.deepcopy(network)
     for name in adapted:
-        layer = network.get_submodule(name)
+        layer: Any = network.get_submodule(name)  # a layer of peft's, whose attributes torch knows nothing of
         down, up = layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight
         # peft's own merge takes no 1x1x1 convolution: it squeezes two of the three axes.
         change = layer.scaling[ADAPTER] * up.flatten(1) @ down.flatten(1)

@@ -19,26 +19,24 @@ class Log:
 
     def __init__(self, folder: Path, step: int, columns: Sequence[str]):
         self.path, self.columns = folder / "log.csv", columns
-        kept = [row for row in self._rows() if int(row["step"]) <= step]
+        kept: list[dict[str, str]] = []
+        if self.path.exists():
+            with open(self.path, encoding="utf-8", errors="replace", newline="") as file:
+                for row in csv.DictReader(file):
+                    try:
+                        at = float(row["step"])
+                        for name in {"loss", "validation_loss"}.intersection(columns):
+                            float(row[name] or 0)
+                    except (KeyError, TypeError, ValueError):
+                        continue
+                    # Only a row that can have been written here: a crash may cut the last one, a disk spoil any.
+                    if list(row) == list(columns) and None not in row.values() and at.is_integer() and at <= step:
+                        kept.append(row)
         with open(self.path, "w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             writer.writeheader()
             writer.writerows(kept)
         self.board = SummaryWriter(folder / "tensorboard", purge_step=step + 1)
-
-    def _rows(self) -> list[dict]:
-        if not self.path.exists():
-            return []
-        with open(self.path, encoding="utf-8", errors="replace", newline="") as file:
-            return [row for row in csv.DictReader(file) if self._whole(row)]
-
-    def _whole(self, row: dict) -> bool:
-        """Whether a row can have been written here: a crash may cut the last one, a disk spoil any."""
-        try:
-            numbers = [float(row[name] or 0) for name in ("step", "loss", "validation_loss") if name in self.columns]
-        except (KeyError, TypeError, ValueError):
-            return False
-        return list(row) == list(self.columns) and None not in row.values() and numbers[0].is_integer()
 
     def write(self, row: dict) -> None:
         """Append the columns that the row has; TensorBoard gets the numbers."""

@@ -44,8 +44,12 @@ def build(config: dict, offsets: Sequence[Coordinate] | None = c.NEAREST) -> Net
     if name in BUILDERS:
         description = c.validate(c.NETWORKS[name], config, "network")
         if name in COMPARING and offsets is not None:
+            assert isinstance(description, c.Pea)
             return COMPARING[name](description, offsets)
         return BUILDERS[name](description, 1 if offsets is None else len(offsets))
-    if name in RELEASED or name in BLOCKS:
-        return (RELEASED | BLOCKS)[name]({key: value for key, value in config.items() if key != "name"})
+    keys = {key: value for key, value in config.items() if key != "name"}
+    if name in RELEASED:
+        return RELEASED[name](keys)
+    if name in BLOCKS:
+        return BLOCKS[name](keys)  # type: ignore[return-value]  # a block alone, which nothing trains or predicts with
     raise InputError(f"network.name: expected one of {[*BUILDERS, *RELEASED, *BLOCKS]}, found {name!r}; correct it")

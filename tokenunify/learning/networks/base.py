@@ -48,8 +48,7 @@ class Network(nn.Module):
 
     def logits(self, raw: Tensor) -> Tensor:
         """The affinities' log-odds, or predicted intensities; smaller than the crop where convolutions are valid."""
-        z, y, x = raw.shape[2:]
-        extent = output_extent(self.config, (z, y, x))
+        extent = output_extent(self.config, extent_of(raw))  # first, for it refuses a crop that does not suit
         return self.head(self.features(raw), extent)
 
     def train(self, mode: bool = True) -> Self:
@@ -59,6 +58,12 @@ class Network(nn.Module):
             if isinstance(module, _BatchNorm) and module.affine and not module.weight.requires_grad:
                 module.eval()
         return self
+
+
+def extent_of(x: Tensor) -> Coordinate:
+    """Extent (z, y, x) of a map (b, c, z, y, x)."""
+    depth, height, width = x.shape[2:]
+    return depth, height, width
 
 
 def output_extent(config: Architecture, crop: Coordinate) -> Coordinate:

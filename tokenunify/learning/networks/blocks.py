@@ -25,7 +25,8 @@ def named(name: str, module: nn.Module) -> nn.Sequential:
 
 def convolution(c_in: int, c_out: int, kernel: Coordinate, *, bias: bool = False) -> nn.Sequential:
     """A convolution that keeps the extent of the map (odd kernels)."""
-    return named("conv", nn.Conv3d(c_in, c_out, kernel, padding=tuple(k // 2 for k in kernel), bias=bias))
+    z, y, x = kernel
+    return named("conv", nn.Conv3d(c_in, c_out, kernel, padding=(z // 2, y // 2, x // 2), bias=bias))
 
 
 def upsampling(c_in: int, c_out: int, stride: Coordinate = (2, 2, 2)) -> nn.Sequential:

@@ -10,7 +10,8 @@ The modules carry the names of the published weights. Instance normalisation has
 running statistics.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +56,7 @@ class TokenLayer(Stage):
         super().__init__()
         self.residual = config.residual
         self.norm = nn.LayerNorm(channels)
-        slices = 5 if config.slices == "fifths" else "sections"
+        slices: int | Literal["sections"] = 5 if config.slices == "fifths" else "sections"
         self.mamba = Mamba(channels, slices=slices, equal_initialisation=config.equal_initialisation)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class EMmamba(Network):
 
     HEAD = ("out.",)
     MEMORY_FORMAT = torch.contiguous_format  # instance normalisation is several times slower in the other
-    PARTS: ClassVar = {
+    PARTS: Mapping[str, tuple[str, ...]] = {
         "mamba": ("vit.stages.",),
         "encoder": ("vit.downsample_layers.", "vit.gscs.", "vit.mlps.", "encoder"),
         "decoder": ("decoder",),

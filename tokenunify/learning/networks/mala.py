@@ -8,8 +8,8 @@ takes two planes of each axis, and a skip is cut to the centre of its map.
 The modules carry the names of the published weights: conv1..conv18 and dconv1..dconv3 in the order of their use.
 """
 
+from collections.abc import Mapping
 from itertools import count, pairwise
-from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from tokenunify.config import Mala, validate
 from tokenunify.geometry import Coordinate, centre
-from tokenunify.learning.networks.base import Network
+from tokenunify.learning.networks.base import Network, extent_of
 from tokenunify.learning.networks.recompute import Stage
 from tokenunify.learning.networks.released import check_keys
 
@@ -39,7 +39,8 @@ class UNet(Network):
     """The whole network."""
 
     HEAD = ("conv18.",)
-    PARTS: ClassVar = {
+    conv18: nn.Conv3d
+    PARTS: Mapping[str, tuple[str, ...]] = {
         "encoder": tuple(f"conv{i}." for i in range(1, 9)),
         "decoder": (*(f"conv{i}." for i in range(9, 18)), *(f"dconv{i}." for i in range(1, 4))),
     }
@@ -74,7 +75,7 @@ class UNet(Network):
         for step, first in enumerate((9, 12, 15), 1):
             skip = skips.pop()
             x = self.get_submodule(f"conv{first}")(self.get_submodule(f"dconv{step}")(x))
-            x = torch.cat([x, skip[(..., *centre(skip.shape[2:], x.shape[2:]))]], dim=1)
+            x = torch.cat([x, skip[(..., *centre(extent_of(skip), extent_of(x)))]], dim=1)
             x = self._pair(x, first + 1)
         return x  # (b, filters[0], z - 28, y - 212, x - 212)
 

@@ -39,7 +39,8 @@ def cosine(embedding: Tensor, offset: Coordinate) -> Tensor:
     it is 0 where none has.
     """
     here, there = affinities.pairs(offset, embedding.shape[2:])
-    product = (embedding[(..., *here)] * embedding[(..., *there)]).sum(1, keepdim=True)
+    whole = (slice(None), slice(None))
+    product = (embedding[(*whole, *here)] * embedding[(*whole, *there)]).sum(1, keepdim=True)
     if product.numel() == 0:
         return embedding.new_zeros(len(embedding), 1, *embedding.shape[2:])
     z, y, x = ((max(0, -o), max(0, o)) for o in offset)

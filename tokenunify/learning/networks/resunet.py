@@ -3,7 +3,7 @@
 Letters: b batch, c channels, z y x the extent of a map; level 0 is full resolution, the last level the bottleneck.
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,8 @@ class Block(Stage):
 
     def __init__(self, c_in: int, c_out: int, kernel: Coordinate, config: ResUnet):
         super().__init__()
-        padding = tuple(k // 2 for k in kernel)
+        z, y, x = kernel
+        padding = (z // 2, y // 2, x // 2)
         self.first = nn.Conv3d(c_in, c_out, kernel, padding=padding, bias=False)
         self.first_norm = normalisation(c_out, config)
         self.second = nn.Conv3d(c_out, c_out, kernel, padding=padding, bias=False)
@@ -44,7 +45,7 @@ class UNet(Network):
 
     HEAD = ("out.",)
     MEMORY_FORMAT = torch.contiguous_format  # instance normalisation is several times slower in the other
-    PARTS: ClassVar = {"encoder": ("down.",), "decoder": ("enlarge.", "up.")}
+    PARTS: Mapping[str, tuple[str, ...]] = {"encoder": ("down.",), "decoder": ("enlarge.", "up.")}
 
     def __init__(self, config: ResUnet, out_channels: int):
         super().__init__(config)

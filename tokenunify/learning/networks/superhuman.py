@@ -23,7 +23,8 @@ from tokenunify.learning.networks.released import check_keys
 
 def convolution(c_in: int, c_out: int, kernel: Coordinate, *, bias: bool, stride: Coordinate = (1, 1, 1)) -> nn.Conv3d:
     """A convolution that keeps the extent of the map, divided by the stride (odd kernels)."""
-    return nn.Conv3d(c_in, c_out, kernel, stride=stride, padding=tuple(k // 2 for k in kernel), bias=bias)
+    z, y, x = kernel
+    return nn.Conv3d(c_in, c_out, kernel, stride=stride, padding=(z // 2, y // 2, x // 2), bias=bias)
 
 
 def normalisation(channels: int, config: SymmetricUNet) -> nn.Module:
@@ -74,6 +75,7 @@ class UNet(Network):
     """The whole network."""
 
     HEAD = ("out_put.",)
+    config: SymmetricUNet
 
     def __init__(self, config: SymmetricUNet, out_channels: int):
         super().__init__(config)

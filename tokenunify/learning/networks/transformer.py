@@ -79,7 +79,8 @@ class Transformer(nn.Module):
     def forward(self, x: Tensor) -> list[Tensor]:
         """The tokens (b, n, d) behind every layer."""
         outputs = []
-        for attention, feed_forward in self.layers:
+        for layer in self.layers:
+            attention, feed_forward = layer.children()
             x = x + attention(x)
             x = x + feed_forward(x)
             outputs.append(x)

@@ -10,8 +10,8 @@ makes a map twice as fine in each axis, which is too fine in those where a patch
 step, makes it coarser there.
 """
 
+from collections.abc import Mapping
 from math import prod
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +73,7 @@ class UNETR(Network):
 
     HEAD = ("out.",)
     MEMORY_FORMAT = torch.contiguous_format  # instance normalisation is several times slower in the other
-    PARTS: ClassVar = {
+    PARTS: Mapping[str, tuple[str, ...]] = {
         "encoder": ("vit.", *(f"encoder{i}." for i in range(1, 5))),
         "decoder": (*(f"decoder{i}." for i in range(2, 6)), "dtrans."),
     }
@@ -91,8 +91,8 @@ class UNETR(Network):
         self.decoder5 = UpBlock(hidden, 8 * f, kernel)
         self.decoder4 = UpBlock(8 * f, 4 * f, kernel)
         self.decoder3 = UpBlock(4 * f, 2 * f, kernel)
-        stride = tuple(config.REFINEMENT // p for p in config.patch)
-        self.dtrans = nn.Conv3d(2 * f, 2 * f, 3, stride=stride, padding=1, bias=False)
+        z, y, x = (config.REFINEMENT // p for p in config.patch)
+        self.dtrans = nn.Conv3d(2 * f, 2 * f, 3, stride=(z, y, x), padding=1, bias=False)
         self.decoder2 = UpBlock(2 * f, f, kernel)
         self.out = named("conv", convolution(f, out_channels, (1, 1, 1), bias=True))
 

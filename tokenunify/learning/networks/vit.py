@@ -5,7 +5,7 @@ Letters: b batch, n tokens, d the width of a token, z y x the extent of the crop
     x (b, 1, z, y, x) -> patches -> tokens (b, n, d) + position -> layers -> voxels (b, feature, z, y, x) -> out
 """
 
-from typing import ClassVar
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
@@ -23,7 +23,7 @@ class ViT(Network):
     """The whole network; its layers keep torch's default initialisation."""
 
     HEAD = ("out.",)
-    PARTS: ClassVar = {"encoder": ("embed.", "transformer."), "decoder": ("norm.", "decode.")}
+    PARTS: Mapping[str, tuple[str, ...]] = {"encoder": ("embed.", "transformer."), "decoder": ("norm.", "decode.")}
 
     def __init__(self, config: Vit, out_channels: int):
         super().__init__(config)

@@ -56,21 +56,36 @@ class Corpus:
         """The corpus of a pre-training, of ingested volumes; those that fit into the cache are held in memory."""
         opened = {path.stem: arrays.open_volume(path) for path in volumes}
         raws = dict(zip(opened, cached([volume.raw for volume in opened.values()]), strict=True))
-        datasets = [
-            [_region(opened[part.volume], raws[part.volume], part) for part in regions] for regions in section.datasets
-        ]
+        datasets: list[list[Region]] = [[] for _ in section.datasets]
+        for dataset, part in ((dataset, p) for dataset, ps in zip(datasets, section.datasets, strict=True) for p in ps):
+            volume, raw = opened[part.volume], raws[part.volume]
+            whole = Roi((0, 0, 0), volume.raw.shape)
+            box = Roi(part.box.offset, part.box.shape) if part.box else whole
+            if box.overlap(whole) != box:
+                raise InputError(
+                    f"a region of volume {volume.name} must end inside its shape {list(whole.shape)}, got an end of "
+                    f"{list(box.end)}; correct the corpus's regions"
+                )
+            avoid = tuple(Roi(hole.offset, hole.shape) for hole in part.avoid)
+            dataset.append(Region(volume.name, raw, box, avoid, volume.voxel_size_nm))
         return cls(datasets, section.crop, section.augment, seed)
 
     def __getitem__(self, index: int) -> np.ndarray:
         """Crop number `index`, (1, z, y, x) float32 in [0, 1]."""
         rng = np.random.default_rng((self.seed, index))
-        dataset = self.datasets[rng.integers(len(self.datasets))]
-        region = dataset[rng.integers(len(dataset))]
+        dataset = self.datasets[int(rng.integers(len(self.datasets)))]
+        region = dataset[int(rng.integers(len(dataset)))]
         order, steps = augment.choose_axes(rng, self.augment, region.voxel_size_nm)
         extent = augment.shape_before(self.crop, order)
         if not region.starts(extent):
             order, extent = (0, 1, 2), self.crop
-        raw = augment.reorient(region.raw[_draw(rng, region.starts(extent), extent).slices], order, steps)
+        starts = region.starts(extent)
+        number = int(rng.integers(sum(box.num_voxels for box in starts)))  # of the first voxel, in all disjoint boxes
+        for box in starts:
+            if number < box.num_voxels:
+                break
+            number -= box.num_voxels
+        raw = augment.reorient(region.raw[Roi(box.voxel(number), extent).slices], order, steps)
         raw = raw.astype(np.float32) / np.float32(np.iinfo(raw.dtype).max)
         if rng.random() < self.augment.intensity:
             raw = np.clip(augment.intensity(rng, raw), 0, 1)
@@ -86,32 +101,10 @@ class Corpus:
 
 def cached(raws: Sequence[arrays.Store]) -> list[arrays.Store | np.ndarray]:
     """The arrays, those that fit into the cache held in memory."""
-    result, room = [], crops.CACHE_BYTES
+    result: list[arrays.Store | np.ndarray] = []
+    room = crops.CACHE_BYTES
     for raw in raws:
-        if raw.array.nbytes <= room:
-            room -= raw.array.nbytes
-            raw = raw[:]
-        result.append(raw)
+        fits = raw.array.nbytes <= room
+        room -= raw.array.nbytes if fits else 0
+        result.append(raw[:] if fits else raw)
     return result
-
-
-def _region(volume: arrays.Volume, raw: arrays.Store | np.ndarray, part: sections.Region) -> Region:
-    whole = Roi((0, 0, 0), volume.raw.shape)
-    box = Roi(part.box.offset, part.box.shape) if part.box else whole
-    if box.overlap(whole) != box:
-        raise InputError(
-            f"a region of volume {volume.name} must end inside its shape {list(whole.shape)}, got an end of "
-            f"{list(box.end)}; correct the corpus's regions"
-        )
-    avoid = tuple(Roi(hole.offset, hole.shape) for hole in part.avoid)
-    return Region(volume.name, raw, box, avoid, volume.voxel_size_nm)
-
-
-def _draw(rng: np.random.Generator, starts: Sequence[Roi], extent: Coordinate) -> Roi:
-    """A box of that extent whose first voxel is in one of the disjoint boxes, each voxel with the same chance."""
-    number = int(rng.integers(sum(box.num_voxels for box in starts)))
-    for box in starts:
-        if number < box.num_voxels:
-            break
-        number -= box.num_voxels
-    return Roi(box.voxel(number), extent)

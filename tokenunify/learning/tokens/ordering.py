@@ -21,6 +21,9 @@ MOMENTUM = 0.02
 class RelevanceOrdering(nn.Module):
     """Scores patches by attention to those already placed, and learns from how well what follows is predicted."""
 
+    expected: Tensor
+    """The baseline: a running mean of the share that is not predicted."""
+
     def __init__(self, config: Relevance, number: int, voxels: int):
         super().__init__()
         self.rounds = [len(places) for places in torch.arange(number).tensor_split(config.iterations)]

@@ -27,8 +27,9 @@ class PatchGrid:
     def of(cls, network: Architecture, crop: Coordinate, patch: Coordinate) -> "PatchGrid":
         """The patches of a network's output, from the output's first voxel on."""
         output = network.output_extent(crop)
-        origin = tuple((c - o) // 2 for c, o in zip(crop, output, strict=True))
-        return cls(origin, tuple(o // p for o, p in zip(output, patch, strict=True)), patch)
+        z, y, x = ((c - o) // 2 for c, o in zip(crop, output, strict=True))
+        nz, ny, nx = (o // p for o, p in zip(output, patch, strict=True))
+        return cls((z, y, x), (nz, ny, nx), patch)
 
     @property
     def number(self) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from tokenunify.learning.loop import Batch
+from tokenunify.learning.task import Batch
 from tokenunify.learning.tokens.token_prediction import TokenTask
 from tokenunify.store import manifest
 
@@ -19,20 +19,16 @@ def write(path: Path, task: TokenTask, batch: Batch) -> np.ndarray:
     """One row per objective: raw, visible and predicted, in the section with most predictions; uint8 (y, x)."""
     task.eval()
     raw = task.grid.of_crop(batch["raw"])
-    rows = [(raw, *task.shown(batch, name)) for name in task.config.objectives]
+    rows = []
+    for name in task.config.objectives:
+        seen, made = task.shown(batch, name)
+        section = (made != seen)[0, 0].sum((1, 2)).argmax()
+        shades = [volume[0, 0, section].float().clamp(0, 1) * 255 for volume in (raw, seen, made)]
+        rows.append(_stack([shade.round().to(torch.uint8).cpu().numpy() for shade in shades], axis=1))
     task.train()
-    image = _stack([_stack(_sections(*row), axis=1) for row in rows], axis=0)
+    image = _stack(rows, axis=0)
     manifest.replace(path, lambda temporary: Image.fromarray(image).save(temporary, format="png"))
     return image
-
-
-def _sections(raw: torch.Tensor, seen: torch.Tensor, made: torch.Tensor) -> list[np.ndarray]:
-    section = (made != seen)[0, 0].sum((1, 2)).argmax()
-    return [_gray(volume[0, 0, section]) for volume in (raw, seen, made)]
-
-
-def _gray(section: torch.Tensor) -> np.ndarray:
-    return (section.float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def _stack(images: list[np.ndarray], axis: int) -> np.ndarray:

@@ -74,7 +74,8 @@ class PerceiverResampler(nn.Module):
         tokens = self.project(cells.flatten(3).permute(0, 2, 3, 1))  # (b, t, s, d)
         tokens = (tokens + self.sections + self.in_section).flatten(1, 2)
         latents = self.latents.expand(len(tokens), -1, -1)
-        for attention, perceptron in self.layers:
+        for layer in self.layers:
+            attention, perceptron = layer.children()
             latents = latents + attention(latents, torch.cat([tokens, latents], dim=1))
             latents = latents + perceptron(latents)
         return latents

@@ -11,10 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from tokenunify.config import Pretrain, Relevance
-from tokenunify.learning.loop import Batch, Task
 from tokenunify.learning.networks.base import Network
+from tokenunify.learning.task import Batch, Task
 from tokenunify.learning.tokens import masking
-from tokenunify.learning.tokens.masking import Sets
 from tokenunify.learning.tokens.ordering import RelevanceOrdering
 from tokenunify.learning.tokens.patches import PatchGrid
 from tokenunify.learning.tokens.resampler import PerceiverResampler
@@ -40,7 +39,8 @@ class TokenTask(Task):
         super().__init__()
         self.network, self.config, self.grid = network, config, grid
         self.output = network.config.output_extent(config.crop)
-        self.weights = {**config.loss_weights, "ordering": ORDERING_WEIGHT}
+        objectives = {str(name): weight for name, weight in config.loss_weights.items()}
+        self.weights = {**objectives, "ordering": ORDERING_WEIGHT}
         self.fill = nn.Parameter(torch.tensor(0.5)) if config.fill == "learned" else None
         if "next" in config.objectives:
             stride = network.feature_stride
@@ -49,14 +49,35 @@ class TokenTask(Task):
             self.ordering = RelevanceOrdering(config.ordering, grid.number, prod(grid.patch))
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
-        names, patches = self._names(batch), self._patches(batch)
-        losses = {}
+        names, patches, losses = self._names(batch), self._patches(batch), {}
         if "random" in names:
-            sets = masking.random_token(batch["permutation"], batch["hidden"])
-            error = self._error(self.reconstruct(self.features(batch, sets.visible)), patches, sets.target)
-            losses["random"] = self._loss("random", error, sets.target)
-        if in_order := [name for name in names if name != "random"]:
-            losses |= self._in_order(batch, in_order, patches)
+            hidden = masking.random_token(batch["permutation"], batch["hidden"])
+            error = self._error(self.reconstruct(self.features(batch, hidden.visible)), patches, hidden.target)
+            losses["random"] = self._loss("random", error, hidden.target)
+        in_order = [name for name in names if name != "random"]
+        if not in_order:
+            return losses
+        order, log_probabilities = self.order(patches, batch["gumbel"])
+        ranks, cut = masking.ranks_of(order), batch["cut"]
+        sets = {name: PREFIX[name](ranks, cut) for name in in_order}
+        features = self.features(batch, sets[in_order[0]].visible)  # all see the same prefix
+        errors = {}
+        if "next" in names:
+            number = order.gather(1, cut - 1)[:, 0]  # (b,)
+            wanted = patches[torch.arange(len(patches)), number]
+            errors["next"] = (self._next(features, number) - wanted).square().sum(1)
+        if "next-all" in names:
+            errors["next-all"] = self._error(self.reconstruct(features), patches, sets["next-all"].target)
+        losses |= {name: self._loss(name, errors[name], sets[name].target) for name in in_order}
+        if log_probabilities is not None:  # the order is judged by the share of the variance that was not predicted
+            variances = patches.var(2, unbiased=False)  # (b, K)
+            numbers = torch.stack([s.target.sum(1) for s in sets.values()])  # (objectives, b)
+            of_targets = torch.stack([(s.target * variances).sum(1) for s in sets.values()]) / numbers
+            mean_errors = torch.stack([errors[name].detach() for name in sets]) / (numbers * prod(self.grid.patch))
+            shares = unexplained(mean_errors, of_targets).mean(0)  # (b,)
+            losses["ordering"] = self.ordering.loss(log_probabilities, cut, shares)
+            losses["unexplained"] = shares.mean()
+            losses["variance_ratio"] = (of_targets.mean(0) / variances.mean(1).clamp(min=1e-12)).mean().detach()
         return losses
 
     def counts(self, batch: Batch) -> dict[str, float]:
@@ -92,9 +113,7 @@ class TokenTask(Task):
         """Raw (b, 1, z, y, x) whose hidden patches are overwritten."""
         raw = batch["raw"]
         hidden = self.grid.hidden_in(raw, ~visible)
-        if self.config.fill == "learned":
-            return torch.where(hidden, self.fill.to(raw.dtype), raw)
-        return torch.where(hidden, batch["noise"], raw)
+        return torch.where(hidden, batch["noise"] if self.fill is None else self.fill.to(raw.dtype), raw)
 
     def features(self, batch: Batch, visible: Tensor) -> Tensor:
         """The network's features of what is visible."""
@@ -118,24 +137,6 @@ class TokenTask(Task):
         seen = self.grid.of_crop(self.fill_in(batch, sets.visible))
         return seen, self.grid.join(torch.where(sets.target[:, :, None], made, self.grid.split(seen)))
 
-    def _in_order(self, batch: Batch, names: list[str], patches: Tensor) -> dict[str, Tensor]:
-        """The losses of next and next-all token, which see the same prefix, and of the order itself."""
-        order, log_probabilities = self.order(patches, batch["gumbel"])
-        ranks, cut = masking.ranks_of(order), batch["cut"]
-        sets = {name: PREFIX[name](ranks, cut) for name in names}
-        features = self.features(batch, sets[names[0]].visible)
-        errors = {}
-        if "next" in names:
-            number = order.gather(1, cut - 1)  # (b, 1)
-            predicted = self._next(features, number[:, 0])
-            errors["next"] = (predicted - patches[torch.arange(len(patches)), number[:, 0]]).square().sum(1)
-        if "next-all" in names:
-            errors["next-all"] = self._error(self.reconstruct(features), patches, sets["next-all"].target)
-        losses = {name: self._loss(name, errors[name], sets[name].target) for name in names}
-        if log_probabilities is None:
-            return losses
-        return losses | self._order_losses(log_probabilities, cut, patches, errors, sets)
-
     def _next(self, features: Tensor, number: Tensor) -> Tensor:
         """The patch with that number (b,) as the resampler predicts it, (b, P)."""
         return self.resampler(self.grid.of_features(features, self.network.feature_stride), number)
@@ -150,20 +151,6 @@ class TokenTask(Task):
             return error.sum() / (target.sum() * prod(self.grid.patch))
         orders = 1 if name == "random" else self.grid.number  # one cut of K stands for their sum
         return (orders * 0.5 * error).mean()
-
-    def _order_losses(
-        self, log_probabilities: Tensor, cut: Tensor, patches: Tensor, errors: dict[str, Tensor], sets: dict[str, Sets]
-    ) -> dict[str, Tensor]:
-        variances = patches.var(2, unbiased=False)  # (b, K)
-        numbers = torch.stack([s.target.sum(1) for s in sets.values()])  # (objectives, b)
-        of_targets = torch.stack([(s.target * variances).sum(1) for s in sets.values()]) / numbers
-        mean_errors = torch.stack([errors[name].detach() for name in sets]) / (numbers * prod(self.grid.patch))
-        shares = unexplained(mean_errors, of_targets).mean(0)  # (b,)
-        return {
-            "ordering": self.ordering.loss(log_probabilities, cut, shares),
-            "unexplained": shares.mean(),
-            "variance_ratio": (of_targets.mean(0) / variances.mean(1).clamp(min=1e-12)).mean().detach(),
-        }
 
 
 def unexplained(error: Tensor, variance: Tensor) -> Tensor:
