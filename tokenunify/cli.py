@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from tokenunify import config, failures, layout
 from tokenunify.errors import InputError
@@ -36,27 +37,23 @@ def parser() -> argparse.ArgumentParser:
         sub = _add(commands, name, stage.help)
         sub.add_argument("--config-json", required=True, help="the stage's section, as Snakemake prints it")
         for path in stage.paths:
-            sub.add_argument(f"--{path}", type=_output if path == "output" else Path, required=True)
+            sub.add_argument(f"--{path}", type=output_file if path == "output" else Path, required=True)
         for paths in stage.lists:
             sub.add_argument(f"--{paths}", type=Path, nargs="*", default=[])
         for number in stage.numbers:
             sub.add_argument(f"--{number}", type=NUMBERS[number], required=True)
         if stage.blockwise:
-            sub.add_argument("--part", type=_part, default=(0, 1), help="i/n: the i-th (from 0) of n ranges of blocks")
+            sub.add_argument(
+                "--part", type=ith_of_n, default=(0, 1), help="i/n: the i-th, from 0, of n ranges of blocks"
+            )
         if stage.device:
             sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
         _add_marker(sub)
-    _add_others(commands)
-    return top
-
-
-def _add_others(commands) -> None:
-    """The subcommands that are no stage."""
     prepare = _add(commands, "prepare", "make the empty store of a block-wise stage")
     prepare.add_argument("--stage", required=True, choices=[name for name, stage in STAGES.items() if stage.store])
     prepare.add_argument("--config-json", required=True)
     prepare.add_argument("--inputs", type=Path, nargs="+", required=True, help="the input that gives the shape first")
-    prepare.add_argument("--output", type=_output, required=True)
+    prepare.add_argument("--output", type=output_file, required=True)
     _add_marker(prepare)
     clean = _add(commands, "clean", "remove stores and training states that no manifest refers to")
     clean.add_argument("folders", type=Path, nargs="+", help="results, models, data: searched for stale stores")
@@ -71,16 +68,17 @@ def _add_others(commands) -> None:
     plan.add_argument("--costs", type=Path, default=estimate.COSTS, help="what benchmarks/costs.py has measured")
     plan.add_argument(
         "--throughput",
-        type=_throughput,
+        type=stage_throughput,
         nargs="+",
         default=[],
         metavar="STAGE=VOXELS_PER_SECOND",
         help="of one job, in place of what was measured; of a training, the voxels of its crops",
     )
     plan.add_argument(
-        "--voxels", type=_voxels, nargs="*", default=estimate.SIZES, help="sizes of the volume beside its own"
+        "--voxels", type=number_of_voxels, nargs="*", default=estimate.SIZES, help="sizes of the volume beside its own"
     )
     _add(commands, "schema", "print the JSON schema of the configuration file")
+    return top
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,7 +91,7 @@ class _Parser(argparse.ArgumentParser):
         return super().format_help()
 
 
-def _add(commands, name: str, help: str) -> argparse.ArgumentParser:
+def _add(commands: Any, name: str, help: str) -> argparse.ArgumentParser:
     form = argparse.RawDescriptionHelpFormatter
     return commands.add_parser(name, help=help, description=help, formatter_class=form)
 
@@ -106,7 +104,8 @@ def _add_configfile(sub: argparse.ArgumentParser, default: list[Path], what: str
     sub.add_argument("--configfile", type=Path, nargs="+", default=default, help=f"configuration files: {what}")
 
 
-def _output(text: str) -> Path:
+def output_file(text: str) -> Path:
+    """An argument that names a file to write."""
     if Path(text).name and "\0" not in text:
         return Path(text)
     raise argparse.ArgumentTypeError(f"expected the name of a file, got {text!r}")
@@ -124,14 +123,16 @@ def _at_least(least: int) -> Callable[[str], int]:
 NUMBERS = {"seed": _at_least(0), "threads": _at_least(1)}
 
 
-def _part(text: str) -> tuple[int, int]:
+def ith_of_n(text: str) -> tuple[int, int]:
+    """The argument i/n."""
     try:
         return parse_part(text)
     except InputError as error:
         raise argparse.ArgumentTypeError(str(error)) from None  # argparse hides the words of a ValueError
 
 
-def _voxels(text: str) -> float:
+def number_of_voxels(text: str) -> float:
+    """An argument such as 1e9."""
     try:
         if 1 <= float(text) < math.inf:
             return float(text)
@@ -140,7 +141,8 @@ def _voxels(text: str) -> float:
     raise argparse.ArgumentTypeError(f"expected a number of voxels such as 1e9, got {text[:20]!r}")
 
 
-def _throughput(text: str) -> tuple[str, float]:
+def stage_throughput(text: str) -> tuple[str, float]:
+    """The argument STAGE=VOXELS_PER_SECOND."""
     stage, _, speed = text.partition("=")
     try:
         if stage in sections.SECTIONS and float(speed) > 0:

@@ -31,8 +31,15 @@ def explain(error: Exception) -> str:
     """The message of an error that ends a command."""
     if isinstance(error, InputError):
         return f"{BAD_INPUT}{error}"
-    if full := _full_disk(error):
-        return f"{_words(full)}; {ADVICE[full.errno if isinstance(full, OSError) and full.errno else errno.ENOSPC]}"
+    # Another error may hide that of a full disk, as when an archive cannot be closed then.
+    hidden: BaseException | None = error
+    while hidden is not None:
+        if isinstance(hidden, OSError) and hidden.errno is not None:
+            if hidden.errno in (errno.ENOSPC, errno.EDQUOT):
+                return f"{_words(hidden)}; {ADVICE[hidden.errno]}"
+        elif not isinstance(hidden, InputError) and WORDS_OF_A_FULL_DISK.search(str(hidden)):
+            return f"{_words(hidden)}; {ADVICE[errno.ENOSPC]}"
+        hidden = hidden.__cause__ or hidden.__context__
     if isinstance(error, OSError) and error.errno is not None:
         return f"{_words(error)}; {ADVICE.get(error.errno, 'see the file system, then run snakemake again')}"
     if isinstance(error, MemoryError):
@@ -46,18 +53,6 @@ def explain(error: Exception) -> str:
         f"unexpected {type(error).__name__}: {_words(error)} ({' > '.join(places)}). A file that is damaged, or of "
         "another program, may be the reason: delete it and make it again; else please report this line"
     )
-
-
-def _full_disk(error: BaseException | None) -> BaseException | None:
-    """What tells of a full disk: the error, or one that it hides, as when an archive cannot be closed then."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                return error
-        elif not isinstance(error, InputError) and WORDS_OF_A_FULL_DISK.search(str(error)):
-            return error
-        error = error.__cause__ or error.__context__
-    return None
 
 
 def _words(error: BaseException) -> str:

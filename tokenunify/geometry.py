@@ -162,6 +162,6 @@ def check_shapes(first: str, first_shape: Sequence[int], second: str, second_sha
         )
 
 
-def _coordinate(values) -> Coordinate:
+def _coordinate(values: Iterable[int]) -> Coordinate:
     z, y, x = values
     return int(z), int(y), int(x)

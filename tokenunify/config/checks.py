@@ -31,7 +31,21 @@ def check(config: Sections) -> None:
             reserved = [*layout.RESERVED["segmentation"]]
             raise ValueError(f"segmentations.{name}: {reserved} are reserved; choose another name")
         _check_segmentation(config, f"segmentations.{name}", segmentation, f"remove segmentations.{name}")
-    _check_evaluation(config)
+    if baseline := config.evaluation.baseline:
+        key = "evaluation.baseline"
+        _check_segmentation(config, f"{key}.segmentation", baseline.segmentation, f"set {key}: null")
+    for number, shape in enumerate(config.evaluation.blockings):
+        key = f"evaluation.blockings.{number}"
+        check_multiple(key, shape, "storage.shard_shape", config.storage.shard_shape)
+    for key, models in (config.evaluation.models or {}).items():
+        check_known("evaluation.models", key, config.datasets)
+        for reported in models:
+            check_known(f"evaluation.models.{key}", reported, config.models)
+            if (own := config.models[reported].dataset) != key:
+                raise ValueError(
+                    f"evaluation.models.{key} must name models of dataset {key}, got {reported} of dataset {own}; "
+                    f"remove it here, or change models.{reported}.dataset"
+                )
 
 
 def _check_dataset(config: Sections, key: str, dataset: Dataset) -> None:
@@ -81,21 +95,3 @@ def _check_segmentation(config: Sections, key: str, segmentation: Waterz | Multi
             "storage.shard_shape",
             config.storage.shard_shape,
         )
-
-
-def _check_evaluation(config: Sections) -> None:
-    if baseline := config.evaluation.baseline:
-        key = "evaluation.baseline"
-        _check_segmentation(config, f"{key}.segmentation", baseline.segmentation, f"set {key}: null")
-    for number, shape in enumerate(config.evaluation.blockings):
-        key = f"evaluation.blockings.{number}"
-        check_multiple(key, shape, "storage.shard_shape", config.storage.shard_shape)
-    for dataset, models in (config.evaluation.models or {}).items():
-        check_known("evaluation.models", dataset, config.datasets)
-        for model in models:
-            check_known(f"evaluation.models.{dataset}", model, config.models)
-            if (own := config.models[model].dataset) != dataset:
-                raise ValueError(
-                    f"evaluation.models.{dataset} must name models of dataset {dataset}, got {model} of dataset {own}; "
-                    f"remove it here, or change models.{model}.dataset"
-                )

@@ -15,7 +15,8 @@ from tokenunify.config.sources import WeightsSource
 from tokenunify.config.volumes import Dataset, Volume
 
 
-def _none(value: Any) -> Any:
+def none_as_null(value: Any) -> Any:
+    """The word none is null."""
     return None if value == "none" else value
 
 
@@ -37,7 +38,7 @@ class Evaluation(Strict):
 
     @field_validator("blockings")
     @classmethod
-    def _comparable(cls, shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
+    def comparable(cls, shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
         if len(shapes) == 1 or len(set(shapes)) < len(shapes):
             raise ValueError(
                 f"expected two or more different block shapes, or none, found {list(map(list, shapes))}: "
@@ -55,7 +56,7 @@ class Model(Strict):
     """Name of the data set that trains, validates and tests the model."""
     seeds: Annotated[tuple[Count, ...], Field(min_length=1)] = (0,)
     """The training is repeated with each of these random seeds, for example `[0, 1, 2]`."""
-    pretraining: Annotated[Name | None, BeforeValidator(_none)] = None
+    pretraining: Annotated[Name | None, BeforeValidator(none_as_null)] = None
     """Whose body the network starts from, of the same seed; none starts from scratch."""
     weights: WeightsSource | None = None
     """Published weights that the network starts from, in place of a pretraining."""
@@ -72,13 +73,13 @@ class Model(Strict):
 
     @field_validator("seeds")
     @classmethod
-    def _different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
+    def different(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
         if len(set(seeds)) < len(seeds):
             raise ValueError(f"expected different seeds, found {list(seeds)}: equal seeds are one run; remove one")
         return seeds
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def consistent(self) -> Self:
         if self.pretraining is not None and self.weights is not None:
             raise ValueError("pretraining and weights exclude each other; remove one")
         known = self.network.PARTS
@@ -129,7 +130,7 @@ class Sections(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _inherit(cls, value: Any) -> Any:
+    def inherit(cls, value: Any) -> Any:
         """Complete each model's finetune and predict from the top-level sections, and resources from the defaults."""
         if not isinstance(value, dict):
             return value

@@ -100,7 +100,7 @@ class Finetune(Optimisation):
     """Weights handed on: those with the lowest validation loss, or the last."""
 
     @model_validator(mode="after")
-    def _nearest_first(self) -> Self:
+    def nearest_first(self) -> Self:
         if tuple(self.offsets[:3]) != NEAREST:
             raise ValueError(f"offsets must begin with {[list(o) for o in NEAREST]}: agglomeration reads them")
         return self

@@ -25,7 +25,7 @@ class Storage(Strict):
     """Voxels of a block along z, y, x, the unit of work: a multiple of shard_shape."""
 
     @model_validator(mode="after")
-    def _nested(self) -> Self:
+    def nested(self) -> Self:
         check_multiple("storage.shard_shape", self.shard_shape, "chunk_shape", self.chunk_shape)
         check_multiple("storage.block_shape", self.block_shape, "shard_shape", self.shard_shape)
         return self

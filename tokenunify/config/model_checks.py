@@ -36,21 +36,6 @@ def check_model(config: Sections, name: str, model: Model) -> None:
     check_known(f"{key}.dataset", model.dataset, config.datasets)
     if name in layout.RESERVED["model"]:
         raise ValueError(f"{key}: this name belongs to the built-in baseline or pre-training; choose another name")
-    _check_crops(config, key, model)
-    if model.pretraining is None:
-        return
-    check_known(f"{key}.pretraining", model.pretraining, config.pretrainings)
-    mine, theirs = (part.network.model_dump() for part in (model, config.pretrainings[model.pretraining]))
-    if differing := [option for option in {**mine, **theirs} if mine.get(option) != theirs.get(option)]:
-        found = [{option: values.get(option) for option in differing} for values in (mine, theirs)]
-        raise ValueError(
-            f"{key}.network must be that of pretrainings.{model.pretraining}, got {found[0]} and {found[1]}: "
-            "weights would not fit; make both equal"
-        )
-
-
-def _check_crops(config: Sections, key: str, model: Model) -> None:
-    """Crops must suit the network, overlap where predicted, and fit into every training volume."""
     crop, stride = model.predict.crop or model.finetune.crop, model.predict.stride
     for stage, extent in (("finetune", model.finetune.crop), ("predict", crop)):
         try:
@@ -75,3 +60,13 @@ def _check_crops(config: Sections, key: str, model: Model) -> None:
                 f"{key}.finetune.crop must fit into training volume {train.volume} of shape {list(shape)}, "
                 f"got {list(model.finetune.crop)}; {model.network.smaller_crop(model.finetune.crop, shape)}"
             )
+    if model.pretraining is None:
+        return
+    check_known(f"{key}.pretraining", model.pretraining, config.pretrainings)
+    mine, theirs = (part.network.model_dump() for part in (model, config.pretrainings[model.pretraining]))
+    if differing := [option for option in {**mine, **theirs} if mine.get(option) != theirs.get(option)]:
+        found = [{option: values.get(option) for option in differing} for values in (mine, theirs)]
+        raise ValueError(
+            f"{key}.network must be that of pretrainings.{model.pretraining}, got {found[0]} and {found[1]}: "
+            "weights would not fit; make both equal"
+        )

@@ -42,7 +42,7 @@ class CorpusVolume(Strict):
     """Regions drawn by chance, in place of those given."""
 
     @model_validator(mode="after")
-    def _given_or_drawn(self) -> Self:
+    def given_or_drawn(self) -> Self:
         if self.regions and self.sample:
             raise ValueError("regions and sample exclude each other; remove one")
         return self
@@ -62,7 +62,8 @@ class Excluded(RoiConfig):
     """Name of the volume that the box is in."""
 
 
-def _one_dataset(value: Any) -> Any:
+def one_dataset(value: Any) -> Any:
+    """A list of volumes is a single data set."""
     return {"all": value} if isinstance(value, list) else value
 
 
@@ -78,7 +79,7 @@ class Corpus(Strict):
     datasets: Annotated[
         dict[Name, CorpusVolumes],
         Field(min_length=1),
-        BeforeValidator(_one_dataset, json_schema_input_type=dict[Name, CorpusVolumes] | CorpusVolumes),
+        BeforeValidator(one_dataset, json_schema_input_type=dict[Name, CorpusVolumes] | CorpusVolumes),
     ]
     """Name -> volumes that are drawn as often as those of any other; a list of volumes is one data set."""
     exclude: tuple[Excluded, ...] = ()
@@ -106,13 +107,14 @@ class Relevance(Strict):
     """Channels of the attention that gives the scores."""
 
 
-def _relevance(value: Any) -> Any:
+def relevance_by_name(value: Any) -> Any:
+    """The word relevance is the section with its defaults."""
     return {} if value == "relevance" else value
 
 
 Ordering = Annotated[
     Literal["raster"] | Relevance,
-    BeforeValidator(_relevance, json_schema_input_type=Literal["raster", "relevance"] | Relevance),
+    BeforeValidator(relevance_by_name, json_schema_input_type=Literal["raster", "relevance"] | Relevance),
 ]
 
 
@@ -129,7 +131,7 @@ class Resampler(Strict):
     """Attention heads; they divide the width."""
 
     @model_validator(mode="after")
-    def _heads_divide(self) -> Self:
+    def heads_divide(self) -> Self:
         if self.width % self.heads:
             raise ValueError(f"width must be a multiple of heads {self.heads}, got {self.width}; change either")
         return self
@@ -179,18 +181,18 @@ class Pretrain(Optimisation):
 
     @field_validator("objectives")
     @classmethod
-    def _different(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    def different(cls, objectives: tuple[Objective, ...]) -> tuple[Objective, ...]:
         if len(set(objectives)) < len(objectives):
             raise ValueError(f"expected different objectives, found {list(objectives)}; give each once, and its weight")
         return objectives
 
     @field_validator("loss_weights")
     @classmethod
-    def _complete(cls, loss_weights: dict[Objective, float]) -> dict[Objective, float]:
+    def complete(cls, loss_weights: dict[Objective, float]) -> dict[Objective, float]:
         return {"random": 1.0, "next": 1.0, "next-all": 1.0, **loss_weights}
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def consistent(self) -> Self:
         low, high = self.mask_range
         if low > high:
             raise ValueError(f"mask_ratio must be the lowest and the highest share, got {[low, high]}; exchange them")

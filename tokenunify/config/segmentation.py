@@ -41,12 +41,12 @@ class Fragments(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def _halo_in_all_axes(cls, given: Any) -> Any:
+    def halo_in_all_axes(cls, given: Any) -> Any:
         isotropic = isinstance(given, dict) and given.get("dimensions") == 3
         return {"halo": (32, 32, 32), **given} if isotropic else given
 
     @model_validator(mode="after")
-    def _halo_has_all_axes_or_none(self) -> Self:
+    def halo_has_all_axes_or_none(self) -> Self:
         along = self.halo[-self.dimensions :]
         if any(along) and not all(along):
             axes = "z, y and x" if self.dimensions == 3 else "y and x"
@@ -94,7 +94,7 @@ class Waterz(Strict):
     """
 
     @model_validator(mode="after")
-    def _hierarchy_is_below(self) -> Self:
+    def hierarchy_is_below(self) -> Self:
         lowest = min(self.threshold.tune) if isinstance(self.threshold, Tuned) else self.threshold
         if self.hierarchy is not None and self.hierarchy > lowest:
             raise ValueError(
@@ -133,7 +133,7 @@ class Multicut(Strict):
     """
 
     @model_validator(mode="after")
-    def _solver_is_lifted(self) -> Self:
+    def solver_is_lifted(self) -> Self:
         if self.lifted and self.solver == "decomposed":
             raise ValueError(
                 "lifted needs a solver that knows lifted edges: kernighan-lin, greedy-additive or fusion-moves, got "

@@ -112,7 +112,7 @@ class FileSource(Strict):
         return self.partial or (self.url is not None and self.format in CHUNKED and self.member is None)
 
     @model_validator(mode="after")
-    def _place_and_sections(self) -> Self:
+    def place_and_sections(self) -> Self:
         check_one_place(self, "path", "url", "huggingface", "drive")
         if self.indices is None:
             if self.url is not None and self.format == "images" and self.member is None:
@@ -137,7 +137,7 @@ class FileSource(Strict):
         return self
 
     @model_validator(mode="after")
-    def _suits_format(self) -> Self:
+    def suits_format(self) -> Self:
         if self.format in FOLDERS and self.member is None and self.path is None and not self.is_box:
             raise ValueError(f"format {self.format} is a folder: give its path, or the member of an archive")
         if self.huggingface and any(sign in self.huggingface.file for sign in "*?") and self.format != "images":
@@ -190,7 +190,7 @@ class Source(Strict):
         return {role: file for role, file in given.items() if file is not None}
 
     @model_validator(mode="after")
-    def _one_kind(self) -> Self:
+    def one_kind(self) -> Self:
         if (self.raw is None) == (self.phantom is None):
             raise ValueError("give either raw (and labels, mask) or phantom")
         if self.phantom is not None and self.labels is not None:
@@ -213,6 +213,6 @@ class WeightsSource(Strict):
     """Checksum of the file; null records what the first download finds."""
 
     @model_validator(mode="after")
-    def _one_place(self) -> Self:
+    def one_place(self) -> Self:
         check_one_place(self, "path", "url", "huggingface")
         return self

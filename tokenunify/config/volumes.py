@@ -30,7 +30,7 @@ class Rescale(Strict):
     """Grey values that become 0 and 255, for example `[80, 210]`."""
 
     @model_validator(mode="after")
-    def _rising(self) -> Self:
+    def low_below_high(self) -> Self:
         _check_low_high("rescale", self.rescale)
         return self
 
@@ -42,7 +42,7 @@ class Percentile(Strict):
     """Percentiles that become 0 and 255, for example `[0.1, 99.9]`."""
 
     @model_validator(mode="after")
-    def _rising(self) -> Self:
+    def low_below_high(self) -> Self:
         _check_low_high("percentile", self.percentile)
         return self
 
@@ -137,7 +137,7 @@ class Volume(Strict):
         return any(file.is_box for source in self.sources for file in source.files.values())
 
     @model_validator(mode="after")
-    def _roi_suits_sources(self) -> Self:
+    def roi_suits_sources(self) -> Self:
         for index, source in enumerate(self.sources):
             for role, file in source.files.items():
                 if file.partial and self.roi is None:
@@ -163,7 +163,7 @@ class TrainVolume(Strict):
     """First and one past the last section used; null uses all."""
 
     @model_validator(mode="after")
-    def _rising(self) -> Self:
+    def low_below_high(self) -> Self:
         if self.sections is not None:
             check_rising("sections", self.sections)
         return self

@@ -77,16 +77,23 @@ def of_volume(
             continue
         segments, labels = read(outer)
         first = tuple(o - p for o, p in zip(roi.offset, outer.offset, strict=True))
-        touching, between = _touching(objects.codes_of_voxels(labels, segments), first, (z, y, x))
+        touching, between = touching_pieces(objects.codes_of_voxels(labels, segments), first, (z, y, x))
         pairs, order, starts = ids.group_pairs(touching)
         for (one, two), rows in zip(pairs.tolist(), np.split(order, starts[1:]) if len(order) else (), strict=True):
             error, piece = divmod(one - 1, PIECES)
             found[error, piece, (two - 1) % PIECES].append(between[rows] + np.array(outer.offset))
-    return {pair: _amid(np.concatenate(places)) for pair, places in found.items()}
+    contacts: Contacts = {}
+    for pair, parts in found.items():
+        between = np.concatenate(parts)
+        sections, counts = np.unique(between[:, 0], return_counts=True)
+        most = np.unique(between[between[:, 0] == sections[np.argmax(counts)]], axis=0)  # in the section with most
+        z, y, x = most[np.argmin(((most - most.mean(axis=0)) ** 2).sum(axis=1))].tolist()
+        contacts[pair] = z, y, x
+    return contacts
 
 
 @loop
-def _touching(codes, first, reach):
+def touching_pieces(codes: np.ndarray, first: Coordinate, reach: Coordinate) -> tuple[np.ndarray, np.ndarray]:
     """Codes (n, 2) of pieces that touch, and the places between (n, 3); the upper voxel is at `first` or behind it."""
     pairs, places, count = np.empty((64, 2), np.int64), np.empty((64, 3), np.int64), 0
     _, rows, columns = codes.shape
@@ -115,11 +122,3 @@ def _touching(codes, first, reach):
                     places[count, axis] -= away // 2
                     count += 1
     return pairs[:count], places[:count]
-
-
-def _amid(places: np.ndarray) -> Coordinate:
-    """The place nearest to the centre of those in the section that has most of them."""
-    sections, counts = np.unique(places[:, 0], return_counts=True)
-    own = np.unique(places[places[:, 0] == sections[np.argmax(counts)]], axis=0)
-    z, y, x = own[np.argmin(((own - own.mean(axis=0)) ** 2).sum(axis=1))].tolist()
-    return z, y, x

@@ -58,7 +58,7 @@ def contingency(segmentation: Any, labels: Any, roi: Roi | None = None, shape: C
     truth, found = np.ravel(labels), np.ravel(segmentation)
     starts = ids.run_starts(truth, found)
     of_labels, of_segments = (column[starts].astype(np.uint64) for column in (truth, found))
-    keys, values = _overlaps(of_labels, of_segments, starts, np.diff(starts, append=truth.size))
+    keys, values = count_overlaps(of_labels, of_segments, starts, np.diff(starts, append=truth.size))
     position = np.unravel_index(values[:, 1].astype(np.int64), labels.shape)
     if roi is not None and shape is not None:
         position = tuple(p + offset for p, offset in zip(position, roi.offset, strict=True))
@@ -67,7 +67,9 @@ def contingency(segmentation: Any, labels: Any, roi: Roi | None = None, shape: C
 
 
 @loop
-def _overlaps(labels, segments, starts, lengths):
+def count_overlaps(
+    labels: np.ndarray, segments: np.ndarray, starts: np.ndarray, lengths: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Labels and segments of runs that overlap (n, 2), in any order; their number of voxels and the first one's index.
 
     The runs are in raster order.

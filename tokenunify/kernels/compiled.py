@@ -24,8 +24,17 @@ def kept(*signature: Any, counted: bool = True, **options: Any) -> Callable[[Cal
         try:
             return _njit(function, *signature, counted=counted, **options, cache=True)
         except RuntimeError:  # numba found no folder
-            folder = _numba.config.CACHE_DIR = _temporary_folder()
-            return _njit(function, *signature, counted=counted, **options, cache=bool(folder))
+            _numba.config.CACHE_DIR = ""
+            with suppress(OSError):
+                folder = Path(tempfile.gettempdir(), f"tokenunify-{os.getuid()}")
+                folder.mkdir(mode=0o700, exist_ok=True)
+                found = folder.lstat()
+                tempfile.TemporaryFile(dir=folder).close()
+                # Code is run from it: nobody else may write to it.
+                if stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077:
+                    _numba.config.CACHE_DIR = str(folder)
+            kept_there = bool(_numba.config.CACHE_DIR)
+            return _njit(function, *signature, counted=counted, **options, cache=kept_there)
 
     return decorate
 
@@ -57,19 +66,6 @@ def _njit(function: Callable, *signature: Any, counted: bool, cache: bool, **opt
 
         index._load_index = read_or_forget
     return compiled
-
-
-def _temporary_folder() -> str:
-    """A folder that nobody else may write to, since code is run from it; empty where there is none."""
-    try:
-        folder = Path(tempfile.gettempdir(), f"tokenunify-{os.getuid()}")
-        folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
-        with tempfile.TemporaryFile(dir=folder):
-            private = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077
-            return str(folder) if private else ""
-    except OSError:
-        return ""
 
 
 loop: Any = kept(nogil=True)

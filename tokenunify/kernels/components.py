@@ -48,12 +48,12 @@ def numbered(labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     labels = np.ascontiguousarray(labels, labels.dtype.newbyteorder("="))
     parents = np.arange(labels.size, dtype=np.int32 if labels.size < 2**31 else np.int64)
     connect(labels, parents, True)
-    first = _number(labels, parents)
+    first = number_roots(labels, parents)
     return parents.reshape(labels.shape), first
 
 
 @loop
-def _number(labels, parents):
+def number_roots(labels, parents):
     """Put numbers from 1 in place of the trees, 0 where the label is 0; return the roots."""
     flat, count = labels.ravel(), 0
     for voxel in range(flat.size):

@@ -35,7 +35,7 @@ class TableELU(nn.Module):
         dense = x.is_contiguous() or x.is_contiguous(memory_format=torch.channels_last_3d)
         if x.dtype not in (torch.bfloat16, torch.float16) or not dense:
             return F.elu(x, self.alpha, inplace=True)
-        _look_up(_codes(x.as_strided((x.numel(),), (1,))), _table(x.dtype, self.alpha))
+        look_up(_codes(x.as_strided((x.numel(),), (1,))), _table(x.dtype, self.alpha))
         return x
 
 
@@ -52,6 +52,7 @@ def _codes(values: Tensor) -> np.ndarray:
 
 
 @loop
-def _look_up(codes: np.ndarray, table: np.ndarray) -> None:
+def look_up(codes: np.ndarray, table: np.ndarray) -> None:
+    """Replace each code by its entry in the table."""
     for i in range(len(codes)):
         codes[i] = table[codes[i]]

@@ -142,7 +142,7 @@ def forward(softplus, u, delta, A, B, C, D, bias, y, states):
 
 
 @summing
-def _return(num, step, x, A, B, C, decay, h, dy, dh, dA, dB, dC, dx, dstep):
+def back_through_states(num, step, x, A, B, C, decay, h, dy, dh, dA, dB, dC, dx, dstep):
     """Take the gradient of the states, dh, back through the tokens of a chunk; dA's share is added.
 
     Not a part of `backward`: its sums over lanes, and no others, may be added up in any order.
@@ -197,7 +197,7 @@ def backward(softplus, u, delta, A, B, C, D, bias, states, dy, du, ddelta, dB, d
                     h[t + 1, n, j] = left * h[t, n, j] + x[t, j] * b
         dx[:] = dstep[:] = 0
         share[:] = 0
-        _return(num, step, x, A, tile_B, tile_C, decay, h, tile_dy, dh, share, tile_dB, tile_dC, dx, dstep)
+        back_through_states(num, step, x, A, tile_B, tile_C, decay, h, tile_dy, dh, share, tile_dB, tile_dC, dx, dstep)
         for t in range(num):  # from the gradients of x and step to those of u and delta, in place
             for j in range(LANES):
                 dD[j] += tile_dy[t, j] * tile_u[t, j]

@@ -94,11 +94,11 @@ class Tiling:
         """Add to the box's sums (c, z, y, x) what the crop has in the box, (c, ...), both float32, weighted."""
         in_crop, in_roi = self.overlap(number, roi)
         spans = [(c.start, r.start, r.stop - r.start) for c, r in zip(in_crop, in_roi, strict=True)]
-        _add(sums, affinities, weight, np.array(spans, np.uint64).T)
+        add_crop(sums, affinities, weight, np.array(spans, np.uint64).T)
 
 
 @loop
-def _add(sums: np.ndarray, affinities: np.ndarray, weight: np.ndarray, spans: np.ndarray) -> None:
+def add_crop(sums: np.ndarray, affinities: np.ndarray, weight: np.ndarray, spans: np.ndarray) -> None:
     """Add the voxels that a crop and a box share: `spans` are its first in the crop and in the box, and its shape.
 
     They are unsigned, so that no index has to be looked at for being counted from the end.

@@ -85,7 +85,21 @@ def section(output: Path, text: str) -> str:
     try:
         if before is None or not _answers(output, made, before, asked):
             return text
-        changed = _changed(output, made, before)
+        # States of local files that are not what they were: by size and time, and where these differ by checksum.
+        index, content, used = made["run"]["source"], made["content"], []
+        for role, local in _on_this_machine(f"{index}", before["sources"][index], content).items():
+            used.append(local)
+            for name, sha256 in (content[role].get("refers_to") or {}).items():
+                folder = os.path.dirname(os.path.realpath(local_files.expand(local.path)))
+                used.append(_Local(f"{local.key} {name}", os.path.join(folder, name), "file", sha256))
+        changed = {}
+        for local in used:
+            state = _state(local.path, local.format)
+            if state is None:
+                logger.warning("%s (of %s) is not there any more; what was made of it stays", local.path, output)
+            elif not _holds(output, local, state, before.get("found", {})):
+                logger.warning("%s (of %s) has changed: it and what follows is made again", local.path, output)
+                changed[local.key] = state
     except (KeyError, IndexError, TypeError, AttributeError):
         return text  # it is not the manifest of a download: the stages that read it say so
     section = {**asked, "found": {**asked.get("found", {}), **changed}} if changed else before
@@ -140,26 +154,6 @@ def _on_this_machine(prefix: str, source: dict, content: dict) -> dict[str, _Loc
 def _recorded(file: dict, content: dict, role: str) -> str | None:
     """The checksum found of the file itself; of an archive, only that of its member is recorded."""
     return None if file.get("member") else (content.get(role) or {}).get("sha256")
-
-
-def _changed(output: Path, made: dict, before: dict) -> dict[str, str]:
-    """States of local files that are not what they were: by size and time, and where these differ by checksum."""
-    index, content = made["run"]["source"], made["content"]
-    used = []
-    for role, local in _on_this_machine(f"{index}", before["sources"][index], content).items():
-        used.append(local)
-        for name, sha256 in (content[role].get("refers_to") or {}).items():
-            folder = os.path.dirname(os.path.realpath(local_files.expand(local.path)))
-            used.append(_Local(f"{local.key} {name}", os.path.join(folder, name), "file", sha256))
-    known, changed = before.get("found", {}), {}
-    for local in used:
-        state = _state(local.path, local.format)
-        if state is None:
-            logger.warning("%s (of %s) is not there any more; what was made of it stays", local.path, output)
-        elif not _holds(output, local, state, known):
-            logger.warning("%s (of %s) has changed: it and what follows is made again", local.path, output)
-            changed[local.key] = state
-    return changed
 
 
 def _holds(output: Path, local: _Local, state: str, known: dict[str, str]) -> bool:

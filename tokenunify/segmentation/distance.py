@@ -15,7 +15,7 @@ def capped_distance(inside: np.ndarray, *, cap: int) -> np.ndarray:
     """
     squares = np.empty(inside.shape, np.uint16 if cap < SMALL_CAP else np.float32)
     volume = squares.reshape((1,) * (3 - inside.ndim) + inside.shape)
-    _along_x(inside.reshape(volume.shape), volume, squares.dtype.type(cap))
+    along_x(inside.reshape(volume.shape), volume, squares.dtype.type(cap))
     for section in volume:
         _across_rows(section)
     if inside.ndim == 3:
@@ -27,7 +27,7 @@ def capped_distance(inside: np.ndarray, *, cap: int) -> np.ndarray:
 
 
 @loop
-def _along_x(inside, squares, cap):
+def along_x(inside: np.ndarray, squares: np.ndarray, cap: int) -> None:
     """Squared distances within each row."""
     for z in range(inside.shape[0]):
         for y in range(inside.shape[1]):
@@ -44,7 +44,7 @@ def _along_x(inside, squares, cap):
 
 
 @loop
-def _across_rows(squares):
+def _across_rows(squares: np.ndarray) -> None:
     """For each voxel of a plane, the least over its column of a square plus the squared distance to it."""
     rows = squares.copy()
     for place in range(len(rows)):
@@ -60,7 +60,7 @@ def _across_rows(squares):
 
 
 @loop
-def _lower(row, other, more):
+def _lower(row: np.ndarray, other: np.ndarray, more: np.integer) -> None:
     for x in range(row.size):
         square = row.dtype.type(other[x] + more)
         row[x] = square if square < row[x] else row[x]

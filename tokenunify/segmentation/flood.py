@@ -43,8 +43,8 @@ def flood(heights: np.ndarray, seeds: np.ndarray) -> np.ndarray:
     steps = (y * x, x, 1)[3 - heights.ndim :]
     around = (*(-step for step in steps), *steps[::-1])  # a tuple: loops over it are unrolled
     queue = np.empty(state.size, np.int32 if state.size < 2**31 else np.int64)
-    waits = _start(heights.reshape(shape), seeds.reshape(shape), state, around, queue)
-    _flood(state.reshape(-1), around, queue, *waits)
+    waits = queue_seeds(heights.reshape(shape), seeds.reshape(shape), state, around, queue)
+    grow(state.reshape(-1), around, queue, *waits)
     labels = state[1:-1, 1:-1, 1:-1].reshape(heights.shape)
     return np.where(labels < DRY, labels, np.uint32(0))
 
@@ -55,7 +55,7 @@ def _level(height):
 
 
 @loop
-def _start(heights, seeds, state, steps, queue):
+def queue_seeds(heights, seeds, state, steps, queue):
     """Put seeds and levels into the state, and the seeds' voxels that have a dry neighbour into the queue.
 
     Levels that do not occur get no number. Returns where each level's part of the queue begins and ends, and how many
@@ -88,7 +88,7 @@ def _start(heights, seeds, state, steps, queue):
 
 
 @loop
-def _flood(flat, steps, queue, first, last, waiting):
+def grow(flat, steps, queue, first, last, waiting):
     """Label the voxels; each waits at most once, in its level's part of the queue."""
     level = np.int64(0)
     while level < len(first):
@@ -100,7 +100,7 @@ def _flood(flat, steps, queue, first, last, waiting):
         while place < end and lowest == level:  # until a voxel of a lower level waits
             if place + AHEAD < end:
                 for step in steps:
-                    _prefetch(flat, queue[place + AHEAD] + step)  # type: ignore[call-arg]
+                    prefetch(flat, queue[place + AHEAD] + step)  # type: ignore[call-arg]
             voxel = queue[place]
             place += 1
             for step in steps:
@@ -127,7 +127,7 @@ def _push(queue, last, waiting, level, voxel):
 
 
 @intrinsic
-def _prefetch(_typing, array, index):
+def prefetch(_typing, array, index):
     """Ask for array[index], of one axis, to be in the cache soon: a plateau's front is spread over the volume."""
 
     def generate(context, builder, signature, arguments):

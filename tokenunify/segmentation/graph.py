@@ -193,7 +193,7 @@ def _merge_histograms(parts: Sequence[Rag | Stored], places: Sequence[np.ndarray
         return np.zeros(num_edges + 1, np.int64), np.zeros(0, np.uint8), np.zeros(0, np.uint64)
     present = np.zeros((num_edges, NUM_LEVELS // 8), np.uint8)
     for part, place in filled:
-        _mark(present, place, part.starts, part.bins)
+        mark_levels(present, place, part.starts, part.bins)
     starts = np.concatenate([[0], np.bitwise_count(present).sum(axis=1, dtype=np.int64).cumsum()])
     bins, amounts = np.empty(starts[-1], np.uint8), np.zeros(starts[-1], np.uint64)
     for first in range(0, num_edges, EDGES_AT_ONCE):
@@ -202,12 +202,12 @@ def _merge_histograms(parts: Sequence[Rag | Stored], places: Sequence[np.ndarray
         bins[starts[first] : starts[first + len(rows)]] = set_bits.astype(np.uint8)  # modulo NUM_LEVELS
     del present
     for part, place in filled:
-        _add_amounts(starts, bins, amounts, place, part.starts, part.bins, part.amounts)
+        add_amounts(starts, bins, amounts, place, part.starts, part.bins, part.amounts)
     return starts, bins, amounts
 
 
 @loop
-def _mark(present, place, starts, bins):
+def mark_levels(present: np.ndarray, place: np.ndarray, starts: np.ndarray, bins: np.ndarray) -> None:
     """Set the bits of the edges' levels in `present`, where edge i has row place[i]."""
     for edge in range(len(place)):
         for entry in range(starts[edge], starts[edge + 1]):
@@ -215,7 +215,15 @@ def _mark(present, place, starts, bins):
 
 
 @loop
-def _add_amounts(starts, bins, amounts, place, part_starts, part_bins, part_amounts):
+def add_amounts(
+    starts: np.ndarray,
+    bins: np.ndarray,
+    amounts: np.ndarray,
+    place: np.ndarray,
+    part_starts: np.ndarray,
+    part_bins: np.ndarray,
+    part_amounts: np.ndarray,
+) -> None:
     """Add a part's amounts to those of the merged graph, which has all its levels in the same order."""
     for edge in range(len(place)):
         at = starts[place[edge]]

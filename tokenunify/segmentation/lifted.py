@@ -38,7 +38,7 @@ def of_block(affinities: Any, fragments: Any, roi: Roi, offsets: Sequence[Coordi
 
     def collected(index: int) -> Rag:
         sections = slabs.roi(index).slices[0]
-        return from_pairs(*_collect(grey, rows, steps, names, first, (sections.start, sections.stop)))
+        return from_pairs(*collect_pairs(grey, rows, steps, names, first, (sections.start, sections.stop)))
 
     if len(slabs) == 1:
         return collected(0)
@@ -58,7 +58,14 @@ def apart(linked: Rag, rag: Rag) -> Rag:
 
 
 @loop
-def _collect(affinities, channels, steps, fragments, first, sections):
+def collect_pairs(
+    affinities: np.ndarray,
+    channels: np.ndarray,
+    steps: np.ndarray,
+    fragments: np.ndarray,
+    first: Coordinate,
+    sections: tuple[int, int],
+) -> tuple[np.ndarray, np.ndarray]:
     """Count the pairs of the voxels in some sections of the affinities, whose voxel 0 is `first` in the fragments.
 
     `channels` (n,) are those of the `steps` (n, 3). Returns what `from_pairs` takes.

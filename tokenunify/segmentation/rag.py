@@ -75,7 +75,7 @@ def of_block(affinities: Any, fragments: Any, roi: Roi, *, histograms: bool = Tr
 
     def collected(index: int) -> Rag:
         box = tuple((axis.start, axis.stop) for axis in slabs.roi(index).moved(roi.offset).within(outer))
-        return from_pairs(*_collect(grey, names, box, histograms))
+        return from_pairs(*collect_faces(grey, names, box, histograms))
 
     if len(slabs) == 1:
         return collected(0)
@@ -84,7 +84,9 @@ def of_block(affinities: Any, fragments: Any, roi: Roi, *, histograms: bool = Tr
 
 
 @loop
-def _collect(affinities, fragments, box, histograms):
+def collect_faces(
+    affinities: np.ndarray, fragments: np.ndarray, box: tuple[tuple[int, int], ...], histograms: bool
+) -> tuple:
     """Count the pairs of the voxels in a box with their lower neighbours, which the arrays hold outside it, too.
 
     The voxels of a fragment are counted as its pair with itself. Returns what `from_pairs` takes.
@@ -95,13 +97,22 @@ def _collect(affinities, fragments, box, histograms):
     for z in range(z0, z1):
         for y in range(y0, y1):
             found, entries = pair_table.with_room(found, 4 * (x1 - x0)), pair_table.with_room(entries, 3 * (x1 - x0))
-            _collect_row(affinities, fragments, (z, y), (x0, x1), histograms, found, entries, last)
+            collect_row(affinities, fragments, (z, y), (x0, x1), histograms, found, entries, last)
     rows, amounts = pair_table.used(entries)
     return (*pair_table.used(found), rows, amounts[:, 0])
 
 
 @loop
-def _collect_row(affinities, fragments, place, columns, histograms, found, entries, last):
+def collect_row(
+    affinities: np.ndarray,
+    fragments: np.ndarray,
+    place: tuple[int, int],
+    columns: tuple[int, int],
+    histograms: bool,
+    found: Any,
+    entries: Any,
+    last: np.ndarray,
+) -> None:
     """Count the pairs of a row; apart, so that the tables are passed on once per row: threads would wait for it."""
     z, y = place
     row = fragments[z, y]

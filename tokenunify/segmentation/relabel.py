@@ -13,7 +13,7 @@ from tokenunify.store import arrays, blockwise, forms, manifest, pyramid
 
 def run(
     section: Relabel, plain: dict, *, fragments: Path, lut: Path, prepared: Path, output: Path, part: tuple[int, int]
-):
+) -> None:
     """Fill a part of the blocks of the `segmentation` store (z, y, x), uint64; --lut is agglomerate's manifest.
 
     A block's share of the lower levels is written before the block itself, and so is there once the ledger lists it.

@@ -68,7 +68,7 @@ def agglomerate(
         raise InputError(f"frozen has shape {list(frozen.shape)}, expected {list(rag.nodes.shape)}: one for each node")
     ordered = sorted(thresholds)
     state = _start(rag, score, np.zeros(rag.nodes.size, bool) if frozen is None else frozen)
-    roots = _merge(state, np.array(ordered, np.float32))
+    roots = merge_edges(state, np.array(ordered, np.float32))
     return {threshold: Lut(rag.nodes, rag.nodes[root]) for threshold, root in zip(ordered, roots, strict=True)}
 
 
@@ -113,7 +113,7 @@ def _start(rag: Rag, score: Score, frozen: np.ndarray) -> State:
 
 
 @loop
-def _merge(state, thresholds):
+def merge_edges(state, thresholds):
     """Root (smallest node index) of each node at each of the rising thresholds."""
     for half in range(len(state.halves)):
         _link(state, half, state.halves[half].node)
@@ -135,7 +135,7 @@ def _merge(state, thresholds):
             else:
                 one, two = state.labels[a], state.labels[b]
                 parents[max(one, two)] = min(one, two)
-                _contract(state, e)
+                contract_edge(state, e)
             e = _top(state)
         for node in range(len(parents)):  # a parent is smaller, so it has its root already
             parents[node] = parents[parents[node]]
@@ -188,7 +188,7 @@ def _place(state, e, slot):
 
 
 @inner
-def _contract(state, e):
+def contract_edge(state, e):
     """Merge the nodes of an edge: the one with more ends takes those of the other, whichever keeps its label.
 
     Of two edges to one neighbour, the one with the lower score absorbs the other; on a tie, it is the edge of the node

@@ -72,7 +72,7 @@ class Ingest(Strict):
     stated_voxel_size: c.StatedVoxelSize = Field("check", exclude_if=lambda stated: stated == "check")
 
     @model_validator(mode="after")
-    def _a_shard_holds_whole_chunks(self) -> Self:
+    def a_shard_holds_whole_chunks(self) -> Self:
         check_multiple("shard_shape", self.shard_shape, "chunk_shape", self.chunk_shape)
         return self
 
@@ -112,7 +112,7 @@ class Grid(Strict):
     block_shape: c.Shape
 
     @model_validator(mode="after")
-    def _no_two_blocks_share_a_file(self) -> Self:
+    def no_two_blocks_share_a_file(self) -> Self:
         check_multiple("shard_shape", self.shard_shape, "chunk_shape", self.chunk_shape)
         check_multiple("block_shape", self.block_shape, "shard_shape", self.shard_shape)
         return self

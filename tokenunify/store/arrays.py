@@ -147,7 +147,7 @@ class Store:
         self.attrs = self.array.attrs
         self.marks = {}
 
-    def __getitem__(self, index) -> np.ndarray:
+    def __getitem__(self, index: Any) -> np.ndarray:
         try:
             for file in shards.files(self.array, shards.box(index, self.shape)) if self.marks else ():
                 if not shards.is_as_recorded(file, self.array, self.marks):

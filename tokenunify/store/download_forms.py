@@ -59,7 +59,7 @@ class Sources(Form):
     run: Paths
 
     @model_validator(mode="after")
-    def _has_raw_and_the_places_of_files(self) -> Self:
+    def has_raw_and_the_places_of_files(self) -> Self:
         if self.phantom is None and self.raw is None:
             raise ValueError("expected raw or a phantom")
         for role in ("raw", "labels", "mask"):

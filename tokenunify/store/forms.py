@@ -26,14 +26,15 @@ class Form(BaseModel):
     model_config = ConfigDict(extra="allow", allow_inf_nan=False)
 
 
-def _inside(place: str) -> str:
+def beside_the_manifest(place: str) -> str:
+    """Refuse a path that leads elsewhere."""
     path = PurePosixPath(place)
     if path.is_absolute() or ".." in path.parts or not path.parts:
         raise ValueError("expected a path beside the manifest")
     return place
 
 
-Place = Annotated[str, AfterValidator(_inside)]
+Place = Annotated[str, AfterValidator(beside_the_manifest)]
 Three = Annotated[list[PositiveInt], Field(min_length=3, max_length=3)]
 Shape = Annotated[list[PositiveInt], Field(min_length=3, max_length=4)]
 """With the channels of affinities first."""
@@ -101,7 +102,7 @@ class Shaped(Form):
     offset_nm: Offset
 
     @model_validator(mode="after")
-    def _has_a_shape(self) -> Self:
+    def has_a_shape(self) -> Self:
         if self.raw is None and self.shape is None:
             raise ValueError("expected raw or shape")
         return self

@@ -61,13 +61,13 @@ class EMmamba(Architecture):
 
     @model_validator(mode="before")
     @classmethod
-    def _fill_size(cls, values: Any) -> Any:
+    def fill_size(cls, values: Any) -> Any:
         if not isinstance(values, dict) or (size := _size(values.get("name"))) is None:
             return values
         return {"features": size[0], "hidden": size[1], **values}
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def consistent(self) -> Self:
         levels = len(self.features)
         check_lengths("features", levels, {"depths": (self.depths, levels), "strides": (self.strides, levels)})
         if any(k % 2 == 0 for k in self.kernel):

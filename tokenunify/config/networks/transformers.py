@@ -39,7 +39,7 @@ class Unetr(Architecture):
         return self.patch
 
     @model_validator(mode="after")
-    def _reachable(self) -> Self:
+    def reachable(self) -> Self:
         if any(self.REFINEMENT % p for p in self.patch):
             raise ValueError(f"patch must divide {self.REFINEMENT} in every axis, got {list(self.patch)}; change it")
         return self
@@ -69,7 +69,7 @@ class Vit(Architecture):
         return self.patch
 
     @model_validator(mode="after")
-    def _divisible(self) -> Self:
+    def divisible(self) -> Self:
         if self.hidden % self.heads:
             raise ValueError(f"hidden must be a multiple of heads {self.heads}, got {self.hidden}; change either")
         return self

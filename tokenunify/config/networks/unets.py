@@ -118,7 +118,7 @@ class ResUnet(Architecture):
     """Groups of channels (normalisation: group)."""
 
     @model_validator(mode="after")
-    def _one_per_level(self) -> Self:
+    def one_per_level(self) -> Self:
         levels = len(self.filters)
         check_lengths("filters", levels, {"kernels": (self.kernels, levels), "poolings": (self.poolings, levels - 1)})
         if self.normalisation == "group" and any(f % self.groups for f in self.filters):

@@ -93,7 +93,7 @@ def unpack(archive: str | Path, wanted: str, target: Path, max_bytes: float) -> 
             if member.num_bytes > left:
                 raise _too_large(archive, member, f"{member.num_bytes} bytes", max_bytes)
             found[place] = str(PurePosixPath(member.name))
-            left -= _copy(archive, member, work / place, left, max_bytes)
+            left -= copy_member(archive, member, work / place, left, max_bytes)
     if not found:
         raise InputError(f"{archive} has no member {wanted!r}; correct member: a path or a glob inside the archive")
     if list(found.values()) == [str(root)]:
@@ -128,7 +128,7 @@ def _too_large(archive: str | Path, member: Member, found: str, max_bytes: float
     )
 
 
-def _copy(archive: str | Path, member: Member, path: Path, left: float, max_bytes: float) -> int:
+def copy_member(archive: str | Path, member: Member, path: Path, left: float, max_bytes: float) -> int:
     """Write one member, unless it is there; return its size."""
     if path.exists():
         return path.stat().st_size

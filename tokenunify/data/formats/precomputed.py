@@ -33,7 +33,22 @@ def open_precomputed(path: str, key: str) -> SourceArray:
         else:
             stored = by_box(address, scale.get("voxel_offset", [0] * 3), chunk, size)
         x, y, z = chunk
-        _refuse_packed(address, scale)
+        # Chunks that are packed as files, as cloud-volume writes them by default, are not found by tensorstore, which
+        # takes them for zeros. Of a local folder all names are known, at an address those of a packed first chunk.
+        names: Iterable[str] = ()
+        if local := tensorstore_access.local(address):
+            names = (entry.name for entry in os.scandir(local)) if local.is_dir() else ()
+        elif "sharding" not in scale:
+            axes = zip(scale.get("voxel_offset", [0] * 3), scale["chunk_sizes"][0], scale["size"], strict=True)
+            first = "_".join(f"{start}-{start + min(length, whole)}" for start, length, whole in axes)
+            names = [first + ending for ending in PACKED]
+        packed = next((name for name in names if name.endswith(PACKED) and _has(address, name)), None)
+        if packed and not _has(address, packed.rpartition(".")[0]):
+            raise InputError(
+                f"{address} has packed chunks, such as {packed}, which would be read as zeros; unpack them (`gunzip -r "
+                f"{scale['key']}`, for .gz), write the volume with compress=False, or serve it by a server that sets "
+                "Content-Encoding, as cloud-volume's viewer does"
+            )
         array = tensorstore_access.array("neuroglancer_precomputed", address_of(path), scale_index=number)
         voxel_size = product([1.0] * 3, scale["resolution"][::-1])
     metadata.check_chunk(path, (z, y, x), array.dtype.itemsize)
@@ -54,28 +69,6 @@ def scales_of(path: str) -> list[dict]:
     ):
         return scales
     raise metadata.damaged(path, f"scales of `info` must list scales with a key, found {scales!r:.200}")
-
-
-def _refuse_packed(folder: str, scale: dict) -> None:
-    """Raise InputError for chunks that are packed as files, as cloud-volume writes them by default.
-
-    Tensorstore does not find these and takes them for zeros. Of a local folder all names are known, at an address those
-    that a packed first chunk may have.
-    """
-    names: Iterable[str] = ()
-    if local := tensorstore_access.local(folder):
-        names = (entry.name for entry in os.scandir(local)) if local.is_dir() else ()
-    elif "sharding" not in scale:
-        axes = zip(scale.get("voxel_offset", [0] * 3), scale["chunk_sizes"][0], scale["size"], strict=True)
-        first = "_".join(f"{start}-{start + min(chunk, size)}" for start, chunk, size in axes)
-        names = [first + ending for ending in PACKED]
-    packed = next((name for name in names if name.endswith(PACKED) and _has(folder, name)), None)
-    if packed and not _has(folder, packed.rpartition(".")[0]):
-        raise InputError(
-            f"{folder} has packed chunks, such as {packed}, which would be read as zeros; unpack them (`gunzip -r "
-            f"{scale['key']}`, for .gz), write the volume with compress=False, or serve it by a server that sets "
-            "Content-Encoding, as cloud-volume's viewer does"
-        )
 
 
 def _has(folder: str, name: str) -> bool:

@@ -5,7 +5,6 @@ import threading
 from collections.abc import Callable
 from math import prod
 from typing import Any
-from xml.etree import ElementTree
 
 import numpy as np
 import tifffile
@@ -13,17 +12,13 @@ import zarr
 
 from tokenunify.data.formats import tiff_checks, tiff_set, tiff_values
 from tokenunify.data.formats.axes import ordered
-from tokenunify.data.formats.source_array import NM, ArrayLike, Opening, Sections, SourceArray, Stated, product
+from tokenunify.data.formats.source_array import ArrayLike, Opening, Sections, SourceArray
 from tokenunify.errors import InputError
 
 logger = logging.getLogger(__name__)
 
-RESOLUTION_UNITS = {2: 2.54e7, 3: 1e7}
-"""nm of an inch and of a centimetre."""
 MOST_CHANNELS = 4
 """More are sections, which ImageJ files call channels where the program that wrote them named no axes."""
-FINE = 1e4
-"""A resolution of finer pixels (nm) than any printer's is the specimen's; others are a program's default."""
 
 
 @tiff_checks.bad_tags()
@@ -57,7 +52,7 @@ def open_tiff(path: str, dataset: str | None, opening: Opening) -> SourceArray:
             axes = f"Z{axes[1:]}"  # the first axis of a stack is z, also where it is named I, Q (unknown) or T
         shown = tiff_values.shown(path, first.keyframe) if opening.is_grey else None
         data, _ = ordered(path, _Shown(data, shown) if shown else data, axes)
-    return SourceArray(path, data, _voxel_size(file))
+    return SourceArray(path, data, tiff_values.voxel_size(file))
 
 
 def _joined(path: str, images: list[tifffile.TiffPageSeries], is_grey: bool) -> Sections:
@@ -107,23 +102,3 @@ def _sections(path: str, pages: list[tuple[tifffile.TiffPageSeries, int]], is_gr
         return convert(values) if convert else values
 
     return Sections(path, read, len(pages))
-
-
-def _voxel_size(file: tifffile.TiffFile) -> Stated | None:
-    """By OME's PhysicalSize, by ImageJ's spacing and unit, or by the tags of the first page, which say only y and x."""
-    if file.is_ome and file.ome_metadata:
-        pixels = ElementTree.fromstring(file.ome_metadata).find(".//{*}Pixels")
-        if pixels is not None:
-            units = [NM.get(pixels.get(f"PhysicalSize{axis}Unit", "um")) for axis in "ZYX"]
-            if size := product(units, [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"]):
-                return size
-    imagej, tags = file.imagej_metadata, file.pages.first.tags
-    if file.is_imagej and not imagej:
-        return None
-    ratios = [tags.valueof(f"{axis}Resolution", (0, 1)) for axis in "YX"]
-    lengths = [units / pixels if pixels else 0 for pixels, units in ratios]
-    if imagej:
-        return product([NM.get(str(imagej.get("unit")))] * 3, [imagej.get("spacing"), *lengths])
-    unit = RESOLUTION_UNITS.get(int(tags.valueof("ResolutionUnit", 1)), 0)
-    y, x = (length * unit for length in lengths)
-    return (None, y, x) if 0 < max(y, x) < FINE else None

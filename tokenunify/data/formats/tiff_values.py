@@ -1,11 +1,13 @@
-"""Grey values by the tags of a TIFF page, which may say that zero is white, or give a table of colours."""
+"""Grey values and voxel size by the tags of a TIFF file; zero may be white, and values may be places in a table."""
 
 import logging
 from collections.abc import Callable
+from xml.etree import ElementTree
 
 import numpy as np
-from tifffile import PHOTOMETRIC, TiffPage
+from tifffile import PHOTOMETRIC, TiffFile, TiffPage
 
+from tokenunify.data.formats.source_array import NM, Stated, product
 from tokenunify.errors import InputError
 
 logger = logging.getLogger(__name__)
@@ -15,6 +17,10 @@ COLOUR_TABLE = PHOTOMETRIC.PALETTE
 ORIENTATION = 274
 NODATA = 42113
 """GDAL's tag of the value that stands for no data."""
+RESOLUTION_UNITS = {2: 2.54e7, 3: 1e7}
+"""nm of an inch and of a centimetre."""
+FINE = 1e4
+"""A resolution of finer pixels (nm) than any printer's is the specimen's; others are a program's default."""
 
 
 def described(page: TiffPage) -> str:
@@ -64,3 +70,23 @@ def shown(path: str, page: TiffPage) -> Callable[[np.ndarray], np.ndarray] | Non
     grey = table[0] if table.max() < 256 else table[0] >> 8  # some programs write values of 8 bits
     is_same = np.array_equal(grey, np.arange(len(grey)))
     return None if is_same else lambda values: grey.astype(np.uint8)[values]
+
+
+def voxel_size(file: TiffFile) -> Stated | None:
+    """By OME's PhysicalSize, by ImageJ's spacing and unit, or by the tags of the first page, which say only y and x."""
+    if file.is_ome and file.ome_metadata:
+        pixels = ElementTree.fromstring(file.ome_metadata).find(".//{*}Pixels")
+        if pixels is not None:
+            units = [NM.get(pixels.get(f"PhysicalSize{axis}Unit", "um")) for axis in "ZYX"]
+            if size := product(units, [pixels.get(f"PhysicalSize{axis}") for axis in "ZYX"]):
+                return size
+    imagej, tags = file.imagej_metadata, file.pages.first.tags
+    if file.is_imagej and not imagej:
+        return None
+    ratios = [tags.valueof(f"{axis}Resolution", (0, 1)) for axis in "YX"]
+    lengths = [units / pixels if pixels else 0 for pixels, units in ratios]
+    if imagej:
+        return product([NM.get(str(imagej.get("unit")))] * 3, [imagej.get("spacing"), *lengths])
+    unit = RESOLUTION_UNITS.get(int(tags.valueof("ResolutionUnit", 1)), 0)
+    y, x = (length * unit for length in lengths)
+    return (None, y, x) if 0 < max(y, x) < FINE else None

@@ -47,36 +47,37 @@ def converted(role: str, source: SourceArray, roi: Roi, ends: tuple[float, float
 
 def raw(source: SourceArray, ends: tuple[float, float] | None) -> Convert:
     """The function that makes uint8 of a block of a raw array: `ends` become 0 and 255; None takes what fits."""
+    path = source.path
     if source.dtype.kind not in "iuf":
-        raise InputError(f"{source.path}: raw must be of an integer or float type, found {source.dtype}")
+        raise InputError(f"{path}: raw must be of an integer or float type, found {source.dtype}")
     if ends is not None:
-        return Rescaled(source.path, *ends)
+        return Rescaled(path, *ends)
     if source.dtype == np.uint8:
         return np.asarray
-    return lambda block: _as_uint8(block, source.path)
 
-
-def _as_uint8(block: np.ndarray, path: str) -> np.ndarray:
-    """Floats from 0 to 1 as 0 to 255, integers as they are: a few that lie beyond 0..255 are clipped."""
-    if block.dtype.kind == "f":
-        _check_finite(block, path)
-        low, high = float(block.min()), float(block.max())
-        if low < 0 or high > 1:
+    def as_uint8(block: np.ndarray) -> np.ndarray:
+        """Floats from 0 to 1 as 0 to 255, integers as they are: a few that lie beyond 0..255 are clipped."""
+        if block.dtype.kind == "f":
+            _check_finite(block, path)
+            low, high = float(block.min()), float(block.max())
+            if low < 0 or high > 1:
+                raise InputError(
+                    f"{path}: float raw must lie in 0..1, found {low:g}..{high:g}; rescale it or store it as uint8"
+                )
+            return np.rint(block * 255).astype(np.uint8)
+        outside = np.mean((block < 0) | (block > 255))
+        if outside > MANY_VALUES:
+            low, high = block.min(), block.max()
+            shift = "shift it so that its smallest value is 0 and " if low < 0 else ""
             raise InputError(
-                f"{path}: float raw must lie in 0..1, found {low:g}..{high:g}; rescale it or store it as uint8"
+                f"{path}: raw must lie in 0..255, found {block.dtype} values {low}..{high}, {100 * outside:.3g} % of a "
+                f"block beyond; {shift}rescale it to uint8"
             )
-        return np.rint(block * 255).astype(np.uint8)
-    outside = np.mean((block < 0) | (block > 255))
-    if outside > MANY_VALUES:
-        low, high = block.min(), block.max()
-        shift = "shift it so that its smallest value is 0 and " if low < 0 else ""
-        raise InputError(
-            f"{path}: raw must lie in 0..255, found {block.dtype} values {low}..{high}, {100 * outside:.3g} % of a "
-            f"block beyond; {shift}rescale it to uint8"
-        )
-    if outside > 0:
-        logger.warning("%s: %.3g %% of the raw values of a block are clipped to 0..255", path, 100 * outside)
-    return np.clip(block, 0, 255).astype(np.uint8)
+        if outside > 0:
+            logger.warning("%s: %.3g %% of the raw values of a block are clipped to 0..255", path, 100 * outside)
+        return np.clip(block, 0, 255).astype(np.uint8)
+
+    return as_uint8
 
 
 def _check_finite(values: np.ndarray, path: str) -> None:

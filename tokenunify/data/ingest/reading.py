@@ -38,9 +38,20 @@ def open_source(source: Path, unpacked: Path) -> dict[str, SourceArray]:
         file = content.get(role)
         if file is None:
             continue
-        _check_unchanged(paths[role], file, source)
+        path, remake = paths[role], f"run `snakemake {source} --forcerun download`"
+        try:
+            found = local_files.checksum(path, file["format"])
+        except (OSError, InputError) as error:
+            raise InputError(f"{path} can no longer be read ({error}); put it back or {remake}") from None
+        if found != file["sha256"]:
+            raise InputError(
+                f"{path} changed since the download: expected sha256 {file['sha256']}, found {found}; {remake}"
+            )
+        others, expected = hdf5_references.referred(path, file["format"], file["dataset"]), file.get("refers_to", {})
+        if changed := sorted(dict(others.items() ^ expected.items())):
+            raise InputError(f"{path} takes voxels from {changed}, which changed since the download; {remake}")
         opened[role] = array = readers.open_array(
-            paths[role],
+            path,
             file["format"],
             file["dataset"],
             unpacked / role,
@@ -51,21 +62,6 @@ def open_source(source: Path, unpacked: Path) -> dict[str, SourceArray]:
             array.box, array.whole = Roi(tuple(box["offset"]), tuple(box["shape"])), tuple(box["whole"])
             array.absence = Copied(Count(*box.get("absent", (0, 0))))
     return opened
-
-
-def _check_unchanged(path: str, file: dict, source: Path) -> None:
-    remake = f"run `snakemake {source} --forcerun download`"
-    try:
-        found = local_files.checksum(path, file["format"])
-    except (OSError, InputError) as error:
-        raise InputError(f"{path} can no longer be read ({error}); put it back or {remake}") from None
-    if found != file["sha256"]:
-        raise InputError(
-            f"{path} changed since the download: expected sha256 {file['sha256']}, found {found}; {remake}"
-        )
-    others, expected = hdf5_references.referred(path, file["format"], file["dataset"]), file.get("refers_to", {})
-    if changed := sorted(dict(others.items() ^ expected.items())):
-        raise InputError(f"{path} takes voxels from {changed}, which changed since the download; {remake}")
 
 
 def box_to_ingest(section: sections.Ingest, opened: dict[str, SourceArray]) -> Roi:

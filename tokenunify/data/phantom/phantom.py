@@ -31,7 +31,19 @@ def generate(shape: Coordinate, seed: int, density: float = 1.0) -> tuple[NDArra
     rng = np.random.default_rng(seed)
     drawn = (shape[0] * SLICES, shape[1] + 2 * MARGIN, shape[2] + 2 * MARGIN)
     paths = neurites.grow(np.full(3, -PAD_NM), np.array(drawn) * SLICE_NM + PAD_NM, density, rng)
-    cells = _cells(paths, drawn, rng)
+    # The neurites' cores, which grow until they meet; smooth noise makes their membranes wavy.
+    cores = np.zeros(drawn, np.int32)
+    for path in paths:
+        for point, radius in zip(path.points, path.radii, strict=True):
+            neurites.paint_ball(cores, point / SLICE_NM, np.maximum(CORE * radius / SLICE_NM, 1), path.neurite)
+    cells = cores[_nearest(cores == 0, SLICE_NM)]
+    moved = []
+    for axis, (size, length) in enumerate(zip(drawn, SLICE_NM, strict=True)):
+        coarse = 40 * smooth_noise(drawn, tuple(320 / SLICE_NM), rng)
+        fine = 10 * smooth_noise(drawn, tuple(110 / SLICE_NM), rng)
+        start = np.arange(size).reshape([-1 if a == axis else 1 for a in range(3)])
+        moved.append(np.clip(np.rint(start + (coarse + fine) / np.float32(length)), 0, size - 1).astype(np.int32))
+    cells = cells[tuple(moved)]
     organelles, vesicles = _organelles(paths, drawn, rng)
     stain = Stain(int(cells.max()), (shape[0], *drawn[1:]), rng)
     # What alignment leaves, (y, x) in pixels: mostly a pixel, seldom a jump.
@@ -55,22 +67,6 @@ def generate(shape: Coordinate, seed: int, density: float = 1.0) -> tuple[NDArra
     if crumbs.any() and not crumbs.all():
         pieces = pieces[_nearest(crumbs, VOXEL_SIZE_NM)]
     return raw, relabel_sequential(pieces)[0].astype(np.uint32)
-
-
-def _cells(paths: list[Path], shape: Coordinate, rng: np.random.Generator) -> NDArray[np.int32]:
-    """Draw the neurites' cores, let them grow until they meet, and make their membranes wavy by smooth noise."""
-    cores = np.zeros(shape, np.int32)
-    for path in paths:
-        for point, radius in zip(path.points, path.radii, strict=True):
-            neurites.paint_ball(cores, point / SLICE_NM, np.maximum(CORE * radius / SLICE_NM, 1), path.neurite)
-    cells = cores[_nearest(cores == 0, SLICE_NM)]
-    moved = []
-    for axis, (size, length) in enumerate(zip(shape, SLICE_NM, strict=True)):
-        coarse = 40 * smooth_noise(shape, tuple(320 / SLICE_NM), rng)
-        fine = 10 * smooth_noise(shape, tuple(110 / SLICE_NM), rng)
-        start = np.arange(size).reshape([-1 if a == axis else 1 for a in range(3)])
-        moved.append(np.clip(np.rint(start + (coarse + fine) / np.float32(length)), 0, size - 1).astype(np.int32))
-    return cells[tuple(moved)]
 
 
 def _nearest(empty: NDArray[np.bool_], voxel_size: tuple[float, ...] | NDArray[np.float64]) -> tuple:

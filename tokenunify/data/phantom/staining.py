@@ -66,7 +66,18 @@ class Stain:
         image = image + (texture - image) * ndimage.gaussian_filter(inside, 0.5)
         walls = np.mean([borders(o) for o in organelles], axis=0, dtype=np.float32) * free
         image = image + (MEMBRANE + 12 - image) * np.clip(0.8 * ndimage.gaussian_filter(walls, 0.6), 0, 0.85)
-        _draw_vesicles(image, vesicles, ndimage.maximum_filter(membrane, 5) < 0.4)
+        # Vesicles: pale discs with dark rims, where their centre is free of membranes.
+        free = ndimage.maximum_filter(membrane, 5) < 0.4
+        for centre in vesicles:
+            y, x = np.round(centre).astype(int)
+            if not (4 <= y < image.shape[0] - 4 and 4 <= x < image.shape[1] - 4 and free[y, x]):
+                continue
+            box = image[y - 4 : y + 5, x - 4 : x + 5]
+            rows, columns = np.ogrid[y - 4 : y + 5, x - 4 : x + 5]
+            distance = np.hypot(rows - centre[0], columns - centre[1])
+            ring = 0.75 * np.exp(-(((distance - VESICLE_RADIUS) / 0.8) ** 2))
+            box += (LUMEN - box) * (distance < VESICLE_RADIUS - 0.5)
+            box += (MEMBRANE + 20 - box) * ring
         image += (MEMBRANE - image) * membrane
         # Thickness, staining and the detector: blur, contrast and brightness differ from section to section.
         image = ndimage.gaussian_filter(image, BLUR * self.rng.uniform(0.85, 1.35)) + 7 * self.slow[z]
@@ -79,20 +90,6 @@ class Stain:
     def _grain(self, shape: tuple[int, ...]) -> Image:
         fine = ndimage.gaussian_filter(self.rng.normal(size=shape).astype(np.float32), 1.1)
         return fine / np.float32(0.26)
-
-
-def _draw_vesicles(image: Image, centres: NDArray, free: NDArray[np.bool_]) -> None:
-    """Draw pale discs with dark rims where the centre (y, x) is `free` of membranes."""
-    for centre in centres:
-        y, x = np.round(centre).astype(int)
-        if not (4 <= y < image.shape[0] - 4 and 4 <= x < image.shape[1] - 4 and free[y, x]):
-            continue
-        box = image[y - 4 : y + 5, x - 4 : x + 5]
-        rows, columns = np.ogrid[y - 4 : y + 5, x - 4 : x + 5]
-        distance = np.hypot(rows - centre[0], columns - centre[1])
-        ring = 0.75 * np.exp(-(((distance - VESICLE_RADIUS) / 0.8) ** 2))
-        box += (LUMEN - box) * (distance < VESICLE_RADIUS - 0.5)
-        box += (MEMBRANE + 20 - box) * ring
 
 
 def borders(cells: NDArray) -> NDArray[np.bool_]:
