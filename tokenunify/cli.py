@@ -48,6 +48,8 @@ def parser() -> argparse.ArgumentParser:
             )
         if stage.device:
             sub.add_argument("--device", choices=["auto", "cpu", "cuda"], default="auto")
+        if stage.permit:
+            sub.add_argument("--permit", default="{}", help="what downloads are allowed to do, as Snakemake prints it")
         _add_marker(sub)
     prepare = _add(commands, "prepare", "make the empty store of a block-wise stage")
     prepare.add_argument("--stage", required=True, choices=[name for name, stage in STAGES.items() if stage.store])
@@ -168,6 +170,8 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         section, plain = sections.from_json(arguments.command, given.pop("config_json"))
         module = importlib.import_module(f"tokenunify.{STAGES[arguments.command].module}")
+        if "permit" in given:
+            given["permit"] = sections.permit(given["permit"])
         module.run(section, plain, **given)
 
 

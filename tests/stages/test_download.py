@@ -198,7 +198,7 @@ def test_equal_names_of_different_addresses_do_not_mix(server, run):
 def test_two_volumes_that_want_one_file_fetch_it_once(server, tmp_path):
     source, results = raw(url=f"{server.url}/em/raw.bin", sha256=SHA256), []
     section, _ = sections.from_json("download", json.dumps({"version": 1, "sources": [source]}))
-    job = Job(tmp_path, section, sections.permit(), throttle.Throttle())
+    job = Job(tmp_path, section, sections.DEFAULT_PERMIT, throttle.Throttle())
 
     def want():
         results.append(http.fetch(section.sources[0].raw, job).sha256)

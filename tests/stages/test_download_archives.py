@@ -59,11 +59,11 @@ def pack_entry(path: Path, kind: str, name: str = "set/raw.bin") -> Path:
 def run(tmp_path):
     """Run the stage on one source of raw; return the manifest."""
 
-    def run_stage(**source) -> dict:
+    def run_stage(permit=sections.DEFAULT_PERMIT, **source) -> dict:
         text = json.dumps({"version": 1, "sources": [{"raw": {"format": "npy", **source}}]})
         section, plain = sections.from_json("download", text)
         output = tmp_path / "data" / "v.json"
-        download.run(section, plain, downloads=tmp_path / "downloads", output=output)
+        download.run(section, plain, downloads=tmp_path / "downloads", output=output, permit=permit)
         return manifest.read(output)
 
     return run_stage
@@ -184,19 +184,19 @@ def test_links_and_devices_are_refused_by_name(run, tmp_path, kind, entry):
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar.gz"])
-def test_a_bomb_is_refused_by_what_it_declares(run, tmp_path, monkeypatch, kind):
+def test_a_bomb_is_refused_by_what_it_declares(run, tmp_path, kind):
     archive = pack(tmp_path / f"a.{kind}", {"bomb": bytes(5_000_000), "small": b"1"})
-    monkeypatch.setenv(sections.PERMIT, json.dumps({"max_unpacked_gb": 0.004}))
+    permit = sections.Permit(max_unpacked_gb=0.004)
     with pytest.raises(InputError, match=r"the member 'bomb' of 5000000 bytes the unpacked files exceed 0.004 GB"):
-        run(path=str(archive), member="bomb")
-    assert Path(run(path=str(archive), member="small")["run"]["raw"]).read_bytes() == b"1"
+        run(permit, path=str(archive), member="bomb")
+    assert Path(run(permit, path=str(archive), member="small")["run"]["raw"]).read_bytes() == b"1"
 
 
-def test_many_small_members_are_counted_together(run, tmp_path, monkeypatch):
+def test_many_small_members_are_counted_together(run, tmp_path):
     archive = pack(tmp_path / "a.zip", {f"s/{index}.png": bytes(1_000_000) for index in range(5)})
-    monkeypatch.setenv(sections.PERMIT, json.dumps({"max_unpacked_gb": 0.0042}))
+    permit = sections.Permit(max_unpacked_gb=0.0042)
     with pytest.raises(InputError, match=r"the member 's/4\.png'"):
-        run(path=str(archive), member="s/*.png", format="images")
+        run(permit, path=str(archive), member="s/*.png", format="images")
 
 
 def test_a_bomb_that_declares_less_is_refused(tmp_path):

@@ -42,11 +42,11 @@ def pauses(monkeypatch) -> list[float]:
 def run(tmp_path):
     """Run the stage on one source of raw; return the manifest."""
 
-    def run_stage(url: str, **source) -> dict:
+    def run_stage(url: str, permit=sections.DEFAULT_PERMIT, **source) -> dict:
         file = {"format": "hdf5", "dataset": "main", "url": url, **source}
         section, plain = sections.from_json("download", json.dumps({"version": 1, "sources": [{"raw": file}]}))
         output = tmp_path / "data" / "v.json"
-        download.run(section, plain, downloads=tmp_path / "downloads", output=output)
+        download.run(section, plain, downloads=tmp_path / "downloads", output=output, permit=permit)
         return manifest.read(output)
 
     return run_stage
@@ -226,8 +226,7 @@ def test_the_rate_is_that_of_the_configuration(server, run, monkeypatch):
     spent: list[float] = []
     monkeypatch.setattr(throttle.time, "sleep", spent.append)
     monkeypatch.setattr(throttle.time, "monotonic", lambda: 100.0 + sum(spent[-1:]))
-    monkeypatch.setenv(sections.PERMIT, json.dumps({"max_mb_per_second": 0.1}))
-    run(f"{server.url}/em/raw.h5")
+    run(f"{server.url}/em/raw.h5", sections.Permit(max_mb_per_second=0.1))
     assert sum(spent) >= len(DATA) / 1e5 * 0.9
 
 

@@ -34,22 +34,22 @@ def plan(source: dict, *, accept=(), **terms) -> Plan:
 NOTHING: dict = {"datasets": {}, "models": {}, "segmentations": {}}
 
 
-def run(planned: Plan, folder, monkeypatch) -> dict:
-    monkeypatch.setenv(sections.PERMIT, planned.download_permit)
+def run(planned: Plan, folder) -> dict:
+    permit = sections.permit(planned.download_permit)
     section, plain = sections.from_json("download", planned.download("v"))
-    download.run(section, plain, downloads=folder / "downloads", output=folder / "v.json")
+    download.run(section, plain, downloads=folder / "downloads", output=folder / "v.json", permit=permit)
     return manifest.read(folder / "v.json")
 
 
-def test_nothing_is_downloaded_before_the_terms_are_accepted(server, tmp_path, monkeypatch):
+def test_nothing_is_downloaded_before_the_terms_are_accepted(server, tmp_path):
     source = {"url": f"{server.url}/raw.npy", "format": "npy"}
     with pytest.raises(InputError) as caught:
-        run(plan(source, accept=["another"]), tmp_path, monkeypatch)
+        run(plan(source, accept=["another"]), tmp_path)
     for words in (TERMS["text"], TERMS["url"], "accept_licenses: [another, wafer-nc]"):
         assert words in str(caught.value)
     assert server.requests == []
     assert not (tmp_path / "downloads").exists()
-    run(plan(source, accept=["wafer-nc"]), tmp_path, monkeypatch)
+    run(plan(source, accept=["wafer-nc"]), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -62,15 +62,15 @@ def test_nothing_is_downloaded_before_the_terms_are_accepted(server, tmp_path, m
         {"url": "https://nowhere.invalid/a.zip", "member": "raw.npy", "format": "npy"},
     ],
 )
-def test_every_remote_source_asks(source, tmp_path, monkeypatch):
+def test_every_remote_source_asks(source, tmp_path):
     with pytest.raises(InputError, match="accept_licenses"):
-        run(plan(source), tmp_path, monkeypatch)
+        run(plan(source), tmp_path)
 
 
-def test_terms_that_do_not_ask_and_files_that_are_here(server, tmp_path, monkeypatch):
-    run(plan({"url": f"{server.url}/raw.npy", "format": "npy"}, ask=False), tmp_path, monkeypatch)
+def test_terms_that_do_not_ask_and_files_that_are_here(server, tmp_path):
+    run(plan({"url": f"{server.url}/raw.npy", "format": "npy"}, ask=False), tmp_path)
     (tmp_path / "raw.npy").write_bytes(b"x")
-    run(plan({"path": str(tmp_path / "raw.npy"), "format": "npy"}), tmp_path, monkeypatch)
+    run(plan({"path": str(tmp_path / "raw.npy"), "format": "npy"}), tmp_path)
 
 
 def test_accepting_makes_nothing_stale():
@@ -80,11 +80,11 @@ def test_accepting_makes_nothing_stale():
     assert one.download_permit != other.download_permit
 
 
-def test_the_terms_go_along(tmp_path, monkeypatch):
+def test_the_terms_go_along(tmp_path):
     raw = np.random.default_rng(0).integers(0, 256, (8, 20, 30), np.uint8)
     np.save(tmp_path / "raw.npy", raw)
     planned = plan({"path": str(tmp_path / "raw.npy"), "format": "npy"})
-    run(planned, tmp_path, monkeypatch)
+    run(planned, tmp_path)
     output = tmp_path / "data" / "volumes" / "v.json"
     section, plain = sections.from_json("ingest", planned.ingest("v"))
     ingest.run(section, plain, source=tmp_path / "v.json", output=output, threads=1)
@@ -96,8 +96,6 @@ def test_the_terms_go_along(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("text", ["{", "yes", "[" * 20_000, '{"max_mb_per_second": ' + "9" * 5000 + "}"])
-def test_a_permit_that_is_no_json_is_explained(text: str, monkeypatch, tmp_path):
-    monkeypatch.setenv(sections.PERMIT, text)
-    section, plain = sections.from_json("download", plan({"path": "a.npy", "format": "npy"}).download("v"))
-    with pytest.raises(InputError, match=f"{sections.PERMIT} must be JSON"):
-        download.run(section, plain, downloads=tmp_path, output=tmp_path / "v.json")
+def test_a_permit_that_is_no_json_is_explained(text: str):
+    with pytest.raises(InputError, match="--permit must be JSON"):
+        sections.permit(text)

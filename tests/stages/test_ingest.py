@@ -61,12 +61,12 @@ def labels() -> np.ndarray:
 def ingested(tmp_path):
     """Run download and ingest on a source, and return the volume manifest's path."""
 
-    def run(source: dict, threads=2, **changes) -> Path:
+    def run(source: dict, threads=2, permit=sections.DEFAULT_PERMIT, **changes) -> Path:
         fetched, output = tmp_path / "sources.json", tmp_path / "volumes" / "v.json"
         section, plain = sections.from_json("download", json.dumps({"version": 1, "sources": [source], **RIGHTS}))
         download.run(section, plain, downloads=tmp_path / "downloads", output=fetched)
         section, plain = sections.from_json("ingest", json.dumps(SECTION | changes))
-        ingest.run(section, plain, source=fetched, output=output, threads=threads)
+        ingest.run(section, plain, source=fetched, output=output, threads=threads, permit=permit)
         return output
 
     return run
@@ -567,12 +567,13 @@ def test_images_of_several_folders_in_the_order_of_their_paths(ingested, tmp_pat
 # ------------------------------------------------------------------------------------------------ what is refused
 
 
-def test_a_packed_source_beyond_the_limit_is_refused(ingested, tmp_path, monkeypatch, raw):
+def test_a_packed_source_beyond_the_limit_is_refused(ingested, tmp_path, raw):
     np.save(tmp_path / "v.npy", raw)
     (tmp_path / "v.npy.gz").write_bytes(gzip.compress((tmp_path / "v.npy").read_bytes()))
-    monkeypatch.setenv(sections.PERMIT, json.dumps({"max_unpacked_gb": 1e-4}))
     with pytest.raises(InputError, match=r"v\.npy\.gz: unpacked it exceeds 0\.0001 GB"):
-        ingested({"raw": {"path": str(tmp_path / "v.npy.gz"), "format": "npy"}})
+        ingested(
+            {"raw": {"path": str(tmp_path / "v.npy.gz"), "format": "npy"}}, permit=sections.Permit(max_unpacked_gb=1e-4)
+        )
     assert not [path for path in tmp_path.rglob("*") if path.name.startswith(".v.npy")]
 
 

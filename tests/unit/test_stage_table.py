@@ -23,7 +23,8 @@ def commands(root) -> dict[str, str]:
 
 def flags(stage: Stage) -> set[str]:
     given = {*stage.paths, *stage.lists, *stage.numbers, "config-json"}
-    return given | ({"part"} if stage.blockwise else set()) | ({"device"} if stage.device else set())
+    optional = {"part": stage.blockwise, "device": stage.device, "permit": stage.permit}
+    return given | {flag for flag, is_taken in optional.items() if is_taken}
 
 
 @stages

@@ -1,7 +1,6 @@
 """What each stage is told: the config sections that travel as --config-json, and how they come from the config."""
 
 import json
-import os
 from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
@@ -12,9 +11,6 @@ from tokenunify.config.base import check_multiple
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
 from tokenunify.stages.table import STAGES
-
-PERMIT = "TOKENUNIFY_DOWNLOAD"
-"""Environment variable with the permit as JSON."""
 
 
 class Sample(Strict):
@@ -42,7 +38,7 @@ class Download(Strict):
 
 
 class Permit(c.Downloads):
-    """What downloads are allowed to do: it travels in the environment, as it decides no result."""
+    """What downloads are allowed to do: it is no part of a section, as it decides no result."""
 
     accept_licenses: tuple[c.Name, ...] = ()
 
@@ -51,14 +47,16 @@ class Permit(c.Downloads):
         return self.max_unpacked_gb * 1e9
 
 
-def permit() -> Permit:
-    """What the environment of the process allows."""
-    text = os.environ.get(PERMIT, "{}")
+DEFAULT_PERMIT = Permit()
+
+
+def permit(text: str) -> Permit:
+    """The value of --permit."""
     try:
         given = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{PERMIT} must be JSON, got {text[:80]!r} ({error}); unset it") from None
-    return c.validate(Permit, given, PERMIT)
+        raise InputError(f"--permit must be JSON, got {text[:80]!r} ({error}); leave it out") from None
+    return c.validate(Permit, given, "--permit")
 
 
 class Ingest(Strict):

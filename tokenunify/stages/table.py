@@ -35,6 +35,8 @@ class Stage:
     numbers: tuple[str, ...] = ()
     blockwise: bool = False
     device: bool = False
+    permit: bool = False
+    """Whether it takes what downloads are allowed to do."""
     store: Store | None = None
     resources: Mapping[str, int] | None = field(default_factory=dict)
     """What its jobs ask for, where it differs from the usual; None for jobs of seconds that run beside Snakemake."""
@@ -48,6 +50,7 @@ STAGES = {
         module="data.download.download",
         help="fetch and verify source files",
         paths=("downloads", "output"),
+        permit=True,
         resources={"mem_mb": 2000, "runtime": 720},
     ),
     "ingest": Stage(
@@ -56,6 +59,7 @@ STAGES = {
         help="turn source files into an OME-Zarr volume",
         paths=("source", "output"),
         numbers=("threads",),
+        permit=True,
         resources={"threads": 2},
     ),
     "pretrain": Stage(

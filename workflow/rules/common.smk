@@ -48,13 +48,11 @@ plan = Plan(explained(from_dict, config, " + ".join(map(str, workflow.configfile
 # Snakemake, unless --sdm conda gives each rule its own.
 PYTHONPATH = f"export PYTHONPATH={shlex.quote(str(CHECKOUT))}; "
 INTERPRETER = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; '
-# What downloads may do decides no result: it is no parameter of the rule, so that nothing reruns.
-PERMIT = f"export TOKENUNIFY_DOWNLOAD={shlex.quote(plan.download_permit)}; "
 # A failed job's own message is shown, but not beside the whole log, which --show-failed-logs prints.
 TELL = f"source {shlex.quote(str(CHECKOUT / 'workflow/scripts/tell.sh'))}; "
 SHOWN = workflow.output_settings.show_failed_logs or workflow.exec_mode == ExecMode.REMOTE
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
-shell.prefix(braced(("" if SHOWN else TELL) + PERMIT + PYTHONPATH + ("" if CONDA else INTERPRETER)))
+shell.prefix(braced(("" if SHOWN else TELL) + PYTHONPATH + ("" if CONDA else INTERPRETER)))
 
 
 def retry_no_bad_input():

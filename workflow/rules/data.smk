@@ -4,6 +4,8 @@ INPUTS   sources named in the configuration
 OUTPUTS  data/downloads/{volume}.json   which source was used and its checksums (files beside it)
          data/weights/{model}.json      the same for published weights
          data/volumes/{volume}.json     manifest of data/volumes/{volume}.zarr (raw, labels, mask, pyramids)
+
+What downloads are allowed to do (`permit`) decides no result. So it is a resource: a change of these reruns nothing.
 """
 
 
@@ -20,12 +22,14 @@ rule download:
     resources:
         mem_mb=memory("download"),
         runtime=need("download").runtime,
+        permit=plan.download_permit,
     params:
         config=lambda w: explained(plan.download, w.volume),
     shell:
         "python -m tokenunify download"
         " --config-json {params.config:q}"
         f" --downloads {layout.DOWNLOADS}"
+        " --permit {resources.permit:q}"
         " --output {output:q}"
         " --marker {log:q}.bad-input"
         " &> {log:q}"
@@ -57,12 +61,14 @@ rule ingest:
     resources:
         mem_mb=memory("ingest"),
         runtime=need("ingest").runtime,
+        permit=plan.download_permit,
     params:
         config=lambda w: explained(plan.ingest, w.volume),
     shell:
         "python -m tokenunify ingest"
         " --config-json {params.config:q}"
         " --source {input:q}"
+        " --permit {resources.permit:q}"
         " --threads {threads}"
         " --output {output:q}"
         " --marker {log:q}.bad-input"

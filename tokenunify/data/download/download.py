@@ -14,9 +14,15 @@ from tokenunify.store import manifest
 logger = logging.getLogger(__name__)
 
 
-def run(section: sections.Download, plain: dict, *, downloads: Path, output: Path) -> None:
+def run(
+    section: sections.Download,
+    plain: dict,
+    *,
+    downloads: Path,
+    output: Path,
+    permit: sections.Permit = sections.DEFAULT_PERMIT,
+) -> None:
     """Write the manifest of the first source that works; InputError lists why none did."""
-    permit = sections.permit()
     job = Job(downloads, section, permit, Throttle(permit.max_mb_per_second))
     reasons = []
     for index, source in enumerate(section.sources):

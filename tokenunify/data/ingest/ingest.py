@@ -7,12 +7,21 @@ from pathlib import Path
 import dask
 import zarr
 
+from tokenunify.data.formats.source_array import SourceArray
 from tokenunify.data.ingest import convert, image, labels, reading
 from tokenunify.stages import sections
 from tokenunify.store import arrays, blockwise, manifest, shards
 
 
-def run(section: sections.Ingest, plain: dict, *, source: Path, output: Path, threads: int) -> None:
+def run(
+    section: sections.Ingest,
+    plain: dict,
+    *,
+    source: Path,
+    output: Path,
+    threads: int,
+    permit: sections.Permit = sections.DEFAULT_PERMIT,
+) -> None:
     """Write `{volume}.zarr` beside `output`, then `output`.
 
     The store is built under another name and replaces an older one when it is whole; a killed run goes on at the next
@@ -34,7 +43,8 @@ def run(section: sections.Ingest, plain: dict, *, source: Path, output: Path, th
             manifest.write(output, *manifest.read(placed).values())
         else:
             partial, progress = output.with_name(f"{name}.partial.zarr"), output.with_name(f"{name}.progress")
-            content, run = _write_store(section, source, partial, progress)
+            opened = reading.open_source(source, progress / "unpacked", permit.max_unpacked_bytes)
+            content, run = _write_store(section, source, opened, partial, progress)
             output.unlink(missing_ok=True)  # it describes the store that is about to be replaced
             for path in output.parent.glob(f".{output.stem}.*.placed.json"):
                 path.unlink()
@@ -46,9 +56,10 @@ def run(section: sections.Ingest, plain: dict, *, source: Path, output: Path, th
                 shutil.rmtree(left)
 
 
-def _write_store(section: sections.Ingest, source: Path, partial: Path, progress: Path) -> tuple[dict, dict]:
+def _write_store(
+    section: sections.Ingest, source: Path, opened: dict[str, SourceArray], partial: Path, progress: Path
+) -> tuple[dict, dict]:
     """Write all roles of the volume; return content and run of its manifest."""
-    opened = reading.open_source(source, progress / "unpacked")
     roi = reading.box_to_ingest(section, opened)
     lacking = reading.absent_parts(opened, roi, manifest.read(source)["run"].get("allow_missing", {}))
     image.warn_of_many_files(section, roi)

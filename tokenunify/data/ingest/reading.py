@@ -21,7 +21,7 @@ SIZE_TOLERANCE = 0.01
 """Relative difference of voxel sizes that passes for rounding."""
 
 
-def open_source(source: Path, unpacked: Path) -> dict[str, SourceArray]:
+def open_source(source: Path, unpacked: Path, max_bytes: float) -> dict[str, SourceArray]:
     """The arrays that the manifest `source` lists, by role, raw first; archives are unpacked into a folder.
 
     Raises InputError for a file that is not the one that was downloaded or found.
@@ -55,7 +55,7 @@ def open_source(source: Path, unpacked: Path) -> dict[str, SourceArray]:
             file["format"],
             file["dataset"],
             unpacked / role,
-            max_bytes=sections.permit().max_unpacked_bytes,
+            max_bytes=max_bytes,
             is_grey=role == "raw",
         )
         if box := file.get("box"):
