@@ -6,7 +6,7 @@ current one. Plateaus, of which 8-bit affinities have many, are so flooded from 
 
 import numpy as np
 from numba import types
-from numba.core.cgutils import get_or_insert_function, int32_t, ir, voidptr_t
+from numba.core import cgutils
 from numba.extending import intrinsic
 
 from tokenunify.errors import InputError
@@ -131,11 +131,12 @@ def prefetch(_typing, array, index):
     """Ask for array[index], of one axis, to be in the cache soon: a plateau's front is spread over the volume."""
 
     def generate(context, builder, signature, arguments):
+        number, ir = cgutils.int32_t, cgutils.ir
         data = context.make_array(signature.args[0])(context, builder, arguments[0]).data
-        address = builder.bitcast(builder.gep(data, [arguments[1]]), voidptr_t)
-        kind = ir.FunctionType(ir.VoidType(), [voidptr_t, int32_t, int32_t, int32_t])
-        function = get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
-        builder.call(function, [address, int32_t(1), int32_t(3), int32_t(1)])  # to write to, to keep, data
+        address = builder.bitcast(builder.gep(data, [arguments[1]]), cgutils.voidptr_t)
+        kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, number, number, number])
+        function = cgutils.get_or_insert_function(builder.module, kind, "llvm.prefetch.p0")
+        builder.call(function, [address, number(1), number(3), number(1)])  # to write to, to keep, data
         return context.get_dummy_value()
 
     return types.void(array, index), generate
