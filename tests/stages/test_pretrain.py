@@ -15,7 +15,7 @@ from tests.stages.test_finetune import KILLER, log_of, tensors_of, write_volume
 from tokenunify import config as c
 from tokenunify.geometry import Roi
 from tokenunify.learning import checkpoint, finetune, loop, networks, pretrain
-from tokenunify.learning.tokens import corpus, patches, pictures
+from tokenunify.learning.tokens import corpus, patches, reconstructions
 from tokenunify.stages import sections
 from tokenunify.store import manifest
 
@@ -95,7 +95,7 @@ def test_picture_shows_raw_what_is_seen_and_what_is_made_of_it(volumes, tmp_path
     text = section(objectives=objectives)
     output = train(volumes, tmp_path / "weights.json", text)
     image = np.asarray(Image.open(output.with_name("reconstructions.png")))
-    (_, height, width), gap, number = CROP, pictures.GAP, len(objectives)
+    (_, height, width), gap, number = CROP, reconstructions.GAP, len(objectives)
     assert image.dtype == np.uint8
     assert image.shape == (number * (height + gap) - gap, 3 * (width + gap) - gap)
     shown = np.rint(samples_of(text, volumes)[pretrain.SHOWN]["raw"][0] * 255)

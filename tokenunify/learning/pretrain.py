@@ -12,7 +12,7 @@ from lightning_fabric import Fabric
 
 from tokenunify.learning import checkpoint, loop, networks, processes
 from tokenunify.learning.task import Batch
-from tokenunify.learning.tokens import pictures
+from tokenunify.learning.tokens import reconstructions
 from tokenunify.learning.tokens.corpus import Corpus
 from tokenunify.learning.tokens.patches import PatchGrid
 from tokenunify.learning.tokens.token_prediction import TokenTask
@@ -109,7 +109,7 @@ class Pictures:
         due = step % task.config.picture_every == 0 or step == task.config.steps
         if due and training.fabric.is_global_zero:
             path = training.folder / "pictures" / f"step{step:08d}.png"
-            pictures.write(path, task, training.fabric.to_device(self.batch))
+            reconstructions.write(path, task, training.fabric.to_device(self.batch))
 
 
 def make_training(section: Pretrain, grid: PatchGrid, fabric: Fabric, folder: Path, seed: int) -> loop.Training:

@@ -10,7 +10,7 @@ from tokenunify import layout
 from tokenunify.config import BASELINE, Config, exclusion, sampling
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
-from tokenunify.plan import downloaded, reported
+from tokenunify.plan import downloaded, report_rows
 from tokenunify.stages import sections
 from tokenunify.store import manifest
 
@@ -271,12 +271,12 @@ class Plan:
         return sections.to_json("blockings", section)
 
     def metrics(self, volume: str) -> str:
-        rows = tuple(reported.row(self, run) for run in self.runs(volume))
+        rows = tuple(report_rows.row(self, run) for run in self.runs(volume))
         return sections.to_json("metrics", sections.Metrics(rows=rows))
 
     def report(self) -> str:
         runs = [run for volume in self.test_volumes for run in self.runs(volume)]
-        section = sections.Report(title=", ".join(self.test_volumes), rights=reported.rights(self, runs))
+        section = sections.Report(title=", ".join(self.test_volumes), rights=report_rows.rights(self, runs))
         return sections.to_json("report", section)
 
     def _grid(self) -> dict[str, Coordinate]:

@@ -17,7 +17,7 @@ MANY_NODES = 2**32
 EDGES_AT_ONCE = 2**12
 """Edges whose levels are listed at once: a byte for each of their levels fits into the cache."""
 NO_ENTRIES = np.zeros((0, 2), np.uint64)
-"""Of edges without histograms."""
+"""What edges without histograms have in their place."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
-from tokenunify.store import arrays, file_lock, forms, heap, ledger, lock_holders, manifest, shards
+from tokenunify.store import arrays, file_lock, forms, freed_memory, ledger, lock_holders, manifest, shards
 from tokenunify.store.ledger import record as _record
 
 logger = logging.getLogger(__name__)
@@ -62,7 +62,7 @@ def run_part(
     seconds, added up over the attempts.
     """
     mine = blocks.part(part, num_parts)
-    heap.keep_small()
+    freed_memory.give_back()
     with lock(folder / "locks", mine) as lost:
         done = finished_blocks(folder, blocks) & set(mine)
         if written is not None:

@@ -49,7 +49,7 @@ plan = Plan(explained(from_dict, config, " + ".join(map(str, workflow.configfile
 PYTHONPATH = f"export PYTHONPATH={shlex.quote(str(CHECKOUT))}; "
 INTERPRETER = f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH"; '
 # A failed job's own message is shown, but not beside the whole log, which --show-failed-logs prints.
-TELL = f"source {shlex.quote(str(CHECKOUT / 'workflow/scripts/tell.sh'))}; "
+TELL = f"source {shlex.quote(str(CHECKOUT / 'workflow/scripts/show_failure.sh'))}; "
 SHOWN = workflow.output_settings.show_failed_logs or workflow.exec_mode == ExecMode.REMOTE
 CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 shell.prefix(braced(("" if SHOWN else TELL) + PYTHONPATH + ("" if CONDA else INTERPRETER)))

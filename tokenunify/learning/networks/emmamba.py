@@ -23,7 +23,7 @@ from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
 from tokenunify.learning.mamba import Mamba
 from tokenunify.learning.networks.base import Network
-from tokenunify.learning.networks.blocks import ResBlock, UpBlock, convolution, instance_norm, named
+from tokenunify.learning.networks.layers import ResBlock, UpBlock, convolution, instance_norm, named
 from tokenunify.learning.networks.recompute import Stage
 from tokenunify.learning.networks.released import check_keys, per_axis
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tokenunify.config import Unetr, validate
 from tokenunify.geometry import Coordinate
 from tokenunify.learning.networks.base import Network
-from tokenunify.learning.networks.blocks import ResBlock, UpBlock, convolution, named, upsampling
+from tokenunify.learning.networks.layers import ResBlock, UpBlock, convolution, named, upsampling
 from tokenunify.learning.networks.recompute import Stage
 from tokenunify.learning.networks.released import check_keys, per_axis
 from tokenunify.learning.networks.transformer import Transformer, to_patches
