@@ -1,4 +1,4 @@
-"""Fine-tuning's task, and its losses; every one is told by a mask where the target is known.
+"""The task of fine-tuning: its losses, each over the voxels where a mask says that the target is known.
 
 Shapes: (b, c, z, y, x), or (c, z, y, x) for one crop.
 """

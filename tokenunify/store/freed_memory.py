@@ -16,8 +16,8 @@ def give_back() -> bool:
     Measured on glibc 2.36, with 80 blocks of 48 x 96 x 96 voxels that are smoothed, labelled and written: 95 MiB held
     after the last block, 146 MiB at the peak; without the call 138 and 168 MiB; 320 blocks give about the same. The
     threshold alone makes the difference there. To measure it elsewhere, compare `peak_mb` in the manifests of a
-    stage's parts with and without the call. tests/unit/test_freed_memory.py fails when glibc no longer needs it. Other C
-    libraries are left as they are.
+    stage's parts with and without the call. tests/unit/test_freed_memory.py fails when glibc no longer needs it.
+    Other C libraries are left as they are.
     """
     allocator = ctypes.CDLL(None)
     if not hasattr(allocator, "mallopt"):
