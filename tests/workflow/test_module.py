@@ -1,7 +1,9 @@
-"""The workflow as a module of another one, in another folder."""
+"""The workflow as a module of another one, in another folder, as the page about it has it."""
 
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -9,36 +11,15 @@ from tests.workflow.conftest import Checkout
 
 pytestmark = pytest.mark.workflow
 
-OTHER = """
-configfile: "mine.yaml"
-
-
-module tokenunify:
-    snakefile:
-        "{checkout}/Snakefile"
-    config:
-        config
-
-
-use rule * from tokenunify as em_*
-
-
-rule mine:
-    default_target: True
-    input:
-        "data/volumes/tiny.json",
-    output:
-        "mine.txt",
-    shell:
-        "cp {{input}} {{output}}"
-"""
+PAGE = Path(__file__).parents[2] / "docs/how-to/module.md"
 
 
 def test_its_rules_are_used_by_another_workflow(clone: Checkout, tmp_path):
     checkout = clone.copy(tmp_path / "elsewhere" / "tokenunify")
     folder = tmp_path / "mine"
     folder.mkdir()
-    (folder / "Snakefile").write_text(OTHER.format(checkout=checkout.path))
+    text = re.search(r'```python title="Snakefile"\n(.*?)```', PAGE.read_text(), flags=re.DOTALL)[1]
+    (folder / "Snakefile").write_text(text.replace("../tokenunify", str(checkout.path)))
     (folder / "mine.yaml").write_text(checkout.config.read_text())
     command = [sys.executable, "-m", "snakemake", "--cores", "2"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=300)
