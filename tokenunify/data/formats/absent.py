@@ -125,24 +125,6 @@ class Unwritten(NamedTuple):
         return Count(0, box.num_voxels, "voxels")
 
 
-class Copied(NamedTuple):
-    """A box that was fetched alone: what its source lacks was counted while it was fetched."""
-
-    counted: Count
-
-    def absent(self, box: Roi) -> Count:
-        """The count of all that was fetched."""
-        return self.counted
-
-    def absent_of_block(self, values: np.ndarray, block: Roi, box: Roi) -> int:
-        """The copy has all blocks."""
-        return 0
-
-    def size(self, box: Roi) -> Count:
-        """All that was fetched."""
-        return self.counted._replace(absent=0)
-
-
 def check(path: str, counted: Count, allowed: float) -> None:
     """Log what is absent; InputError where its share is above `allowed`."""
     number, total, unit = counted

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol
 import dask
 import numpy as np
 
-from tokenunify.data.formats.absent import Absence
+from tokenunify.data.formats.absent import Absence, Count
 from tokenunify.data.read_errors import naming
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi, VoxelSize
@@ -64,8 +64,8 @@ class SourceArray:
     """A 3D array (z, y, x) in a file, read when indexed; reading errors name the file.
 
     `voxel_size_nm` is what the file states, or None. `sections` is set where whole sections are read at a time. For a
-    box that was fetched alone, `box` is its place in the source, and `whole` the source's shape. `absence` tells what
-    the file does not store, where its format allows that.
+    box that was fetched alone, `box` is its place in the source, `whole` the source's shape, and `lacking` what was
+    counted as absent there. `absence` tells what the file does not store, where its format allows that.
     """
 
     ndim = 3
@@ -92,6 +92,7 @@ class SourceArray:
         self.shape = (z, y, x)
         self.box, self.whole = Roi((0, 0, 0), self.shape), self.shape
         self.absence = absence
+        self.lacking: Count | None = None
 
     @property
     def depth(self) -> int:
@@ -102,6 +103,13 @@ class SourceArray:
     def __getitem__(self, index: Any) -> np.ndarray:
         with naming(self.path):
             return np.asarray(self.data[index])
+
+    def absent(self, box: Roi) -> Count:
+        """How much of the box the source does not store; a box that was fetched alone counts as a whole."""
+        if self.lacking or not self.absence:
+            return self.lacking or Count(0, 0)
+        with naming(self.path):
+            return self.absence.absent(box)
 
     def read(self, box: Roi) -> np.ndarray:
         """The voxels of a box of the source."""

@@ -6,10 +6,9 @@ from pathlib import Path
 from tokenunify.config import Phantom, validate
 from tokenunify.data import local_files
 from tokenunify.data.formats import absent, hdf5_references, readers
-from tokenunify.data.formats.absent import Copied, Count
+from tokenunify.data.formats.absent import Count
 from tokenunify.data.formats.source_array import SourceArray
 from tokenunify.data.phantom import phantom
-from tokenunify.data.read_errors import naming
 from tokenunify.errors import InputError
 from tokenunify.geometry import Roi
 from tokenunify.stages import sections
@@ -60,7 +59,7 @@ def open_source(source: Path, unpacked: Path, max_bytes: float) -> dict[str, Sou
         )
         if box := file.get("box"):
             array.box, array.whole = Roi(tuple(box["offset"]), tuple(box["shape"])), tuple(box["whole"])
-            array.absence = Copied(Count(*box.get("absent", (0, 0))))
+            array.lacking = Count(*box.get("absent", (0, 0)))
     return opened
 
 
@@ -103,11 +102,7 @@ def states_other_size(array: SourceArray, section: sections.Ingest) -> bool:
 
 def absent_parts(opened: dict[str, SourceArray], roi: Roi, allowed: dict[str, float]) -> dict[str, dict]:
     """How much of the box the source lacks, for each role that lacks some; InputError for more than is allowed."""
-    counts = {}
-    for role, array in opened.items():
-        if array.absence:
-            with naming(array.path):
-                counts[role] = array.absence.absent(roi)
+    counts = {role: array.absent(roi) for role, array in opened.items()}
     for role, count in counts.items():
         absent.check(opened[role].path, count, allowed.get(role, absent.ALLOWED))
     return {role: count._asdict() for role, count in counts.items() if count.absent}
