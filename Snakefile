@@ -34,4 +34,5 @@ rule all:
     default_target: True
     input:
         expand(layout.output("metrics"), volume=plan.test_volumes),
+        expand(layout.output("segmentations"), volume=plan.applied_volumes),
         layout.output("report"),

@@ -27,6 +27,7 @@ OUTPUTS = {
     "evaluate": f"{SEGMENTATION}/scores.json",
     "blockings": f"{SEGMENTATION}/blockings.json",
     "metrics": "results/{volume}/metrics.csv",
+    "segmentations": "results/{volume}/segmentations.csv",
     "report": "results/report.html",
 }
 """What a stage's single job writes last: its manifest, table or page."""

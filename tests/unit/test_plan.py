@@ -60,6 +60,7 @@ def test_sections_carry_the_version_and_sorted_keys(plan: Plan):
         "evaluate": plan.evaluate(),
         "blockings": plan.blockings("waterz"),
         "metrics": plan.metrics("wafer36-2"),
+        "segmentations": plan.table_of_segmentations("wafer36-2"),
         "report": plan.report(),
     }
     assert texts.keys() == STAGES.keys() == sections.SECTIONS.keys()
@@ -169,3 +170,52 @@ def test_published_weights_are_a_download(plan: Plan):
 def test_unknown_names_are_told_with_the_known(plan: Plan, kind: str):
     with pytest.raises(InputError, match=rf"unknown {kind} 'typo', the configuration has .*(superhuman|wafer4)"):
         {"volume": plan.ingest, "model": plan.dataset}[kind]("typo")
+
+
+APPLIED = {
+    "volumes": {
+        name: {"sources": [{"phantom": {"seed": 1, "shape": [8, 32, 32]}}], "voxel_size_nm": [35, 8, 8]}
+        for name in "abcd"
+    },
+    "datasets": {"d": {"train": ["a"], "validation": ["b"], "test": ["c"]}},
+    "models": {name: {"network": {"name": "superhuman"}, "dataset": "d", "seeds": [3, 4]} for name in ("one", "two")},
+    "segmentations": {"waterz": {"method": "waterz", "threshold": 0.5}},
+    "finetune": {"crop": [8, 32, 32]},
+}
+
+
+def applied(*entries) -> Plan:
+    return Plan(config.from_dict({**APPLIED, "datasets": {"d": {**APPLIED["datasets"]["d"], "apply": list(entries)}}}))
+
+
+@pytest.mark.parametrize(
+    ("entry", "expected"),
+    [
+        ("d", [("one", 3), ("two", 3)]),
+        ({"volume": "d", "models": ["two"]}, [("two", 3)]),
+        ({"volume": "d", "seeds": [4, 3]}, [("one", 4), ("one", 3), ("two", 4), ("two", 3)]),
+    ],
+)
+def test_a_volume_is_segmented_by_the_models_that_are_named(entry, expected):
+    found = applied(entry).segmented("d")
+    assert [(run.model, run.seed) for run in found] == expected
+    assert {(run.dataset, run.split, run.segmentation) for run in found} == {("d", "apply", "waterz")}
+
+
+def test_a_test_volume_that_is_also_applied_to_has_each_row_once():
+    plan = applied({"volume": "c", "seeds": [4]})
+    assert plan.segmented("c") == plan.runs("c")
+    assert applied().segmented("b") == applied().runs("b")
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ("e", "datasets.d.apply"),
+        ({"volume": "d", "models": ["three"]}, "volume d asks for model 'three', expected one of dataset d: one, two"),
+        ({"volume": "d", "seeds": [5, 3]}, r"volume d asks for seeds \[5\] of model one, which has \[3, 4\]"),
+    ],
+)
+def test_an_application_that_cannot_be_is_refused(entry, words):
+    with pytest.raises(InputError, match=words):
+        applied(entry)

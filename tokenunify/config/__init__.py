@@ -48,6 +48,7 @@ from tokenunify.config.segmentation import (
 )
 from tokenunify.config.sources import DriveFile, FileSource, HubData, HubFile, Phantom, Source, WeightsSource
 from tokenunify.config.volumes import (
+    Application,
     Dataset,
     Intensity,
     LabelIds,
@@ -66,6 +67,7 @@ __all__ = [
     "NEAREST",
     "NETWORKS",
     "STAGE_RESOURCES",
+    "Application",
     "Architecture",
     "Augment",
     "Baseline",

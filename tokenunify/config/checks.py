@@ -5,7 +5,7 @@ from tokenunify.config import corpus_checks, model_checks
 from tokenunify.config.base import check_known, check_multiple
 from tokenunify.config.file import Sections
 from tokenunify.config.segmentation import Multicut, Waterz, is_tuned
-from tokenunify.config.volumes import Dataset
+from tokenunify.config.volumes import Application, Dataset
 from tokenunify.geometry import long_range
 from tokenunify.layout import BASELINE
 
@@ -63,12 +63,31 @@ def _check_dataset(config: Sections, key: str, dataset: Dataset) -> None:
     for role in ("train", "validation"):
         if both := set(names["test"]) & set(names[role]):
             raise ValueError(f"{key}.test and .{role} share {sorted(both)}: a test volume may do nothing else")
+    for application in dataset.apply:
+        _check_application(config, f"{key}.apply", key.removeprefix("datasets."), application)
     for train in dataset.train:
         shape = config.volumes[train.volume].declared_shape
         if shape and train.sections and train.sections[0] >= shape[0]:
             raise ValueError(
                 f"{key}.train: sections of volume {train.volume} must begin inside its {shape[0]} sections, "
                 f"got {list(train.sections)}; correct sections"
+            )
+
+
+def _check_application(config: Sections, key: str, dataset: str, application: Application) -> None:
+    """Refuse a volume that nobody describes, and models or seeds that are not trained on the dataset."""
+    check_known(key, application.volume, config.volumes)
+    own = {name: model for name, model in config.models.items() if model.dataset == dataset}
+    for name in own if application.models is None else application.models:
+        if name not in own:
+            raise ValueError(
+                f"{key}: volume {application.volume} asks for model {name!r}, expected one of dataset {dataset}: "
+                f"{', '.join(own) or 'it has none'}; correct models"
+            )
+        if lacking := set(application.seeds or ()) - set(own[name].seeds):
+            raise ValueError(
+                f"{key}: volume {application.volume} asks for seeds {sorted(lacking)} of model {name}, which has "
+                f"{list(own[name].seeds)}; correct seeds, or add them to models.{name}.seeds"
             )
 
 

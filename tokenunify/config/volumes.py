@@ -174,8 +174,19 @@ def name_alone(value: Any) -> Any:
     return {"volume": value} if isinstance(value, str) else value
 
 
+class Application(Strict):
+    """A volume that a dataset's models segment."""
+
+    volume: Name
+    """Name of a volume; it needs no labels."""
+    models: tuple[Name, ...] | None = None
+    """Names of the models; null: all that the dataset trains."""
+    seeds: tuple[Count, ...] | None = None
+    """Seeds of these models; null: the first seed of each."""
+
+
 class Dataset(Strict):
-    """Which volumes train, choose (thresholds, checkpoint) and test."""
+    """Which volumes train, choose (thresholds, checkpoint) and test, and which others are segmented."""
 
     train: Annotated[
         tuple[Annotated[TrainVolume, BeforeValidator(name_alone, json_schema_input_type=TrainVolume | Name)], ...],
@@ -186,3 +197,7 @@ class Dataset(Strict):
     """Names of the volumes that choose thresholds and checkpoints."""
     test: tuple[Name, ...] = ()
     """Names of the volumes that are scored for the report."""
+    apply: tuple[
+        Annotated[Application, BeforeValidator(name_alone, json_schema_input_type=Application | Name)], ...
+    ] = Field((), exclude_if=lambda apply: not apply)
+    """Volumes that the models segment, with labels or without: names, or names with models and seeds."""

@@ -6,7 +6,7 @@ It is made of the tables and of whatever manifests are given; a section whose ma
 import base64
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +30,26 @@ WORST = 4
 """Objects of each kind on the page; the manifests of the scores have more."""
 
 
-def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], manifests: list[Path]) -> None:
-    """Write the page from tables of scores and from manifests, whose places say what they are.
+def run(
+    section: Report,
+    plain: dict,
+    *,
+    output: Path,
+    metrics: list[Path],
+    segmentations: Sequence[Path] = (),
+    manifests: list[Path],
+) -> None:
+    """Write the page from tables of scores and of segmentations, and from manifests, whose places say what they are.
 
     The first part of a stage stands for all of its parts.
     """
-    if not metrics:
+    if not (metrics or segmentations):
         raise InputError(
             "report needs at least one metrics.csv as --metrics; make one with "
             f"`snakemake {layout.output('metrics').format(volume='VOLUME')}`"
         )
-    rows = pd.concat([score_table.read(path) for path in metrics], ignore_index=True)
+    tables = [score_table.read(path) for path in metrics]
+    rows = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=list(score_table.COLUMNS))
     paths = dict.fromkeys(path for given in manifests for path in layout.all_parts(given))
     made = sorted(map(locate, paths), key=lambda m: m.model == BASELINE)
     unscored = dict(zip(rows["volume"], map(int, rows["ignore_label"]), strict=True))
@@ -54,6 +63,7 @@ def run(section: Report, plain: dict, *, output: Path, metrics: list[Path], mani
         "commits": sorted(set(rows["commit"])),
         "tables": [score_table.summary(part) for _, part in rows.groupby(["volume", "dataset", "split"], sort=False)],
         "pictures": {volume: list(pictures(volume, made, labels)) for volume, labels in unscored.items()},
+        "applied": [applied(path, made, unscored) for path in segmentations],
         "energies": {volume: energies(volume, made) for volume in volumes_shown},
         "worst": {volume: worst_objects(volume, made) for volume in volumes_shown},
         "blockings": {volume: blockings(volume, made) for volume in volumes_shown},
@@ -143,6 +153,17 @@ def blockings(volume: str, made: list[Made]) -> list[dict]:
         for m in mine
         for pair in m.read["content"]["pairs"]
     ]
+
+
+def applied(path: Path, made: list[Made], shown: Container[str]) -> dict:
+    """A table of segmentations, and pictures of its volume where `shown` has none of them."""
+    try:
+        rows = pd.read_csv(path)
+        volume = str(rows["volume"].iloc[0])
+    except (OSError, ValueError, KeyError, IndexError) as error:
+        raise InputError(f"{path} cannot be read ({error}): make it with `snakemake {path}`") from None
+    drawn = [] if volume in shown else list(pictures(volume, made, ignore_label=0))
+    return {"volume": volume, "rows": rows.to_dict("records"), "pictures": drawn}
 
 
 # ------------------------------------------------------------------------------------------------ curves, times, data

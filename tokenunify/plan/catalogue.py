@@ -71,6 +71,8 @@ def uses(config: c.Config, name: str) -> Iterator[str]:
         for split in ("validation", "test"):
             if name in getattr(splits, split):
                 yield f"{dataset} {split}"
+        if name in (application.volume for application in splits.apply):
+            yield f"{dataset} apply"
     for corpus, volumes in config.corpora.items():
         for member in volumes.members:
             if member.volume == name:

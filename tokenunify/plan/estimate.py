@@ -30,6 +30,7 @@ logger = logging.getLogger(__name__)
 COSTS = Path(__file__).resolve().parents[2] / "benchmarks" / "costs.json"
 SIZES = (195e6, 1e9, 1e12, 50e12)
 """Voxels: one of the paper's wafers, and what labs have."""
+TABLES = ("metrics", "segmentations")
 HEADER = ("stage", "jobs", "blocks", "GB written", "GB memory", "hours", "of each job")
 
 
@@ -201,11 +202,11 @@ def run(
         stage, names = layout.locate(Path(target))
     except InputError:
         stage, names = "", {}
-    if stage != "metrics" or target != layout.output("metrics").format(**names):
-        expected = layout.output("metrics").format(volume="VOLUME")
+    if stage not in TABLES or target != layout.output(stage).format(**names):
+        expected = " or ".join(layout.output(table).format(volume="VOLUME") for table in TABLES)
         raise InputError(f"plan: the target must be {expected}, got {target!r}; name a table")
     volume, shape_of = names["volume"], shapes(plan)
-    plan.runs(volume)  # an unknown volume is refused
+    (plan.runs if stage == "metrics" else plan.segmented)(volume)  # an unknown volume is refused
     measured_on = c.validate(Costs, text.read(costs), str(costs))
     estimate = Estimate(plan, measured_on, dict(throughput))
     if not all(shape := shape_of(volume)):
@@ -214,7 +215,7 @@ def run(
     workload = Workload(plan, lambda name: sized.get(name) or shape_of(name))
     for title, size in [("as configured", shape), *((f"{n:,.3g} voxels", scaled(shape, n)) for n in voxels)]:
         sized[volume] = size
-        rows = estimate.rows(workload.tasks(volume))
+        rows = estimate.rows(workload.tasks(volume, stage))
         sys.stdout.write(f"{volume}, {title}: {' x '.join(map(str, size))}\n{table(rows)}")
         sys.stdout.write("".join(f"  set {line}\n" for line in advice(plan, rows)) + "\n")
     sys.stdout.write(f"Measured on {measured_on.machine}.\n")

@@ -1,157 +1,21 @@
-"""What the workflow asks of the configuration: who is evaluated on which volume, and each job's --config-json."""
-
-from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
-from typing import TypeVar
+"""What the rules ask of the configuration: each job's --config-json."""
 
 from tokenunify import config as c
 from tokenunify import layout
-from tokenunify.config import BASELINE, Config, exclusion, sampling
+from tokenunify.config import exclusion
 from tokenunify.errors import InputError
 from tokenunify.geometry import Coordinate
 from tokenunify.plan import downloaded, report_rows
+from tokenunify.plan.runs import Runs
 from tokenunify.stages import sections
-from tokenunify.store import manifest
-
-Named = TypeVar("Named")
 
 
-@dataclass(frozen=True)
-class Run:
-    """One row of a metrics table: a model's seed, segmented one way, on one volume."""
-
-    volume: str
-    dataset: str
-    split: str
-    model: str
-    seed: int
-    segmentation: str
-
-
-class Plan:
-    """The configuration seen from the rules; every method is a pure function of it."""
-
-    def __init__(self, config: Config):
-        self.config = config
-
-    @cached_property
-    def segmentations(self) -> dict[str, c.Waterz | c.Multicut]:
-        """Segmentations by folder name: the configured ones, and the baseline's, tuned per dataset."""
-        baseline = self.config.evaluation.baseline
-        tuned = {f"{BASELINE}-{d}": baseline.segmentation for d in self.config.datasets} if baseline else {}
-        return {**self.config.segmentations, **tuned}
-
-    def runs(self, volume: str) -> list[Run]:
-        """The rows of a volume's table, in the order of the configuration, the baseline last.
-
-        Raises InputError, with the names of the volumes that have a table, for any other.
-        """
-        if found := self._runs(volume):
-            return found
-        known = ", ".join(sorted(v for v in self.config.volumes if self._runs(v))) or "none"
-        raise InputError(
-            f"{layout.output('metrics').format(volume=volume)}: no model is evaluated on volume {volume!r}; "
-            f"volumes with a table: {known}. "
-            "Correct the name, or list the volume as a validation or test volume of a dataset with models"
-        )
-
-    @property
-    def test_volumes(self) -> list[str]:
-        """The volumes that the report shows: every test volume of a dataset with models."""
-        return list(dict.fromkeys(v for name, d in self.config.datasets.items() if self._models(name) for v in d.test))
-
-    def shown_volumes(self) -> list[str]:
-        """The volumes that the report shows; InputError where there are none, as it would be empty."""
-        if self.test_volumes:
-            return self.test_volumes
-        raise InputError(
-            f"{layout.output('report')}: no model is tested on any volume, so there is nothing to report; add models, "
-            "segmentations, and a dataset with test volumes, or ask for "
-            f"{layout.output('ingest').format(volume='VOLUME')}"
-        )
-
-    def validation_volumes(self, model: str, segmentation: str) -> tuple[str, ...]:
-        """The volumes that choose a tuned value."""
-        if model == BASELINE:
-            return self.config.datasets[segmentation.removeprefix(f"{BASELINE}-")].validation
-        return self.dataset(model).validation
-
-    def _runs(self, volume: str) -> list[Run]:
-        return [
-            Run(volume, name, split, model, seed, segmentation)
-            for name, dataset in self.config.datasets.items()
-            for split in ("validation", "test")
-            if volume in getattr(dataset, split)
-            for model, seeds, segmentations in self._models(name)
-            for seed in seeds
-            for segmentation in segmentations
-        ]
-
-    def dataset(self, model: str) -> c.Dataset:
-        """The data set that trains and tests a model."""
-        return self.config.datasets[self.model(model).dataset]
-
-    def model(self, name: str) -> c.Model:
-        """A model by name; InputError names the known ones."""
-        return _named("model", name, self.config.models)
-
-    @cached_property
-    def _sampled(self) -> dict[str, sampling.SampledRegion]:
-        return sampling.sampled(self.config)
-
-    def volume(self, name: str) -> c.Volume:
-        """A volume, or a sampled region of one, by name; InputError names the known volumes."""
-        if name in self._sampled:
-            return sampling.as_volume(self.config.volumes[self._sampled[name].volume])
-        return _named("volume", name, self.config.volumes)
-
-    def shape(self, volume: str) -> Coordinate | None:
-        """A volume's shape; None where only its file tells."""
-        if volume in self._sampled:
-            return self._sampled[volume].shape
-        v = self.volume(volume)
-        box = v.roi or v.sources[0].phantom
-        return box.shape if box else None
-
-    def _models(self, dataset: str) -> list[tuple[str, tuple[int, ...], list[str]]]:
-        """The models in a dataset's tables, each with its seeds and segmentations; the baseline only beside others."""
-        reported = (self.config.evaluation.models or {}).get(dataset)
-        models = [
-            (name, model.seeds, list(self.config.segmentations))
-            for name, model in self.config.models.items()
-            if model.dataset == dataset and (reported is None or name in reported)
-        ]
-        baseline = f"{BASELINE}-{dataset}"
-        return [*models, (BASELINE, (0,), [baseline])] if models and baseline in self.segmentations else models
-
-    def fragments_name(self, segmentation: str) -> str:
-        """Folder name of a segmentation's fragments: equal settings share it."""
-        settings = self.segmentations[segmentation].fragments
-        return f"{settings.dimensions}d-{manifest.digest(settings.model_dump(mode='json'))[:8]}"
-
-    def is_tuned(self, segmentation: str) -> bool:
-        """Whether the validation volumes choose this segmentation's threshold or beta."""
-        return c.is_tuned(self.segmentations[segmentation])
-
-    def pretraining_of(self, model: str) -> str | None:
-        """The pre-training that a model starts from."""
-        return None if model == BASELINE else self.model(model).pretraining
-
-    def corpus_volumes(self, pretraining: str) -> list[str]:
-        """The volumes that a pre-training reads, sampled regions among them."""
-        return self.corpus(pretraining).names
-
-    def _pretraining(self, name: str) -> c.Pretraining:
-        return _named("pretraining", name, self.config.pretrainings)
-
-    def corpus(self, pretraining: str) -> c.Corpus:
-        """The corpus of a pre-training."""
-        return self.config.corpora[self._pretraining(pretraining).corpus]
+class Plan(Runs):
+    """The configuration seen from the rules: a method for each stage, named as the stage."""
 
     def download(self, volume: str) -> str:
         """The section with which the volume's download was made, if that still answers the configuration."""
-        v, region = self.volume(volume), self._sampled.get(volume)
+        v, region = self.volume(volume), self.sampled.get(volume)
         box = {"voxel_size_nm": v.voxel_size_nm, "roi": v.roi} if v.has_boxes else {}
         sample = region and sections.Sample(shape=region.shape, places=region.places, max_blank=region.max_blank)
         rights = {"terms": v.terms, "license": v.license, "citation": v.citation}
@@ -185,7 +49,7 @@ class Plan:
         return sections.to_json("ingest", section)
 
     def pretrain(self, pretraining: str) -> str:
-        p, corpus = self._pretraining(pretraining), self.corpus(pretraining)
+        p, corpus = self.pretraining(pretraining), self.corpus(pretraining)
         datasets = []
         for members in corpus.datasets.values():
             regions = []
@@ -274,6 +138,11 @@ class Plan:
         rows = tuple(report_rows.row(self, run) for run in self.runs(volume))
         return sections.to_json("metrics", sections.Metrics(rows=rows))
 
+    def table_of_segmentations(self, volume: str) -> str:
+        """The section of the stage segmentations."""
+        rows = tuple(report_rows.segmentation(self, run) for run in self.segmented(volume))
+        return sections.to_json("segmentations", sections.Segmentations(rows=rows))
+
     def report(self) -> str:
         runs = [run for volume in self.test_volumes for run in self.runs(volume)]
         section = sections.Report(title=", ".join(self.test_volumes), rights=report_rows.rights(self, runs))
@@ -290,11 +159,3 @@ class Plan:
 
 def _is_lifted(segmentation: c.Waterz | c.Multicut) -> bool:
     return isinstance(segmentation, c.Multicut) and segmentation.lifted
-
-
-def _named(kind: str, name: str, known: Mapping[str, Named]) -> Named:
-    if name not in known:
-        raise InputError(
-            f"unknown {kind} {name!r}, the configuration has {', '.join(sorted(known))}; correct the name or add it"
-        )
-    return known[name]

@@ -1,16 +1,13 @@
 """What the tables and the report are told: the row of a run, and the rights in its data."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from tokenunify.config import exclusion
+from tokenunify.plan.runs import Run, Runs
 from tokenunify.stages import sections
 
-if TYPE_CHECKING:
-    from tokenunify.plan.plan import Plan, Run
 
-
-def row(plan: "Plan", run: "Run") -> sections.Row:
+def row(plan: Runs, run: Run) -> sections.Row:
     """A run's row, as far as the configuration knows it, and whether its pre-training saw the volume's raw."""
     model = plan.config.models.get(run.model)
     network, start = (model.network.name, model.start) if model else ("none", "none")
@@ -23,7 +20,14 @@ def row(plan: "Plan", run: "Run") -> sections.Row:
     return sections.Row(**vars(run), **known, test_raw_in_pretraining=seen)
 
 
-def rights(plan: "Plan", runs: Sequence["Run"]) -> tuple[sections.Rights, ...]:
+def segmentation(plan: Runs, run: Run) -> sections.Segmentation:
+    """A run's row in the table of segmentations."""
+    known = {key: value for key, value in vars(run).items() if key != "split"}
+    method, fragments = plan.segmentations[run.segmentation].method, plan.fragments_name(run.segmentation)
+    return sections.Segmentation(**known, method=method, fragments=fragments)
+
+
+def rights(plan: Runs, runs: Sequence[Run]) -> tuple[sections.Rights, ...]:
     """Licence, terms and citation of all volumes that are scored, train, choose or pre-train; equal ones together."""
     pretrainings = {found for run in runs if (found := plan.pretraining_of(run.model))}
     cited = {run.volume for run in runs}

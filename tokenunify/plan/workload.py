@@ -11,7 +11,8 @@ from math import ceil, prod
 from tokenunify import config as c
 from tokenunify.config import BASELINE, NEAREST
 from tokenunify.geometry import Blocks, Coordinate, crop_starts
-from tokenunify.plan.plan import Plan, Run
+from tokenunify.plan.plan import Plan
+from tokenunify.plan.runs import Run
 
 ShapeOf = Callable[[str], Coordinate]
 
@@ -60,9 +61,10 @@ class Workload:
     def __init__(self, plan: Plan, shape_of: ShapeOf):
         self.plan, self.shape_of = plan, shape_of
 
-    def tasks(self, volume: str) -> list[Task]:
-        """Everything that `results/{volume}/metrics.csv` needs, the networks' trainings included."""
-        plan, runs = self.plan, self.plan.runs(volume)
+    def tasks(self, volume: str, table: str = "metrics") -> list[Task]:
+        """Everything that a table of the volume needs, `metrics` or `segmentations`, the trainings included."""
+        plan, is_scored = self.plan, table == "metrics"
+        runs = plan.runs(volume) if is_scored else plan.segmented(volume)
         tuned = [run for run in runs if plan.is_tuned(run.segmentation)]
         chosen_on = {run: plan.validation_volumes(run.model, run.segmentation) for run in tuned}
         segmented = [*runs, *(replace(run, volume=name) for run in tuned for name in chosen_on[run])]
@@ -92,8 +94,8 @@ class Workload:
             tasks += [
                 self._whole("agglomerate", run, [volume]),
                 self._blockwise("relabel", f"{dimensions}d", volume),
-                replace(self._blockwise("evaluate", "", volume), jobs=1),
             ]
+            tasks += [replace(self._blockwise("evaluate", "", volume), jobs=1)] if is_scored else []
         return tasks
 
     def _networks(self, runs: list[Run], segmented: list[Run]) -> list[Task]:

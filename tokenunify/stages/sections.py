@@ -189,6 +189,23 @@ class Metrics(Strict):
     rows: tuple[Row, ...]
 
 
+class Segmentation(Strict):
+    """One row of segmentations.csv: what the config knows of it."""
+
+    volume: str
+    dataset: str
+    model: str
+    seed: int
+    segmentation: str
+    method: str
+    fragments: str
+    """Folder of its fragments and of their graph."""
+
+
+class Segmentations(Strict):
+    rows: tuple[Segmentation, ...]
+
+
 class Rights(Strict):
     """What the owner of some volumes' data asks of who uses them; it changes no voxel, and only the report tells it."""
 

@@ -172,12 +172,20 @@ STAGES = {
         lists=("scores", "luts", "predictions", "weights"),
         resources=None,
     ),
+    "segmentations": Stage(
+        version=1,
+        module="segmentations",
+        help="list a volume's segmentations in one table",
+        paths=("output",),
+        lists=("manifests",),
+        resources={"mem_mb": 8000},
+    ),
     "report": Stage(
-        version=4,
+        version=5,
         module="evaluation.report",
         help="one self-contained page of tables, curves and pictures",
         paths=("output",),
-        lists=("metrics", "manifests"),
+        lists=("metrics", "segmentations", "manifests"),
         resources=None,
     ),
 }

@@ -4,6 +4,7 @@ INPUTS   segmentations, and the labels of the volume; for blockings affinities, 
 OUTPUTS  results/{volume}/{model}/seed{seed}/{segmentation}/scores.json
          .../{segmentation}/blockings.json    where evaluation.blockings asks for it
          results/{volume}/metrics.csv    one row per model, seed and segmentation
+         results/{volume}/segmentations.csv    the same without scores, where the volume's segmentations are
          results/report.html             one self-contained page
 """
 
@@ -100,9 +101,42 @@ rule metrics:
         " &> {log:q}"
 
 
+rule segmentations:
+    input:
+        manifests=segmented,
+    output:
+        report(
+            layout.output("segmentations"),
+            caption="../report/segmentations.rst",
+            category="Segmentations",
+            labels={"volume": "{volume}"},
+        ),
+    log:
+        "logs/segmentations/{volume}.log",
+    benchmark:
+        "logs/segmentations/{volume}.tsv"
+    conda:
+        environment("segmentation")
+    threads: need("segmentations").threads
+    resources:
+        mem_mb=memory("segmentations"),
+        runtime=need("segmentations").runtime,
+    params:
+        config=lambda w: explained(plan.table_of_segmentations, w.volume),
+        manifests=without_parts,
+    shell:
+        "python -m tokenunify segmentations"
+        " --config-json {params.config:q}"
+        " --manifests {params.manifests:q}"
+        " --output {output:q}"
+        " --marker {log:q}.bad-input"
+        " &> {log:q}"
+
+
 rule report:
     input:
         metrics=expand(layout.output("metrics"), volume=plan.test_volumes),
+        segmentations=expand(layout.output("segmentations"), volume=plan.applied_volumes),
         manifests=reported,
     output:
         report(layout.output("report"), caption="../report/report.rst", category="Report"),
@@ -118,6 +152,7 @@ rule report:
         "python -m tokenunify report"
         " --config-json {params.config:q}"
         " --metrics {input.metrics:q}"
+        " --segmentations {input.segmentations:q}"
         " --manifests {params.manifests:q}"
         " --output {output:q}"
         " --marker {log:q}.bad-input"

@@ -58,9 +58,14 @@ def weights(w):
     return [(smoothed if run.model == BASELINE else trained).format(**vars(run)) for run in runs(w)]
 
 
+def segmented(w):
+    """Every manifest behind the volume's table of segmentations."""
+    return explained(manifests.of_segmentations, plan, w.volume)
+
+
 def reported(w):
     """Every manifest behind the tables of the report."""
-    return manifests.of_table(plan, explained(plan.shown_volumes))
+    return explained(manifests.of_report, plan)
 
 
 def without_parts(w, input):
