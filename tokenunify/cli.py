@@ -156,7 +156,7 @@ def stage_throughput(text: str) -> tuple[str, float]:
 
 def run(arguments: argparse.Namespace) -> None:
     """Run the chosen subcommand."""
-    given = {key: value for key, value in vars(arguments).items() if key != "command"}
+    given = {key: value for key, value in vars(arguments).items() if key not in ("command", "marker")}
     if arguments.command == "schema":
         sys.stdout.write(config.schema_text())
     elif arguments.command in ("prepare", "clean"):
@@ -183,7 +183,7 @@ def main(argv: list[str] | None = None) -> int:
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a terminal may lack a letter of a licence's name
     arguments = parser().parse_args(argv)
-    started, marker = time.monotonic(), vars(arguments).pop("marker", None)
+    started, marker = time.monotonic(), getattr(arguments, "marker", None)
     try:
         if marker:
             marker.unlink(missing_ok=True)

@@ -24,12 +24,12 @@ RUN_ELSEWHERE = ("tutorial.md",)
 
 
 def commands(page: Path) -> list[str]:
-    """Commands in the page's indented code and in its sentences, without comments and those of a marked block."""
+    """Commands in the page's indented code and in its sentences, without comments, redirections and marked blocks."""
     text = re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL)
     text = re.sub(MARK.pattern + r"\n\n(?: {4}.*\n)+", "", text, flags=re.MULTILINE)
     programs = r"(?:\w+=\S+ )?(?:snakemake|tokenunify|make|python) "
     lines = re.findall(rf"^(?: {{4}}| {{8}})({programs}.*)$", text.replace(" \\\n", " "), flags=re.MULTILINE)
-    return [re.sub(" +# .*", "", line) for line in [*lines, *re.findall(rf"`({programs}[^`]+)`", text)]]
+    return [re.sub(" +(#|>) .*", "", line) for line in [*lines, *re.findall(rf"`({programs}[^`]+)`", text)]]
 
 
 FOUND = {page: commands(page) for page in PAGES if page.name not in RUN_ELSEWHERE}

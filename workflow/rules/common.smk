@@ -60,8 +60,9 @@ def retry_no_bad_input():
 
     Snakemake retries every failure and has no option for this. An error raised where it asks for the next attempt's
     memory would cancel all other jobs, so its property is replaced. It is asked once after each failure, and takes the
-    marker away: a later attempt may be killed before it can do so. tests/workflow/test_snakemake.py notices when
-    Snakemake no longer has the property, or no longer asks it.
+    marker away: a later attempt may be killed before it can do so. (On a cluster's node Snakemake runs once more, and
+    leaves the marker to the one that submitted the job.) tests/workflow/test_snakemake.py notices when Snakemake no
+    longer has the property, or no longer asks it.
     """
 
     def restart_times(job):
@@ -83,7 +84,8 @@ def count_gpus():
         workflow.register_resource("gpu", int(bool(shown) and any(Path(os.devnull).parent.glob("nvidia[0-9]*"))))
 
 
-retry_no_bad_input()
+if workflow.exec_mode == ExecMode.DEFAULT:
+    retry_no_bad_input()
 count_gpus()
 
 
