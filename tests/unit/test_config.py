@@ -359,7 +359,8 @@ def test_a_configuration_without_keys_is_explained(value, found: str):
             5,
             [
                 "resources.predicts!: expected 'download', 'ingest', 'pretrain', 'finetune', 'predict', 'baseline', "
-                "'fragments', 'rag', 'tune', 'agglomerate', 'relabel', 'evaluate', 'blockings' or 'segmentations', found \"predicts!\"; "
+                "'fragments', 'rag', 'tune', 'agglomerate', 'relabel', 'evaluate', 'blockings' or 'segmentations', "
+                'found "predicts!"; '
                 "correct the key"
             ],
         ),

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
 import yaml
 
@@ -40,12 +41,16 @@ OTHERS = [command for command in COMMANDS if command not in SNAKEMAKE]
 
 @pytest.fixture(scope="module")
 def documented(clone: Checkout, tmp_path_factory: pytest.TempPathFactory) -> Checkout:
-    """A checkout with the dataset that the README adds, and its file."""
+    """A checkout with the dataset that the README adds, the volume that models are applied to, and their files."""
     checkout = clone.copy(tmp_path_factory.mktemp("documented") / "tokenunify")
-    entry = yaml.safe_load(code(ROOT / "README.md", "Adding a dataset")[0])
+    added = yaml.safe_load(code(ROOT / "README.md", "Adding a dataset")[0])
+    applied = yaml.safe_load(re.search(r"```yaml\n(.*?)```", (ROOT / "docs/how-to/apply.md").read_text(), re.DOTALL)[1])
+    applied["datasets"]["mec"]["test"] = added["datasets"]["mec"]["test"]
     path = checkout.path / "config/config.yaml"
-    path.write_text(yaml.safe_dump(merged(yaml.safe_load(path.read_text()), entry)))
+    path.write_text(yaml.safe_dump(merged(merged(yaml.safe_load(path.read_text()), added), applied)))
     (checkout.path / "my.h5").touch()
+    with h5py.File(checkout.path / "big.h5", "w") as file:
+        file.create_dataset("raw", (64, 512, 512), "u1")
     (checkout.path / "benchmarks").mkdir()
     shutil.copy(ROOT / "benchmarks/costs.json", checkout.path / "benchmarks")
     for folder in ("results", "models", "data"):
