@@ -403,7 +403,11 @@ def test_recomputation_changes_no_bit(volumes, tmp_path, options):
 @pytest.mark.parametrize(
     ("options", "names", "words"),
     [
-        ({"crop": (4, 16, 60)}, ("train",), r"\[4, 16, 60\] does not fit into training volume train"),
+        (
+            {"crop": (4, 16, 60)},
+            ("train",),
+            r"\[4, 16, 60\] does not fit into training volume train.* use \[4, 16, \d\d\], the largest that fits",
+        ),
         ({"sections": ((20, 30),)}, ("train",), "sections of training volume train.*9 sections"),
         ({}, ("unlabelled",), "volume unlabelled has no labels"),
         ({"crop": (4, 16, 19)}, ("train",), "crop must be a multiple of .* got .4, 16, 19."),

@@ -9,7 +9,6 @@ import pytest
 
 from tokenunify import affinities
 from tokenunify.config import NEAREST, Augment
-from tokenunify.errors import InputError
 from tokenunify.geometry import Blocks, Roi
 from tokenunify.learning import crops
 from tokenunify.learning.tiling import Tiling, blending_weight, crop_starts, read_mirrored
@@ -89,7 +88,7 @@ def test_labels_outside_the_mask_reach_no_sample(zero, erode, crop):
     other = replace(plain, labels=np.where(inside, plain.labels, garbage).astype(np.uint16))
     plain = replace(plain, labels=plain.labels.astype(np.uint64))
     options = {"erode": erode, "augment": Augment(**dict.fromkeys(Augment().model_dump(), 0.7)), "crop": crop}
-    one, two, held = (source([v], must_fit=False, **options) for v in (plain, other, crops.cached([other])[0]))
+    one, two, held = (source([v], **options) for v in (plain, other, crops.cached([other])[0]))
     for index in range(6):
         for name in ("raw", "targets", "mask"):
             np.testing.assert_array_equal(one[index][name], two[index][name])
@@ -107,13 +106,8 @@ def test_pairs_with_an_end_outside_the_mask_are_unknown():
     np.testing.assert_array_equal(sample["mask"], known)
 
 
-def test_a_crop_larger_than_its_volume_names_both():
-    with pytest.raises(InputError, match=r"\[4, 12, 50\] does not fit into training volume a.*\[7, 30, 41\]"):
-        source(crop=(4, 12, 50))
-
-
 def test_a_validation_volume_smaller_than_the_crop_is_mirrored():
-    sample = source(crop=(4, 12, 50), must_fit=False)[0]
+    sample = source(crop=(4, 12, 50))[0]
     assert sample["raw"].shape == (1, 4, 12, 50)
     np.testing.assert_array_equal(sample["raw"][..., 40:], sample["raw"][..., 40:30:-1])
 

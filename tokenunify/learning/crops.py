@@ -76,7 +76,7 @@ Where the network's output is smaller than the crop, targets and mask are those 
 
 @dataclass(frozen=True)
 class Crops:
-    """Random crops of labelled volumes, uniform over their voxels."""
+    """Random crops of labelled volumes, uniform over their voxels; smaller volumes are mirrored at their faces."""
 
     volumes: Sequence[Labelled]
     crop: Coordinate
@@ -87,16 +87,6 @@ class Crops:
     seed: int
     output: Coordinate | None = None
     """Extent of targets and mask, in the middle of the crop; None: all of it."""
-    must_fit: bool = True
-    """Refuse a crop that is larger than its volume; else the volume is mirrored at its faces."""
-
-    def __post_init__(self) -> None:
-        for v in self.volumes if self.must_fit else ():
-            if any(c > n for c, n in zip(self.crop, v.shape, strict=True)):
-                raise InputError(
-                    f"finetune.crop {list(self.crop)} does not fit into training volume {v.name}, "
-                    f"of which {list(v.shape)} voxels are used; use a smaller crop or more sections"
-                )
 
     def __getitem__(self, index: int) -> Sample:
         """Sample number `index`."""

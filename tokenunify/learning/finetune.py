@@ -78,12 +78,18 @@ def run(
 
 
 def training_samples(section: Finetune, train: list[Path], seed: int) -> crops.Crops:
-    """Augmented random crops of the training volumes."""
+    """Augmented random crops of the training volumes; InputError for a crop that is larger than one of them."""
     volumes = [
         crops.open_labelled(arrays.open_volume(path), sections)
         for path, sections in zip(train, section.sections, strict=True)
     ]
     output = output_extent(section.network, section.crop)
+    for v in volumes:
+        if any(c > n for c, n in zip(section.crop, v.shape, strict=True)):
+            raise InputError(
+                f"finetune.crop {list(section.crop)} does not fit into training volume {v.name}, of which "
+                f"{list(v.shape)} voxels are used; {section.network.smaller_crop(section.crop, v.shape)}"
+            )
     return crops.Crops(
         crops.cached(volumes), section.crop, section.offsets, section.erode_labels, section.augment, seed, output
     )
@@ -96,9 +102,7 @@ def validation_samples(section: Finetune, validation: list[Path]) -> list[dict]:
         logger.warning("no validation volumes: the last weights are kept, whatever finetune.checkpoint says")
         return []
     output = output_extent(section.network, section.crop)
-    source = crops.Crops(
-        volumes, section.crop, section.offsets, section.erode_labels, None, VALIDATION_SEED, output, must_fit=False
-    )
+    source = crops.Crops(volumes, section.crop, section.offsets, section.erode_labels, None, VALIDATION_SEED, output)
     return [source[index] for index in range(section.validation_crops)]
 
 
