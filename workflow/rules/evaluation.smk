@@ -116,7 +116,7 @@ rule segmentations:
     benchmark:
         "logs/segmentations/{volume}.tsv"
     conda:
-        environment("segmentation")
+        environment("evaluation")
     threads: need("segmentations").threads
     resources:
         mem_mb=memory("segmentations"),
