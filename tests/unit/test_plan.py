@@ -219,3 +219,11 @@ def test_a_test_volume_that_is_also_applied_to_has_each_row_once():
 def test_an_application_that_cannot_be_is_refused(entry, words):
     with pytest.raises(InputError, match=words):
         applied(entry)
+
+
+def test_scores_that_are_not_reported_leave_applications_as_they_are():
+    """evaluation.models chooses the rows of scores alone; a dataset without models has no applied volumes."""
+    datasets = {"d": {**APPLIED["datasets"]["d"], "apply": ["d"]}, "e": {"train": ["a"], "apply": ["b"]}}
+    plan = Plan(config.from_dict({**APPLIED, "datasets": datasets, "evaluation": {"models": {"d": ["one"]}}}))
+    assert [run.model for run in plan.segmented("d")] == ["one", "two"]
+    assert plan.applied_volumes == ["d"]

@@ -72,8 +72,9 @@ class Runs:
 
     @property
     def applied_volumes(self) -> list[str]:
-        """The volumes that models are applied to."""
-        return list(dict.fromkeys(a.volume for dataset in self.config.datasets.values() for a in dataset.apply))
+        """The volumes that models are applied to; those of a dataset without models are left out."""
+        listed = dict.fromkeys(a.volume for dataset in self.config.datasets.values() for a in dataset.apply)
+        return [volume for volume in listed if self.applied(volume)]
 
     @property
     def test_volumes(self) -> list[str]:
@@ -114,10 +115,10 @@ class Runs:
             for name, dataset in self.config.datasets.items()
             for application in dataset.apply
             if application.volume == volume
-            for model, seeds, segmentations in self._models(name)
-            if model != BASELINE and (application.models is None or model in application.models)
-            for seed in application.seeds or seeds[:1]
-            for segmentation in segmentations
+            for model, described in self.config.models.items()
+            if described.dataset == name and (application.models is None or model in application.models)
+            for seed in application.seeds or described.seeds[:1]
+            for segmentation in self.config.segmentations
         ]
 
     def dataset(self, model: str) -> c.Dataset:
@@ -130,6 +131,7 @@ class Runs:
 
     @cached_property
     def sampled(self) -> dict[str, sampling.SampledRegion]:
+        """The sampled regions of all corpora, by the names that they have as volumes."""
         return sampling.sampled(self.config)
 
     def volume(self, name: str) -> c.Volume:
@@ -175,6 +177,7 @@ class Runs:
         return self.corpus(pretraining).names
 
     def pretraining(self, name: str) -> c.Pretraining:
+        """A pre-training by name; InputError names the known ones."""
         return _named("pretraining", name, self.config.pretrainings)
 
     def corpus(self, pretraining: str) -> c.Corpus:
